@@ -1,0 +1,30 @@
+# Every target works in a fresh clone and without activating anything.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: train test lab docs bench clean
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+train: $(VENV)/.installed      ## train, evaluate and report on the bundled digits
+	$(BIN)/imgcls-train --config digits
+
+test: $(VENV)/.installed       ## everything that must hold before a change lands
+	$(BIN)/python tests/check.py
+
+lab: $(VENV)/.installed        ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+docs: $(VENV)/.installed       ## the documentation site (needs Quarto)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-docs
+
+bench: $(VENV)/.installed      ## run the measured comparisons again
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-test nbs/benchmarks --n-workers 1 --save
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
+
+clean:                         ## remove what a build left behind (never data or runs)
+	rm -rf _proc _docs build *.egg-info .pytest_cache .ruff_cache
