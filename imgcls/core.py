@@ -10,11 +10,14 @@ that a stranger would catch (`ValueError`, `RuntimeError`, `ImportError`)."""
 
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'ImgclsError', 'ConfigError', 'DataError',
-           'CheckpointError', 'MissingExtra', 'near_miss', 'Registry']
+           'CheckpointError', 'MissingExtra', 'check', 'near_miss', 'Registry', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
+import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from jaxtyping import Float, Int, UInt8
@@ -47,6 +50,17 @@ class CheckpointError(ImgclsError, RuntimeError):
 
 class MissingExtra(ImgclsError, ImportError):
     "An optional package is needed; the message names the command that installs it."
+
+# %% ../nbs/00_core.ipynb #dbce5308
+def check(
+    ok: bool,               # does the rule hold?
+    rule: str,              # the rule, with the name in backquotes
+    got: object,            # what arrived
+    hint: str = "",         # the way out
+    error: type[ImgclsError] = ConfigError,  # whose turn it is
+) -> None:                  # raises `error` unless the rule holds
+    "Say what is wrong, what arrived, and what to do."
+    if not ok: raise error(f"{rule}. Got {got!r} ({type(got).__name__}). {hint}".rstrip())
 
 # %% ../nbs/00_core.ipynb #d2135a46
 def near_miss(
@@ -108,3 +122,30 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
 def _place(builder: Callable[..., Any]) -> str:
     return f"{builder.__module__}.{getattr(builder, '__qualname__', type(builder).__name__)}"
+
+# %% ../nbs/00_core.ipynb #4f280a83
+def write_atomic(
+    path: str | Path,       # the file; its folder is made when missing
+    data: bytes | str | memoryview,  # what it shall hold; text is written as UTF-8
+) -> None:                  # an error leaves the old file whole and no other behind
+    "Replace a file in one step."
+    path = Path(os.path.realpath(path))     # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt": return              # Windows cannot open a folder
+    descriptor = os.open(folder, os.O_RDONLY)
+    try: os.fsync(descriptor)
+    finally: os.close(descriptor)
