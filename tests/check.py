@@ -1,0 +1,60 @@
+"""Everything that must hold before a change lands: what `make test` runs.
+
+Each check prints what it found; the last line counts them. `python tests/check.py ruff notebooks` runs some.
+"""
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", MPLBACKEND="agg",
+           OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")    # notebooks run side by side
+
+
+def run(*command: str) -> bool:
+    "Run a command of this environment; its output is shown."
+    return subprocess.run([str(BIN/command[0]), *command[1:]], cwd=ROOT, env=ENV).returncode == 0
+
+
+def unchanged(*command: str) -> bool:
+    "Does a command leave every notebook and module as it is?"
+    def snapshot() -> dict[Path, str]:
+        files = [f for pattern in ("nbs/**/*.ipynb", "imgcls/*.py") for f in ROOT.glob(pattern)]
+        return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    before = snapshot()
+    done = run(*command)
+    after = snapshot()
+    changed = sorted(f for f in before | after if before.get(f) != after.get(f))
+    for file in changed: print(f"  {command[0]} changed {file.relative_to(ROOT)}: commit what it wrote")
+    return done and not changed
+
+
+CHECKS = {
+    "clean": lambda: unchanged("nbdev-clean"),
+    "export": lambda: unchanged("nbdev-export"),
+    "ruff": lambda: run("ruff", "check", "nbs", "tests", "imgcls"),
+    "notebooks": lambda: run("nbdev-test", "--n-workers", "2", "--do-print", "--skip-folder-re", "^benchmarks$"),
+    "processes": lambda: run("python", "-m", "pytest", "tests"),
+    "site": lambda: run("nbdev-proc-nbs"),
+}
+
+
+def main(names: list[str]) -> int:
+    "Run the checks; the number that failed."
+    failed = []
+    for name in names or CHECKS:
+        started = time.monotonic()
+        print(f"== {name}", flush=True)
+        ok = CHECKS[name]()
+        print(f"-- {name}: {'ok' if ok else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+        if not ok: failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "all is well")
+    print(f"{len(names or CHECKS) - len(failed)} passed, {len(failed)} failed")
+    return len(failed)
+
+
+if __name__ == "__main__": sys.exit(min(main(sys.argv[1:]), 1))
