@@ -54,6 +54,13 @@ def new_axes(
     return axes
 
 
+def _set_title(axes: "Axes", title: str) -> None:
+    "At the left, in as many lines as the width asks for."
+    width = max(16, int(8.4 * axes.get_figure(root=True).get_size_inches()[0]))
+    lines = [textwrap.fill(line, width) for line in title.splitlines()]
+    axes.set_title("\n".join(lines), loc="left", fontsize=11)
+
+
 def _show_itself(axes: "Axes") -> None:
     "As the last value of a cell, the axes and their figure are a picture."
     figure = axes.get_figure(root=True)
@@ -73,7 +80,7 @@ def _alt(figure: "Figure") -> str:
     for axes in figure.axes:
         sides = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
         words += filter(None, (axes.get_title(loc="left"), axes.get_title(), sides))
-    return ". ".join(words) or "A plot"
+    return ". ".join(words).replace("\n", " ") or "A plot"
 
 # %% ../nbs/05_plots.ipynb #450907f9
 def image_grid(
@@ -177,7 +184,7 @@ def curves(
     if len(series) > 1 or "not finite" in axes.get_lines()[-1].get_label():
         axes.legend(frameon=False, handlelength=3)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_title(title, loc="left")
+    _set_title(axes, title)
     return axes
 
 
@@ -227,7 +234,7 @@ def matrix(
     ax.tick_params(axis="y", rotation=0)
     if max(map(len, map(str, names))) > 2 and n <= 30: ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel=x_label, ylabel=y_label)
-    ax.set_title(title, loc="left")
+    _set_title(ax, title)
     return ax
 
 # %% ../nbs/05_plots.ipynb #c38d97cb
@@ -259,7 +266,7 @@ def bars(
     axes.set(xlabel=x_label, ylim=(n - 0.4, -0.6))
     axes.margins(x=0.12)
     axes.grid(False, axis="y")
-    axes.set_title(title, loc="left")
+    _set_title(axes, title)
     return axes
 
 
@@ -304,7 +311,7 @@ def reliability(
     if title is None:
         title = (f"Confidence {confidence.mean():.3f}, accuracy {correct.mean():.3f} "
                  f"({len(correct)} images)")
-    axes.set_title(title, loc="left", fontsize=10)
+    _set_title(axes, title)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return axes
 
