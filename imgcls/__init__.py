@@ -12,7 +12,7 @@ _HOMES = {
     "MissingExtra": "core",
     "find_settings": "settings", "environment": "runtime",
     "Run": "runs", "list_runs": "runs", "compare_runs": "runs",
-    "download_hymenoptera": "datasets",
+    "download_hymenoptera": "samples",
 }
 __all__ = sorted(_HOMES)
 

@@ -10,7 +10,7 @@ that a stranger would catch (`ValueError`, `RuntimeError`, `ImportError`)."""
 
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'ImgclsError', 'ConfigError', 'DataError',
-           'CheckpointError', 'MissingExtra', 'check', 'near_miss', 'Registry', 'write_atomic']
+           'CheckpointError', 'MissingExtra', 'check', 'near_miss', 'listed', 'Registry', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
@@ -71,6 +71,16 @@ def near_miss(
     names = {a.lower(): a for a in allowed}
     found = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
     return f" Did you mean {names[found[0]]!r}?" if found else ""
+
+# %% ../nbs/00_core.ipynb #f1af096c
+def listed(
+    names: Iterable[object],    # what to name
+    n: int = 3,                 # how many of them, at most
+) -> str:                       # "'a', 'b', 'c' and 4 more"
+    "Some names for a message."
+    names = list(names)
+    more = f" and {len(names) - n:,} more" if len(names) > n else ""
+    return ", ".join(repr(name) for name in names[:n]) + more
 
 # %% ../nbs/00_core.ipynb #b38518fd
 class Registry(Mapping[str, Callable[..., Any]]):

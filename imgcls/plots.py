@@ -80,7 +80,8 @@ def _alt(figure: "Figure") -> str:
     for axes in figure.axes:
         sides = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
         words += filter(None, (axes.get_title(loc="left"), axes.get_title(), sides))
-    return ". ".join(words).replace("\n", " ") or "A plot"
+    texts = [t.get_text() for axes in figure.axes for t in axes.texts if t.get_text()]
+    return ". ".join(words or [", ".join(texts)]).replace("\n", " ") or "A plot"
 
 # %% ../nbs/05_plots.ipynb #450907f9
 def image_grid(
