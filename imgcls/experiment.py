@@ -128,6 +128,7 @@ presets = Registry("preset", {"digits": digits, "photos": photos})
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "size": tuple(f"transforms.{phase}.resize" for phase in ("train", "val", "test")),
     "epochs": ("training.num_epochs",),
+    "learning_rate": ("optimizer.lr",),
     "wd": ("optimizer.weight_decay",),
 }
 
@@ -143,7 +144,16 @@ def load_experiment(
         changes = {k: [v, v] if k == "size" and isinstance(v, int) else v for k, v in changes.items()}
     else: changes = [_square(change) for change in changes]
     changed = override(base, changes, ALIASES)
-    return changed, {key: new for key, (_, new) in diff(base, changed).items()}
+    return changed, _in_short({key: new for key, (_, new) in diff(base, changed).items()})
+
+
+def _in_short(changed: dict[str, Any]) -> dict[str, Any]:
+    "Three equal sizes are one."
+    sizes = {changed.get(key) for key in ALIASES["size"]}
+    if len(sizes) > 1 or sizes == {None}: return changed
+    height, width = sizes.pop()
+    rest = {key: value for key, value in changed.items() if key not in ALIASES["size"]}
+    return rest | {"size": height if height == width else (height, width)}
 
 
 def _base(config: ExperimentConfig | Mapping[str, Any] | str | Path | None) -> ExperimentConfig:

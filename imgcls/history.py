@@ -242,8 +242,12 @@ def _finding(history: History) -> str:
 
 
 @patch
-def _repr_html_(self: History) -> str:
-    columns, best = _columns(self), self.best() or {}
+def to_html(
+    self: History,
+    leave_out: Collection[str] = (),    # columns not to show
+) -> str:                               # at most the first 3, the last 20 and the best epoch
+    "The table of epochs as a notebook shows it."
+    columns, best = [c for c in _columns(self) if c not in leave_out], self.best() or {}
     shown = [i for i, row in enumerate(self._epochs)
              if i < 3 or i >= len(self) - 20 or row["epoch"] == best.get("epoch")]
     lines, before = [], -1
@@ -259,6 +263,10 @@ def _repr_html_(self: History) -> str:
     caption = html.escape(repr(self)) + (" (bold)" if best else "")
     return (f"<p>{caption}</p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(lines)}</tbody></table>") if self._epochs else f"<p>{caption}</p>"
+
+
+@patch
+def _repr_html_(self: History) -> str: return self.to_html()
 
 
 def _cell(value: float | int | None) -> str:

@@ -485,7 +485,7 @@ def show_results(
     said = Evaluation.from_logits(logits, targets, _output_names(self, logits))
     with preserve_rng(): images = torch.stack([subset[i][0] for i in range(len(subset))])
     names = self.class_names
-    titles = [names[t] if t == p else f"{said.labels[i]}? {names[t]}"
+    titles = [names[t] if t == p else f"{names[t]}, said {said.labels[i]}"
               for i, (t, p) in enumerate(zip(targets.tolist(), said.predicted.tolist(), strict=True))]
     colors = [PALETTE[0] if right else PALETTE[1] for right in said.correct]
     return image_grid(self.data.colours(images, "val"), titles, title_colors=colors)

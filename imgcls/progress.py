@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .core import check
 from .history import History
 from .settings import get_logger
-from .training import Callback, Order, State
+from .training import Callback, Order, State, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +64,7 @@ class LogEpochs(Callback):
     def on_fit_end(self, state: State) -> None:
         why = f": {state.stop_reason}" if state.stop_reason else ""
         if state.error is not None: why = f": {type(state.error).__name__}: {state.error}"
-        at = f"epoch {state.epoch} of {state.n_epochs}" + (f", batch {state.batch}" if state.batch else "")
-        get_logger().info(f"Training {state.status} at {at}{why}")
+        get_logger().info(f"Training {state.status} at {place(state)}{why}")
 
 # %% ../nbs/35_progress.ipynb #7a9a7103
 def bar_html(
@@ -147,7 +146,8 @@ class NotebookProgress(Callback):
             parts.append(bar_html(state.batch, state.n_batches, label, self._time_left(state)))
         else:
             parts.append(f"<div>{html.escape(_ending(state))}</div>")
-        if len(state.history): parts.append(state.history._repr_html_())
+        leave_out = () if self.live else ("seconds",)       # a stored lesson shows no changing times
+        if len(state.history): parts.append(state.history.to_html(leave_out))
         text = "\n".join([_ending(state), repr(state.history)])
         self._write("".join(parts) + self._curves, text)
 
@@ -169,8 +169,7 @@ def _batches_done(state: State) -> int: return state.epoch * state.n_batches + s
 
 
 def _ending(state: State) -> str:
-    at = f"epoch {state.epoch} of {state.n_epochs}"
-    if state.batch: at += f", batch {state.batch} of {state.n_batches}"
+    at = place(state)
     why = f": {state.stop_reason}" if state.stop_reason and state.status == "stopped" else ""
     if state.status == "failed" and state.error is not None:
         why = f": {type(state.error).__name__}: {state.error}"

@@ -11,7 +11,8 @@ if nothing had happened. No step waits for the GPU."""
 
 # %% auto #0
 __all__ = ['EVENTS', 'State', 'state_dict', 'load_state_dict', 'Order', 'Callback', 'Events', 'train_epoch', 'window',
-           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'TrainingInterrupted', 'interruptible']
+           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'TrainingInterrupted', 'place',
+           'interruptible']
 
 # %% ../nbs/33_training.ipynb #38264a9e
 import signal
@@ -353,13 +354,19 @@ class TrainingInterrupted(KeyboardInterrupt):
         signal_number: int = signal.SIGINT,     # which signal
     ):
         self.signal = signal.Signals(signal_number)
-        at = (f"epoch {state.epoch + 1}, batch {state.batch} of {state.n_batches}"
-              if state.batch else f"the end of epoch {state.epoch} of {state.n_epochs}")
-        self.message = f"Stopped at {at} ({self.signal.name})."
+        self.message = f"Stopped at {place(state)} ({self.signal.name})."
         super().__init__(self.message)
 
     def __str__(self) -> str: return self.message
     def _render_traceback_(self) -> list[str]: return [self.message]    # IPython shows this line
+
+
+def place(
+    state: State,
+) -> str:                       # 'epoch 3 of 25, batch 57 of 120', or 'the end of epoch 2 of 25'
+    "Where a run stands, for a person."
+    if not state.batch: return f"the end of epoch {state.epoch} of {state.n_epochs}"
+    return f"epoch {state.epoch + 1} of {state.n_epochs}, batch {state.batch} of {state.n_batches}"
 
 
 @contextmanager
