@@ -1,0 +1,117 @@
+"Real signals to real processes: an interrupt is a pause."
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = ["--config", "digits", "--architecture", "tiny_net", "--size", "16", "--num_epochs", "4"]
+
+
+@pytest.fixture(scope="module")
+def straight(shared_workspace):
+    "The workspace with a run that nobody disturbed."
+    shared_workspace.run(*SMALL, "--name", "straight")
+    return shared_workspace
+
+
+def wait_for(process, text: str) -> None:
+    "Read what a process prints until a text comes."
+    for line in process.stdout:
+        if text in line: return
+    raise AssertionError(f"{text!r} never came")
+
+
+def equal_runs(workspace, a: str, b: str) -> str:
+    "Compare final weights, optimizer and history of two runs, bit for bit."
+    return workspace.python(f"""
+import torch
+from imgcls.checkpointing import load_checkpoint
+from imgcls.history import History
+def differ(x, y, path=''):
+    if isinstance(x, torch.Tensor): return None if torch.equal(x, y) else path
+    if isinstance(x, dict): return next((d for k in x if (d := differ(x[k], y[k], path + '/' + str(k)))), None)
+    if isinstance(x, (list, tuple)): return next((d for i, (p, q) in enumerate(zip(x, y)) if (d := differ(p, q, path + '/' + str(i)))), None)
+    return None if x == y else f'{{path}}: {{x}} {{y}}'
+for file in ('last.pt', 'best.pt'):
+    one, two = (load_checkpoint(f'runs/{{name}}/weights/{{file}}') for name in ('{a}', '{b}'))
+    for key in ('network', 'optimizer', 'epoch', 'batch', 'step', 'train_metrics'):
+        assert differ(one[key], two[key]) is None, (file, key, differ(one[key], two[key]))
+    h = [History(), History()]
+    for history, saved in zip(h, (one, two)): history.load_state_dict(saved['history'])
+    assert h[0].same_as(h[1]), h[0].difference(h[1])
+print('equal')
+""").strip()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_signal_saves_and_resume_is_exact(straight, number, code, workers):
+    name = f"{number.name}_{workers}"
+    process = straight.start(*SMALL, "--name", name, "--num_workers", workers)
+    wait_for(process, "epoch 1/4")
+    time.sleep(0.15)                        # somewhere in the second epoch
+    os.killpg(process.pid, number)          # as a terminal, Jupyter and Slurm do it: workers too
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == code, printed
+    assert "Traceback" not in printed, printed
+    assert f"({number.name})" in printed and "learn.resume() goes on" in printed, printed
+    assert (straight.folder/"runs"/name/"summary.txt").read_text().startswith("status: interrupted")
+    straight.run("--resume", name)
+    assert (straight.folder/"runs"/name/"summary.txt").read_text().startswith("status: completed")
+    assert equal_runs(straight, "straight", name) == "equal"
+
+
+def test_second_interrupt_aborts_and_the_checkpoint_stands(straight):
+    process = straight.start(*SMALL, "--name", "twice")
+    wait_for(process, "epoch 2/4")
+    for _ in range(2): process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    straight.run("--resume", "twice")
+    assert equal_runs(straight, "straight", "twice") == "equal"
+
+
+def test_kill_leaves_a_run_that_resumes(straight):
+    process = straight.start(*SMALL, "--name", "killed")
+    wait_for(process, "epoch 2/4")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    table = straight.python("from imgcls import list_runs; t = list_runs(); print(dict(zip(t.name, t.status))['killed'])")
+    assert table.strip() == "died?"
+    straight.run("--resume", "killed")
+    assert equal_runs(straight, "straight", "killed") == "equal"
+
+
+def test_workers_change_nothing(straight):
+    straight.run(*SMALL, "--name", "workers", "--num_workers", "2")
+    assert equal_runs(straight, "straight", "workers") == "equal"
+
+
+def test_no_worker_is_left_behind(straight):
+    "Every process of an interrupted run's group is gone."
+    process = straight.start(*SMALL, "--name", "group", "--num_workers", "2")
+    wait_for(process, "epoch 1/4")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    left = [p for p in Path("/proc").glob("[0-9]*/stat")
+            if (fields := p.read_text().rsplit(")", 1)[1].split())[2] == str(process.pid) and fields[0] != "Z"]
+    assert not left
+
+
+def test_run_folder_is_complete(straight):
+    run = straight.folder/"runs"/"straight"
+    wanted = ["config.yaml", "summary.txt", "history.csv", "logs/train.log", "weights/best.pt", "weights/last.pt",
+              *(f"logs/classification_report_{s}.txt" for s in ("train", "val", "test")),
+              *(f"plots/confusion_matrix_{s}.png" for s in ("train", "val", "test")),
+              *(f"predictions_{s}.csv" for s in ("train", "val", "test"))]
+    assert [f for f in wanted if not (run/f).is_file()] == []
+    tags = straight.python("""
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+tags = EventAccumulator('runs/straight/tensorboard').Reload().Tags()
+print(sorted(tags['scalars']), sorted(tags['images']))""")
+    for tag in ("training_loss", "epoch_train_loss", "epoch_train_accuracy", "epoch_val_loss",
+                "epoch_val_accuracy", "learning_rate", "confusion_matrix_train", "confusion_matrix_val",
+                "confusion_matrix_test"):
+        assert f"'{tag}'" in tags, tags
