@@ -1,4 +1,37 @@
-"Image classification from a notebook: exact, honest, light. Names load when they are first used."
+"""Image classification from a notebook: exact, honest, light
+
+Modules:
+
+- `imgcls.audit`: Can every image be read, before training starts?
+- `imgcls.callbacks`: What can be added to the loop without touching it?
+- `imgcls.checkpointing`: How is the state of a run kept, so that it can neither be lost nor lie?
+- `imgcls.cli`: How is it used from a shell?
+- `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
+- `imgcls.core`: Which words does every other room use?
+- `imgcls.data`: What does a learner learn from?
+- `imgcls.datasets`: Which images are there, and what do they show?
+- `imgcls.experiment`: Which knobs are there, all on one page?
+- `imgcls.history`: What happened while the network learned?
+- `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
+- `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
+- `imgcls.losses`: What does training make smaller?
+- `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
+- `imgcls.networks`: Which network, with which weights, and which of them may move?
+- `imgcls.optimizers`: How do the weights move, and how fast at each step?
+- `imgcls.pipeline`: How does an experiment run from its config to its reports?
+- `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
+- `imgcls.predictions`: What did the network say, and how often was it right?
+- `imgcls.progress`: What do you see while it trains?
+- `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
+- `imgcls.runtime`: Where is it computed, in which numbers, and with which versions?
+- `imgcls.samples`: What can be tried without data of one's own?
+- `imgcls.seeding`: Where does every random number come from?
+- `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
+- `imgcls.training`: What happens, step by step, when a network learns?
+- `imgcls.transforms`: What happens to an image before the network sees it?"""
+
 __version__ = "0.1.0"
 
 # Registries share their room's name, so they are imported from it: from imgcls.networks import networks

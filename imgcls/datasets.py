@@ -16,7 +16,6 @@ import html
 import os
 import posixpath
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

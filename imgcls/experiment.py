@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from imgcls.config import (
-    describe, diff, from_dict, load_config, override, to_dict,
-)
+from .callbacks import parse_every
+from .config import describe, diff, from_dict, load_config, override
 from .core import ConfigError, Registry, check, near_miss
 from .datasets import DataConfig
 from .losses import LossConfig
@@ -45,12 +44,13 @@ class TrainingConfig:
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
-    checkpoint_seconds: float | None = 300.0    # also save last.pt inside an epoch, this often; None: not
+    checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
-        for name in ("clip_norm", "early_stopping", "checkpoint_seconds"):
+        parse_every(self.checkpoint_every)
+        for name in ("clip_norm", "early_stopping"):
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
         for name in ("mixup_alpha", "cutmix_alpha"):

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .core import DataError, Images, Labels, check

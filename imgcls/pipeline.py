@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .core import ConfigError
+from .core import ConfigError, write_atomic
 from .experiment import ExperimentConfig
 from .learner import Learner
 from .predictions import Evaluation
@@ -35,7 +35,8 @@ def write_reports(
     results, figures, log = {}, {}, get_logger()
     for split in learner.data.datasets:
         evaluation = results[split] = learner.evaluate(split, weights)
-        evaluation.save_report(run.report_path(split))
+        about = f"{run.name}: {split} split, {len(evaluation)} images, weights/{weights}.pt"
+        write_atomic(run.report_path(split), f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n")
         evaluation.save_confusion_matrix(run.confusion_matrix_path(split))
         evaluation.to_csv(run.predictions_path(split))
         figures[f"confusion_matrix_{split}"] = evaluation.plot_confusion_matrix().figure
@@ -45,6 +46,10 @@ def write_reports(
                                 "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval]}
         log.info(f"{split} accuracy {evaluation.accuracy:.4f} [{low:.4f}, {high:.4f}] on {len(evaluation)} "
                  f"images ({weights}.pt)")
+    if weights == "best" and "test" not in results:
+        note = "There is no test split: val accuracy chose best.pt, so it flatters a little."
+        log.warning(note)
+        if note not in summary.notes: summary.notes.append(note)
     log_figures(run.tensorboard, figures, learner.state.step)
     run.write_summary(summary)
     return results
@@ -55,7 +60,7 @@ def train(
     # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
     *overrides: str,                    # 'lr=0.01', as on the command line
     resume: str | Path | None = None,   # a run to go on with, instead of a config
-    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    own: Mapping[str, Any] | None = None,   # for Learner(...): network, loss, callbacks, name, runs, progress
     **changes: Any,                     # config keys: lr=0.01, batch_size=32
 ) -> Learner:                           # trained; `.run` is its folder, `.summary` how it went
     "From a config to a trained, evaluated, reported classifier."
@@ -74,7 +79,10 @@ def _resumed(resume: str | Path, config: Any, overrides: Iterable[str], changes:
              own: Mapping[str, Any] | None) -> Learner:
     "A run opened again; only its length may be changed."
     learner = Learner.from_run(resume, **dict(own or {}))
+    wrong = [o for o in overrides if "=" not in o]
+    if wrong: raise ConfigError(f"An override is written key=value. Got {wrong[0]!r}.")
     pairs = dict(o.lstrip("-").split("=", 1) for o in overrides) | changes
+    pairs |= {key: own[key] for key in ("name",) if own and key in own}
     epochs = [pairs.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in pairs]
     if config is not None or pairs:
         what = ", ".join(["config"] * (config is not None) + [*pairs])

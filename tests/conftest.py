@@ -33,9 +33,9 @@ class Workspace:
         assert process.returncode == code, printed
         return printed
 
-    def python(self, code: str) -> str:
+    def python(self, code: str, *words: str) -> str:
         "Run some Python."
-        done = subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=self.environment, text=True,
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=self.folder, env=self.environment, text=True,
                               capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -23,26 +23,26 @@ def wait_for(process, text: str) -> None:
     raise AssertionError(f"{text!r} never came")
 
 
-def equal_runs(workspace, a: str, b: str) -> str:
-    "Compare final weights, optimizer and history of two runs, bit for bit."
-    return workspace.python(f"""
-import torch
+COMPARE = """
+import sys, torch
 from imgcls.checkpointing import load_checkpoint
 from imgcls.history import History
-def differ(x, y, path=''):
-    if isinstance(x, torch.Tensor): return None if torch.equal(x, y) else path
-    if isinstance(x, dict): return next((d for k in x if (d := differ(x[k], y[k], path + '/' + str(k)))), None)
-    if isinstance(x, (list, tuple)): return next((d for i, (p, q) in enumerate(zip(x, y)) if (d := differ(p, q, path + '/' + str(i)))), None)
-    return None if x == y else f'{{path}}: {{x}} {{y}}'
+from imgcls.verification import first_difference
+one_run, other_run = sys.argv[1:]
 for file in ('last.pt', 'best.pt'):
-    one, two = (load_checkpoint(f'runs/{{name}}/weights/{{file}}') for name in ('{a}', '{b}'))
-    for key in ('network', 'optimizer', 'epoch', 'batch', 'step', 'train_metrics'):
-        assert differ(one[key], two[key]) is None, (file, key, differ(one[key], two[key]))
+    one, two = (load_checkpoint(f'runs/{name}/weights/{file}') for name in (one_run, other_run))
+    for key in ('network', 'optimizer', 'epoch', 'batch', 'step', 'train_metrics', 'callbacks'):
+        assert first_difference(one[key], two[key]) is None, (file, first_difference(one[key], two[key], key))
     h = [History(), History()]
     for history, saved in zip(h, (one, two)): history.load_state_dict(saved['history'])
     assert h[0].same_as(h[1]), h[0].difference(h[1])
 print('equal')
-""").strip()
+"""
+
+
+def equal_runs(workspace, a: str, b: str) -> str:
+    "Compare final weights, optimizer and history of two runs, bit for bit."
+    return workspace.python(COMPARE, a, b).strip()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -78,7 +78,8 @@ def test_kill_leaves_a_run_that_resumes(straight):
     wait_for(process, "epoch 2/4")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    table = straight.python("from imgcls import list_runs; t = list_runs(); print(dict(zip(t.name, t.status))['killed'])")
+    table = straight.python("from imgcls import list_runs; t = list_runs().set_index('name'); "
+                            "print(t.status['killed'])")
     assert table.strip() == "died?"
     straight.run("--resume", "killed")
     assert equal_runs(straight, "straight", "killed") == "equal"

@@ -55,12 +55,12 @@ def python(code: str) -> str:
 
 
 def test_import_loads_no_torch():
-    heavy = "torch torchvision matplotlib pandas sklearn".split()
+    heavy = ["torch", "torchvision", "matplotlib", "pandas", "sklearn"]
     assert python(f"import imgcls, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
 
 
 def test_learner_loads_nothing_heavy_beside_torch():
-    heavy = "matplotlib pandas sklearn seaborn tensorboard IPython scipy".split()
+    heavy = ["matplotlib", "pandas", "sklearn", "seaborn", "tensorboard", "IPython", "scipy"]
     code = f"import torch, torchvision, sys; before = set(sys.modules); from imgcls import Learner; " \
            f"print([m for m in {heavy} if m in sys.modules and m not in before])"
     assert python(code).strip() == "[]"
