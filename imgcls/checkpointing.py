@@ -43,7 +43,7 @@ def plain(
     "A snapshot that loads anywhere; anything but plain values is an error that names its place."
     kind = type(value)
     if kind in _PLAIN: return value
-    if isinstance(value, Tensor): return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Tensor): return value.detach().to("cpu", copy=True)   # keeps the memory layout
     if kind in (list, tuple):
         return kind(plain(v, f"{path}[{i}]") for i, v in enumerate(value))
     if isinstance(value, Mapping):

@@ -16,6 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__
+
 # %% ../nbs/62_cli.ipynb #03fe4999
 KNOWN = {
     "data_dir": "folder of images; digits and photos are bundled samples",
@@ -35,6 +37,7 @@ def train_parser() -> argparse.ArgumentParser:
         epilog="Any other key of the config can be given in the same way: --optimizer.type adamw",
         allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file, or the name of a preset: digits, photos")
+    parser.add_argument("--version", action="version", version=f"imgcls {__version__}")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run: its name, folder or last.pt")
     parser.add_argument("--name", help="of the run; without it the name says what was changed")
     for key, meaning in KNOWN.items(): parser.add_argument(f"--{key}", help=meaning, metavar="X")

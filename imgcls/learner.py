@@ -29,14 +29,14 @@ from torch.utils.data import Dataset
 
 from . import training
 from imgcls.callbacks import (
-    EMA, ClipGradients, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
+    EMA, CheckFirstBatch, ClipGradients, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
 )
 from .checkpointing import load_checkpoint
-from .config import find_keys, override, save_config, to_dict
+from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
 from imgcls.core import (
-    CheckpointError, ConfigError, DataError, Logits, Targets, check,
+    CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
 )
-from .data import ImageData, data_from_config, load_manifest, save_manifest
+from .data import OBJECTS, ImageData, data_from_config, load_manifest, save_manifest
 from .experiment import ALIASES, ExperimentConfig, load_experiment
 from .history import History
 from .images import EXTENSIONS, as_rgb, load_image
@@ -77,16 +77,23 @@ class Learner:
         progress: str | None = None,                # notebook, shell, terminal or pipe; None: as it fits
         **changes: Any,                             # config keys: lr=0.01, batch_size=32, num_epochs=5
     ):
+        _check_arguments(data, network, loss, optimizer, callbacks)
         setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
         named = {"model.architecture": network, "loss.type": loss, "optimizer.type": optimizer}
         changes |= {key: value for key, value in named.items() if isinstance(value, str)}
+        named_metrics, own_metrics = _sorted_out(metrics)
         base, _ = load_experiment(config)
-        base = replace(base, data=data.config, transforms=data.transforms)
-        _refuse_data_keys(base, changes)
+        base = replace(base, data=replace(data.config, num_workers=base.data.num_workers or data.config.num_workers),
+                       transforms=data.transforms)
+        _refuse_late_keys(base, changes, network, loss, optimizer)
         self.config, self.changed = load_experiment(base, changes)
+        if named_metrics:
+            every = dict.fromkeys([*self.config.training.metrics, *named_metrics])
+            self.config = override(self.config, {"training.metrics": list(every)})
+        _check_needs_val(self.config, data)
         self.data, self.name, self.runs, self.progress = data, name, runs, progress
         self.planned = self.config.training.num_epochs      # where `fit()` goes
-        self.given = {"network": network, "loss": loss, "optimizer": optimizer, "metrics": list(metrics),
+        self.given = {"network": network, "loss": loss, "optimizer": optimizer, "metrics": own_metrics,
                       "callbacks": list(callbacks)}         # as passed, for whoever makes this learner again
         self.objects = {key: _name_of(value) for key, value in
                         {"network": network, "loss": loss, "optimizer": optimizer}.items()
@@ -96,7 +103,8 @@ class Learner:
         self.run: Run | None = None
         self.summary: Summary | None = None
         self._waiting: dict[str, Any] = {}      # saved states of callbacks that are not here yet
-        self.state = _make_state(self, network, loss, optimizer, [*self.config.training.metrics, *metrics])
+        if own_metrics: self.objects["metrics"] = ", ".join(map(_name_of, own_metrics))
+        self.state = _make_state(self, network, loss, optimizer, [*self.config.training.metrics, *own_metrics])
         self.callbacks = _make_callbacks(self)
 
     @property
@@ -137,13 +145,48 @@ def _name_of(value: Any) -> str:
     return getattr(value, "__name__", None) or type(value).__name__
 
 
-def _refuse_data_keys(base: ExperimentConfig, changes: Mapping[str, Any]) -> None:
-    "The data is made already; a setting of it would come too late."
+def _check_arguments(data: Any, network: Any, loss: Any, optimizer: Any, callbacks: Any) -> None:
+    check(isinstance(data, ImageData), "`data` must be an ImageData", data, "Try ImageData.from_folder(...).")
+    check(network is None or isinstance(network, (str, nn.Module)),
+          "`network` must be a name or a module", network, "A class is called first: MyNetwork().")
+    for name, value in (("loss", loss), ("optimizer", optimizer)):
+        check(value is None or isinstance(value, str) or (callable(value) and not isinstance(
+              value, torch.optim.Optimizer)), f"`{name}` must be a name or something to call", value,
+              "An optimizer is given as its class: torch.optim.RMSprop." if name == "optimizer" else "")
+    check(isinstance(callbacks, Iterable) and all(isinstance(c, Callback) for c in callbacks),
+          "`callbacks` must be a list of Callback objects", callbacks)
+
+
+def _sorted_out(metrics: Iterable[Any]) -> tuple[list[str], list[Any]]:
+    "Names go into the config, objects are kept beside it."
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    return [m for m in metrics if isinstance(m, str)], [m for m in metrics if not isinstance(m, str)]
+
+
+_STILL_USED = ("optimizer.lr", "optimizer.weight_decay", "optimizer.backbone_lr_factor",
+               "optimizer.decay_norm_and_bias")     # also with an optimizer of your own
+
+
+def _refuse_late_keys(base: ExperimentConfig, changes: Mapping[str, Any], network: Any, loss: Any,
+                      optimizer: Any) -> None:
+    "A setting of what is made already would be ignored."
+    made = {"data.": "data", "transforms.": "data"}
+    if isinstance(network, nn.Module): made["model."] = "network"
+    if loss is not None and not isinstance(loss, str): made["loss."] = "loss"
+    if optimizer is not None and not isinstance(optimizer, str): made["optimizer."] = "optimizer"
     for key in changes:
         for dotted in find_keys(base, key, ALIASES):
-            if dotted.startswith(("data.", "transforms.")) and dotted != "data.num_workers":
-                raise ConfigError(f"`{key}` belongs to the data, which is made before the learner. Say it "
-                                  f"there: ImageData.from_folder(..., {key}=...).")
+            part = next((p for p in made if dotted.startswith(p)), None)
+            if part and dotted != "data.num_workers" and dotted not in _STILL_USED:
+                raise ConfigError(f"`{key}` belongs to the {made[part]}, which is made before the learner. Say it "
+                                  f"where the {made[part]} is made.")
+
+
+def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
+    "What looks at validation needs a validation split."
+    if "val" in data.datasets: return
+    check(config.training.early_stopping is None, "`early_stopping` needs a val split", list(data.datasets))
+    check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
 # %% ../nbs/37_learner.ipynb #a98b6c29
 def _make_state(
@@ -176,7 +219,9 @@ def _make_state(
 def _make_callbacks(learner: Learner) -> list[Callback]:
     "The standard ones that the config asks for, and the user's own."
     config, n_classes = learner.config.training, learner.data.n_classes
-    callbacks: list[Callback] = [Scheduling(build_schedule(learner.config.scheduler)), StopOnNaN()]
+    n_outputs = learner.config.model.num_classes or n_classes
+    callbacks: list[Callback] = [Scheduling(build_schedule(learner.config.scheduler)), StopOnNaN(),
+                                 CheckFirstBatch(n_outputs)]
     if config.clip_norm: callbacks.append(ClipGradients(config.clip_norm))
     if config.mixup_alpha or config.cutmix_alpha:
         callbacks.append(Mix(n_classes, config.mixup_alpha, config.cutmix_alpha))
@@ -192,7 +237,8 @@ def fit(
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
 ) -> Learner:                               # itself
     "Train, and show how it goes."
-    check(n_epochs is None or n_epochs > 0, "`n_epochs` must be > 0", n_epochs)
+    check(n_epochs is None or (isinstance(n_epochs, int) and n_epochs > 0),
+          "`n_epochs` must be a whole number > 0", n_epochs)
     _recover(self)
     state = self.state
     goal = self.planned if n_epochs is None else state.epoch + n_epochs
@@ -241,7 +287,7 @@ def _train(learner: Learner, callbacks: Iterable[Callback]) -> Learner:
     "The loop, in the learner's run folder."
     state = learner.state
     run = _open_run(learner)
-    save_config(learner.config, run.config_path)
+    _write_config(learner)
     saved = [*learner.callbacks, *callbacks]
     for callback in callbacks:
         if callback.name in learner._waiting: callback.load_state_dict(learner._waiting.pop(callback.name))
@@ -271,7 +317,17 @@ def _open_run(learner: Learner) -> Run:
     learner.summary = describe_run(learner)
     run.snapshot(learner.summary.environment)
     save_manifest(learner.data, run.folder/"data.csv")
+    if learner.data.table is not None and learner.config.data.data_dir == OBJECTS:      # from a DataFrame
+        listed = replace(learner.config.data, csv=str(run.folder/"data.csv"), data_dir="digits")
+        learner.config = replace(learner.config, data=listed)
     return run
+
+
+def _write_config(learner: Learner) -> None:
+    "config.yaml, with a line for each thing that was not made from it."
+    used = [f"# {key}: {what}, passed as an object; what is said of it below was not used\n"
+            for key, what in learner.objects.items()]
+    write_atomic(learner.run.config_path, "".join(used) + dump_yaml(learner.config))
 
 
 def describe_run(
@@ -336,24 +392,50 @@ def from_run(
     cls: Learner,
     run: Run | str | Path,          # a run, its name, its folder, or a file in it
     data: ImageData | None = None,  # the same images as objects; None: those the run has listed
-    **own: Any,                     # what the run was made with as objects: network, loss, callbacks, ...
+    **own: Any,                     # objects the run was made with: network, loss, ...; progress, num_workers
 ) -> Learner:
     "A run, opened again as it was left."
+    allowed = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device")
+    wrong = [key for key in own if key not in allowed]
+    check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
+          "where this one got to.")
     run = Run.open(run, own.get("runs"))
     config, _ = load_experiment(run.config_path)
     saved = _load_last(run)
+    _check_config(config, saved)
     missing = [f"{key}={what}" for key, what in saved["objects"].items()
                if (data is None if key == "data" else key not in own)]
     check(not missing, "What a run was made with as objects must be given again", missing,
           f"Learner.from_run({run.name!r}, {', '.join(m.split('=')[0] + '=...' for m in missing)}).")
     if data is None: data = load_manifest(run.folder/"data.csv", config.data, config.transforms)
+    else: _check_transforms(config, data)
     start = replace(config, model=replace(config.model, weights=None, new_head=False))
     learner = cls(data, config=start, **own)        # weights come from the checkpoint
-    learner.config, learner.run, learner.summary = config, run, run.summary()
+    learner.config = replace(learner.config, model=config.model, data=replace(
+        config.data, num_workers=learner.config.data.num_workers))
+    learner.run, learner.summary = run, run.summary()
     learner.planned = config.training.num_epochs
     _check_fits(learner, saved)
     _load(learner, saved)
     return learner
+
+
+_FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers", "data.csv",
+         "data.data_dir")      # may differ between a run's config.yaml and its checkpoint
+
+
+def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:
+    "config.yaml must still be what the run was started with."
+    changed = {k: v for k, v in diff(from_dict(ExperimentConfig, saved["config"]), config).items() if k not in _FREE}
+    told = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
+    check(not changed, "A run's config.yaml must not be changed", told, "For other settings start a new run.")
+
+
+def _check_transforms(config: ExperimentConfig, data: ImageData) -> None:
+    if data.own_transforms or data.table is None: return
+    changed = diff(config.transforms, data.transforms)
+    told = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
+    check(not changed, "The data must have the run's transforms", told, "Give the same size and augmentation.")
 
 
 def _load_last(run: Run) -> dict[str, Any]:
@@ -436,6 +518,8 @@ def _network_with(learner: Learner, weights: str) -> nn.Module:
         state = ema.average
     else:
         check(learner.run is not None, f"`weights={weights!r}` needs a run", "no fit yet", "Call fit() first.")
+        check(weights == "last" or "val" in learner.data.datasets, "`weights='best'` needs a val split",
+              list(learner.data.datasets), "Without one there is no best epoch: weights='last'.")
         saved = load_checkpoint(getattr(learner.run, weights))
         state = saved["callbacks"].get("EMA", {}).get("average", saved["network"])
     network = copy.deepcopy(learner.network)
@@ -457,7 +541,8 @@ def predict(
 ) -> Predictions:                   # shows itself; .labels .confidence .top(3) .per_sample
     "What does the network see in these images?"
     items = _items(images)
-    check(len(items) > 0, "There must be at least one image", images, error=DataError)
+    check(len(items) > 0, "There must be at least one image",
+          images if isinstance(images, (str, Path)) else len(items), error=DataError)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     logits, _ = _logits(self, _Unlabelled(items, self.data.eval_transform), weights)
     return Predictions.from_logits(logits, _output_names(self, logits), paths)
@@ -474,11 +559,13 @@ class _Unlabelled(Dataset):
 
 
 def _items(images: Any) -> list[Any]:
-    if isinstance(images, (str, Path)) and Path(images).is_dir():
-        return sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if isinstance(images, (str, Path, Image.Image)): return [images]
-    if isinstance(images, np.ndarray): return [images] if images.ndim < 4 and images.shape[-1:] != () else []
-    if isinstance(images, Tensor): return [images] if images.ndim == 3 else list(images)
+    if isinstance(images, (str, Path)):
+        path = Path(images).expanduser()
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
+    if isinstance(images, Image.Image): return [images]
+    if isinstance(images, (np.ndarray, Tensor)): return [images] if images.ndim in (2, 3) else list(images)
+    check(isinstance(images, Iterable) and not hasattr(images, "columns"), "`images` must be a path, an image, an "
+          "array, or a list of them", type(images).__name__, error=DataError)
     return list(images)
 
 
@@ -486,7 +573,8 @@ def _as_image(item: Any) -> Image.Image:
     "An upright RGB image."
     if isinstance(item, (str, Path)): return load_image(item)
     if isinstance(item, Image.Image): return as_rgb(item)
-    if isinstance(item, Tensor) and item.ndim == 3: item = item.detach().cpu().movedim(0, -1).numpy()
+    if isinstance(item, Tensor):
+        item = (item.movedim(0, -1) if item.ndim == 3 else item).detach().cpu().numpy()
     array = np.asarray(item)
     if array.ndim == 3 and array.shape[-1] == 1: array = array[..., 0]
     ok = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .core import ConfigError, write_atomic
+from .core import ConfigError, check, write_atomic
 from .experiment import ExperimentConfig
 from .learner import Learner
 from .predictions import Evaluation
@@ -78,15 +78,21 @@ def train(
 def _resumed(resume: str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
              own: Mapping[str, Any] | None) -> Learner:
     "A run opened again; only its length may be changed."
-    learner = Learner.from_run(resume, **dict(own or {}))
     wrong = [o for o in overrides if "=" not in o]
     if wrong: raise ConfigError(f"An override is written key=value. Got {wrong[0]!r}.")
     pairs = dict(o.lstrip("-").split("=", 1) for o in overrides) | changes
     pairs |= {key: own[key] for key in ("name",) if own and key in own}
+    free = {key: pairs.pop(key) for key in ("device",) if key in pairs}
+    if "num_workers" in pairs:
+        check(str(pairs["num_workers"]).isdigit(), "`num_workers` must be a whole number", pairs["num_workers"])
+        free["num_workers"] = int(pairs.pop("num_workers"))
     epochs = [pairs.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in pairs]
     if config is not None or pairs:
         what = ", ".join(["config"] * (config is not None) + [*pairs])
         raise ConfigError(f"A resumed run keeps its config; only num_epochs can grow. Got {what}. "
                           "For other settings start a new run.")
-    if epochs: learner.plan(int(epochs[0]))
+    learner = Learner.from_run(resume, **{**dict(own or {}), **free})
+    if epochs:
+        check(str(epochs[0]).isdigit(), "`num_epochs` must be a whole number", epochs[0])
+        learner.plan(int(epochs[0]))
     return learner

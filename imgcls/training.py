@@ -190,7 +190,7 @@ class Events:
         for event in EVENTS:
             listeners = [getattr(c, event) for c in callbacks
                          if getattr(type(c), event) is not getattr(Callback, event)]
-            setattr(self, event, _caller(listeners))
+            setattr(self, event, _caller(listeners, finish=event in ("on_batch_end", "on_val_end", "on_epoch_end")))
         self._callbacks, self._started = callbacks, []
 
     def start(self, state: State) -> None:
@@ -206,11 +206,18 @@ class Events:
         self._started = []
 
 
-def _caller(listeners: list[Callable[[State], None]]) -> Callable[[State], None]:
+def _caller(listeners: list[Callable[[State], None]], finish: bool) -> Callable[[State], None]:
+    "One call for all; `finish`: an error in one waits until the others have seen the event too."
     if len(listeners) == 1: return listeners[0]
     def call(state: State) -> None:
         for listener in listeners: listener(state)
-    return call
+    def call_all(state: State) -> None:
+        errors = []
+        for listener in listeners:
+            try: listener(state)
+            except Exception as error: errors.append(error)
+        if errors: raise errors[0]
+    return call_all if finish else call
 
 # %% ../nbs/33_training.ipynb #a2cc463e
 def train_epoch(state: State, events: Events) -> None:
@@ -332,7 +339,17 @@ def fit(
     "Train. Entered with a loaded state, it goes on from there."
     check(state.n_batches > 0, "There must be at least one batch to train on", state.n_batches,
           error=DataError)
-    events = Events(callbacks)
+    if not _FITTING.acquire(blocking=False):
+        raise ConfigError("Another training runs in this process, and both would draw from the same random "
+                          "numbers. Wait for it, or use another process.")
+    try: return _fit(state, Events(callbacks))
+    finally: _FITTING.release()
+
+
+_FITTING = threading.Lock()     # the global generators of torch, NumPy and Python serve one training at a time
+
+
+def _fit(state: State, events: Events) -> State:
     state.status, state.stop_reason, state.error, state.in_step = "running", None, None, False
     with interruptible(state) as came:      # to the very end: saving is not interrupted either
         try:
@@ -384,7 +401,9 @@ def interruptible(state: State) -> Iterator[list[int]]:
     came: list[int] = []
 
     def request(number: int, frame: Any) -> None:
-        if came: raise KeyboardInterrupt("interrupted twice: stopped at once")
+        if came:
+            state.in_step = True        # nobody knows where: go back to the last checkpoint
+            raise KeyboardInterrupt("interrupted twice: stopped at once")
         came.append(number)
         state.stop(signal.Signals(number).name)
 
