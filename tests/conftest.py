@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}      # before torch: forked children need it
 sys.path.insert(0, str(Path(__file__).parent))
 
 
