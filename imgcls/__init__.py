@@ -30,14 +30,16 @@ Modules:
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.training`: What happens, step by step, when a network learns?
-- `imgcls.transforms`: What happens to an image before the network sees it?"""
+- `imgcls.transforms`: What happens to an image before the network sees it?
+- `imgcls.verification`: How do I know that stopping costs nothing?"""
 
 __version__ = "0.1.0"
 
 # Registries share their room's name, so they are imported from it: from imgcls.networks import networks
 _HOMES = {
     "ImageData": "data", "sample_digits": "data", "sample_photos": "data",
-    "Learner": "learner", "Evaluation": "predictions", "Predictions": "predictions",
+    "Learner": "verification",      # the last room that adds a verb to it
+    "Evaluation": "predictions", "Predictions": "predictions",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",
     "Callback": "training", "State": "training", "TrainingInterrupted": "training",

@@ -118,7 +118,8 @@ class Learner:
 
     def __repr__(self) -> str:
         what = self.objects.get("network", self.config.model.architecture)
-        at = f"{self.state.epoch} epochs trained" if self.state.epoch else "not trained yet"
+        n = self.state.epoch
+        at = f"{n} epoch{'s' * (n != 1)} trained" if n else "not trained yet"
         best = self.history.best("val_accuracy")
         best = f", best val accuracy {best['val_accuracy']:.4f} (epoch {best['epoch']})" if best else ""
         return f"Learner({what} on {self.data!r}; {at}{best}{f'; run {self.run.name}' if self.run else ''})"

@@ -57,7 +57,7 @@ def new_axes(
 def _set_title(axes: "Axes", title: str) -> None:
     "At the left, in as many lines as the width asks for."
     width = max(16, int(8.4 * axes.get_figure(root=True).get_size_inches()[0]))
-    lines = [textwrap.fill(line, width) for line in title.splitlines()]
+    lines = [textwrap.fill(_verbatim(line), width) for line in title.splitlines()]
     axes.set_title("\n".join(lines), loc="left", fontsize=11)
 
 
@@ -65,6 +65,11 @@ def _show_itself(axes: "Axes") -> None:
     "As the last value of a cell, the axes and their figure are a picture."
     figure = axes.get_figure(root=True)
     axes._repr_png_ = figure._repr_png_ = partial(_png, figure)
+
+
+def _verbatim(name: object) -> str:
+    "A class called $b_$ is no formula."
+    return str(name).replace("$", r"\$")
 
 
 def _png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:
@@ -100,7 +105,7 @@ def image_grid(
               None if values is None else len(values), f"There are {n} images.")
     n_columns = min(n, 8) if n_columns is None else n_columns
     check(n_columns >= 1, "`n_columns` must be >= 1", n_columns)
-    lines = [textwrap.fill(str(t), max(4, int(size * 13))) for t in titles or [""] * n]
+    lines = [textwrap.fill(_verbatim(t), max(4, int(size * 13))) for t in titles or [""] * n]
     axes = _draw_tiles(pictures, lines, n_columns, size, title_colors or ["black"] * n)
     return axes.get_figure()
 
@@ -222,7 +227,8 @@ def matrix(
         side = min(14, 1.8 + max(0.42 * n, 1.6))
         ax = new_axes(side + 1.2, side)
     whole = np.issubdtype(counts.dtype, np.integer)
-    seaborn.heatmap(pd.DataFrame(share, list(names), list(names)), ax=ax, square=True,
+    labels = [_verbatim(name) for name in names]
+    seaborn.heatmap(pd.DataFrame(share, labels, labels), ax=ax, square=True,
                     cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1),
                     annot=(share if normalize else counts) if n <= 30 else False,
                     fmt=".2f" if normalize else "d" if whole else ".3g",
@@ -263,7 +269,7 @@ def bars(
         text = "undefined" if np.isnan(value) else f"{value:.3g}"
         axes.annotate(text, (0 if np.isnan(value) else max(end, 0), i), (5, 0), fontsize=8,
                       textcoords="offset points", va="center", color=GREY)
-    axes.set_yticks(np.arange(n), list(map(str, names)))
+    axes.set_yticks(np.arange(n), list(map(_verbatim, names)))
     axes.set(xlabel=x_label, ylim=(n - 0.4, -0.6))
     axes.margins(x=0.12)
     axes.grid(False, axis="y")
