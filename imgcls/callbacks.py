@@ -254,8 +254,7 @@ class SaveCheckpoints(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._saved = None
-        if not self.last.exists(): self._save(state)
-        self._mark(state)
+        self._save(state)               # a changed plan is safe before the first step of it
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step: return

@@ -22,15 +22,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from loguru import logger
 
 from .core import ConfigError, check, near_miss
-
-if TYPE_CHECKING:
-    from loguru import Logger
 
 # %% ../nbs/01_settings.ipynb #7b3ae3fd
 LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
@@ -109,7 +106,7 @@ def _settings(root: Path, section: dict[str, str], source: Path | None) -> Setti
     except ConfigError as error: raise ConfigError(f"{source}: {error}") from None
 
 # %% ../nbs/01_settings.ipynb #190f6442
-def get_logger() -> "Logger":   # loguru's logger, bound
+def get_logger() -> Any:        # loguru's logger, bound
     "The logger whose messages are imgcls's own."
     return logger.bind(imgcls=True)
 
