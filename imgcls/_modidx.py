@@ -328,6 +328,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.learner._check_transforms': ('learner.html#_check_transforms', 'imgcls/learner.py'),
                                 'imgcls.learner._extra': ('learner.html#_extra', 'imgcls/learner.py'),
                                 'imgcls.learner._items': ('learner.html#_items', 'imgcls/learner.py'),
+                                'imgcls.learner._listed_images': ('learner.html#_listed_images', 'imgcls/learner.py'),
                                 'imgcls.learner._load': ('learner.html#_load', 'imgcls/learner.py'),
                                 'imgcls.learner._load_last': ('learner.html#_load_last', 'imgcls/learner.py'),
                                 'imgcls.learner._logits': ('learner.html#_logits', 'imgcls/learner.py'),

@@ -62,6 +62,9 @@ def overrides_of(
                 raise ValueError(f"--{word} needs a value. Write --{word} X.")
             word = f"{word}={rest.pop(0)}"
         pairs.append(word)
+    keys = [pair.split("=", 1)[0] for pair in pairs]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice: raise ValueError(f"{twice[0]} is given twice.")
     return pairs
 
 # %% ../nbs/62_cli.ipynb #920c302c

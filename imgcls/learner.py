@@ -408,7 +408,7 @@ def from_run(
                if (data is None if key == "data" else key not in own)]
     check(not missing, "What a run was made with as objects must be given again", missing,
           f"Learner.from_run({run.name!r}, {', '.join(m.split('=')[0] + '=...' for m in missing)}).")
-    if data is None: data = load_manifest(run.folder/"data.csv", config.data, config.transforms)
+    if data is None: data = _listed_images(run, config)
     else: _check_transforms(config, data)
     start = replace(config, model=replace(config.model, weights=None, new_head=False))
     learner = cls(data, config=start, **own)        # weights come from the checkpoint
@@ -419,6 +419,15 @@ def from_run(
     _check_fits(learner, saved)
     _load(learner, saved)
     return learner
+
+
+def _listed_images(run: Run, config: ExperimentConfig) -> ImageData:
+    "The very images that the run was started with."
+    try: return load_manifest(run.folder/"data.csv", config.data, config.transforms)
+    except DataError as error:
+        error.add_note(f"The run {run.name!r} lists its images in data.csv. If they have moved, give them: "
+                       "Learner.from_run(..., data=ImageData.from_folder(...)).")
+        raise
 
 
 _FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers", "data.csv",

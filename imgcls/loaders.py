@@ -113,6 +113,9 @@ class Batches:
         try:
             yield from self._loader
             whole = True
+        except DataError as error:          # a worker wraps it in a traceback of its own
+            if "in DataLoader worker" not in str(error): raise
+            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         finally:
             if not whole: self.close()      # left in the middle: workers hold batches nobody wants
 

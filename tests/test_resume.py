@@ -198,14 +198,22 @@ class SlowImages:
         return self.dataset[i]
 
 
+class Alarm(Callback):
+    "Interrupts the whole group half a second into the training, once."
+    rung = False
+
+    def on_fit_start(self, state) -> None:
+        if not self.rung: signal.setitimer(signal.ITIMER_REAL, 0.5)
+        self.rung = True
+
+
 def test_interrupt_while_waiting_for_a_worker(folder, straight):
     def job():
         learn = make(folder, "waiting", workers=2)
         fast = learn.state.train_batches.dataset
         learn.state.train_batches.dataset = SlowImages(fast)
         signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(0, signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        with pytest.raises(TrainingInterrupted): learn.fit()
+        with pytest.raises(TrainingInterrupted): learn.fit(callbacks=[Alarm()])
         learn.state.train_batches.dataset = fast
         learn.resume()
 
