@@ -186,7 +186,7 @@ def curves(
             low, high = (_numbers(f"band of {name!r}", b, len(x)) for b in band[name])
             axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
     if all(np.equal(np.mod(_numbers("x", x), 1), 0).all() for x, _ in series.values()):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))     # there is no epoch 1.5
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))     # there is no epoch 1.5
     if len(series) > 1 or "not finite" in axes.get_lines()[-1].get_label():
         axes.legend(frameon=False, handlelength=3)
     axes.set(xlabel=x_label, ylabel=y_label)
