@@ -37,6 +37,7 @@ from imgcls.core import (
     CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
 )
 from .data import OBJECTS, ImageData, data_from_config, load_manifest, save_manifest
+from .datasets import DataConfig
 from .experiment import ALIASES, ExperimentConfig, load_experiment
 from .history import History
 from .images import EXTENSIONS, as_rgb, load_image
@@ -319,7 +320,7 @@ def _open_run(learner: Learner) -> Run:
     run.snapshot(learner.summary.environment)
     save_manifest(learner.data, run.folder/"data.csv")
     if learner.data.table is not None and learner.config.data.data_dir == OBJECTS:      # from a DataFrame
-        listed = replace(learner.config.data, csv=str(run.folder/"data.csv"), data_dir="digits")
+        listed = replace(learner.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
         learner.config = replace(learner.config, data=listed)
     return run
 
