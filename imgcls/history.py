@@ -204,7 +204,7 @@ def best(
     sign = 1 if higher_is_better else -1
     return dict(self._epochs[max(measured, key=lambda i: sign*values[i])])
 
-# %% ../nbs/30_history.ipynb #b8b5034e
+# %% ../nbs/30_history.ipynb #1dd43772
 @patch
 def note(
     self: History,
@@ -216,6 +216,15 @@ def note(
     "Keep an event."
     self._events.append({"step": int(step), "epoch": int(epoch),
                          "event": str(event), "text": str(text)})
+
+
+@patch
+def latest(
+    self: History,
+    event: str,             # its name: 'lr factor'
+) -> str | None:            # None: it has not happened
+    "The text of the last event of a kind."
+    return next((row["text"] for row in reversed(self._events) if row["event"] == event), None)
 
 
 @patch(as_prop=True)

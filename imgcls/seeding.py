@@ -11,13 +11,15 @@ libraries with generators of their own (Albumentations, say), which you seed fro
 
 # %% auto #0
 __all__ = ['derive', 'generator', 'permutation', 'seed_all', 'seed_torch', 'set_seed', 'rng_state', 'set_rng_state',
-           'preserve_rng', 'seeded', 'deterministic_mode', 'seed_worker']
+           'preserve_rng', 'seeded', 'give_way', 'deterministic_mode', 'seed_worker']
 
-# %% ../nbs/03_seeding.ipynb #2a6e8960
+# %% ../nbs/03_seeding.ipynb #955ca5fd
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,7 +80,7 @@ def set_seed(
     check(isinstance(seed, int) and seed >= 0, "`seed` must be a whole number >= 0", seed)
     seed_all(seed, "start")
 
-# %% ../nbs/03_seeding.ipynb #f624a5f1
+# %% ../nbs/03_seeding.ipynb #7993fe1a
 def rng_state() -> dict[str, Any]:     # plain values and tensors: loads with weights_only=True
     "The state of every global generator."
     name, keys, position, has_gauss, gauss = np.random.get_state()
@@ -101,12 +103,32 @@ def set_rng_state(
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+_TURN = threading.Condition()       # over a lock that its thread may take again
+_COUNT = threading.Lock()
+_waiting = 0                        # threads that want to come in
+
+
+@contextmanager
+def _wanted() -> Iterator[None]:
+    "Counts who waits."
+    global _waiting
+    with _COUNT: _waiting += 1
+    try: yield
+    finally:
+        with _COUNT: _waiting -= 1
+
+
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    "Whatever is drawn inside, nothing outside notices."
-    state = rng_state()
-    try: yield
-    finally: set_rng_state(state)
+    "Whatever is drawn inside, nothing outside notices; waits until no other thread is inside."
+    with _wanted(): _TURN.acquire()
+    try:
+        state = rng_state()
+        try: yield
+        finally: set_rng_state(state)
+    finally:
+        _TURN.notify_all()
+        _TURN.release()
 
 
 @contextmanager
@@ -117,6 +139,27 @@ def seeded(
     with preserve_rng():
         seed_all(*key)
         yield
+
+
+def _after_fork() -> None:
+    "A worker begins with a turn of its own."
+    global _TURN, _COUNT, _waiting
+    _TURN, _COUNT, _waiting = threading.Condition(), threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_after_fork)     # not on Windows
+
+# %% ../nbs/03_seeding.ipynb #8f7ffea2
+def give_way(
+    hold: Callable[[], bool] | None = None,     # also while this is true; None: for those who wait
+) -> float:                 # seconds spent
+    "Let other threads have the generators, from inside `preserve_rng`."
+    if not _waiting and hold is None: return 0.0
+    started, state = time.perf_counter(), rng_state()
+    with _TURN:
+        while _waiting or (hold is not None and hold()): _TURN.wait(0.05)
+    set_rng_state(state)            # a pause may be long, and cells draw
+    return time.perf_counter() - started
 
 # %% ../nbs/03_seeding.ipynb #664bce07
 @contextmanager

@@ -12,10 +12,10 @@ the loop itself waits for the GPU."""
 
 # %% auto #0
 __all__ = ['EVENTS', 'State', 'state_dict', 'load_state_dict', 'Order', 'Callback', 'Events', 'train_epoch', 'window',
-           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'TrainingInterrupted', 'place',
+           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'ensure_free', 'TrainingInterrupted', 'place',
            'interruptible']
 
-# %% ../nbs/33_training.ipynb #38264a9e
+# %% ../nbs/33_training.ipynb #b8689324
 import signal
 import threading
 import time
@@ -34,9 +34,9 @@ from .history import History
 from .metrics import Metrics, build_metrics
 from .networks import train_mode
 from .runtime import Runtime
-from .seeding import rng_state, seed_all, set_rng_state
+from .seeding import give_way, rng_state, seed_all, set_rng_state
 
-# %% ../nbs/33_training.ipynb #cb2eeee1
+# %% ../nbs/33_training.ipynb #6fa6bc2b
 @dataclass
 class State:
     "A run at a moment: what learns, where it stands, and the batch at hand."
@@ -61,7 +61,9 @@ class State:
     stop_reason: str | None = None          # why training shall end; None: it goes on
     in_step: bool = False                   # inside a step? then the state is not fit to be saved
     error: BaseException | None = None      # what ended the run, if something did
+    by_hand: bool = False                   # did a person ask for the end?
     seconds: float = 0.0                    # time spent in this epoch so far
+    idle: float = 0.0                       # seconds since `fit` in which it waited: paused, or others had a turn
 
     images: Images | None = None            # the batch at hand; a callback may replace it
     targets: Targets | None = None          # its targets; a callback may replace them
@@ -72,9 +74,11 @@ class State:
     def stop(
         self,
         why: str,                           # for the log and the summary
+        by_hand: bool = False,              # does a person ask for it? then it counts as interrupted
     ) -> None:
         "End training after the step at hand."
         self.stop_reason = self.stop_reason or why
+        self.by_hand = self.by_hand or by_hand
 
     @property
     def n_batches(self) -> int:
@@ -127,7 +131,7 @@ def load_state_dict(
         if callback.name in saved["callbacks"]:
             callback.load_state_dict(saved["callbacks"][callback.name])
 
-# %% ../nbs/33_training.ipynb #520af2f3
+# %% ../nbs/33_training.ipynb #cf1cd123
 class Order(IntEnum):
     "Whose turn it is at an event."
     PREPARE = 0     # set the learning rate, start clocks
@@ -135,6 +139,7 @@ class Order(IntEnum):
     RECORD = 20     # write down what happened
     SHOW = 30       # draw it
     SAVE = 40       # keep it: after all others, so that their state is complete
+    STEER = 50      # let a person in: the step is done and kept
 
 
 class Callback:
@@ -219,7 +224,7 @@ def _caller(listeners: list[Callable[[State], None]], finish: bool) -> Callable[
         if errors: raise errors[0]
     return call_all if finish else call
 
-# %% ../nbs/33_training.ipynb #a2cc463e
+# %% ../nbs/33_training.ipynb #a3732500
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
     network, optimizer, runtime = state.network, state.optimizer, state.runtime
@@ -245,7 +250,9 @@ def train_epoch(state: State, events: Events) -> None:
             _update(state, events, optimizer)
             state.in_step = False
         events.on_batch_end(state)
-        if state.stop_reason and not state.in_step: return
+        if state.in_step: continue
+        if state.stop_reason: return
+        state.idle += give_way()
 
 
 def _update(state: State, events: Events, optimizer: Optimizer) -> None:
@@ -278,7 +285,7 @@ def batches_from(
     if hasattr(batches, "epoch"): return batches.epoch(epoch, start)
     return (batch for i, batch in enumerate(batches) if i >= start)
 
-# %% ../nbs/33_training.ipynb #6a6d300d
+# %% ../nbs/33_training.ipynb #c6b40df9
 @contextmanager
 def evaluating(
     network: nn.Module,
@@ -307,13 +314,14 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
                 state.val_metrics.update(state.logits, state.targets, state.loss)
                 events.on_val_batch_end(state)
                 if state.stop_reason: return False
+                state.idle += give_way()
     finally: events.on_val_end(state)
     return True
 
 
 def run_epoch(state: State, events: Events) -> None:
     "One epoch, or what is left of it: train, validate, write it down."
-    started = time.perf_counter() - state.seconds
+    started = time.perf_counter() - state.seconds - state.idle
     seed_all(state.seed, "epoch", state.epoch)
     if state.batch == 0: state.train_metrics.reset()
     events.on_epoch_start(state)
@@ -321,7 +329,7 @@ def run_epoch(state: State, events: Events) -> None:
         train_epoch(state, events)
         if state.stop_reason: return
         if state.val_batches is not None and not validate(state, events): return
-    finally: state.seconds = time.perf_counter() - started
+    finally: state.seconds = time.perf_counter() - started - state.idle
     row = {f"train_{name}": value for name, value in state.train_metrics.compute().items()}
     if state.val_batches is not None:
         row |= {f"val_{name}": value for name, value in state.val_metrics.compute().items()}
@@ -331,7 +339,7 @@ def run_epoch(state: State, events: Events) -> None:
     seed_all(state.seed, "epoch end", state.epoch)
     events.on_epoch_end(state)
 
-# %% ../nbs/33_training.ipynb #7ef96463
+# %% ../nbs/33_training.ipynb #8b553721
 def fit(
     state: State,                       # trained in place until `state.epoch == state.n_epochs`
     callbacks: Sequence[Callback] = (),
@@ -339,9 +347,7 @@ def fit(
     "Train. Entered with a loaded state, it goes on from there."
     check(state.n_batches > 0, "There must be at least one batch to train on", state.n_batches,
           error=DataError)
-    if not _FITTING.acquire(blocking=False):
-        raise ConfigError("Another training runs in this process, and both would draw from the same random "
-                          "numbers. Wait for it, or use another process.")
+    if not _FITTING.acquire(blocking=False): raise ConfigError(_BUSY)
     try: return _fit(state, Events(callbacks))
     finally: _FITTING.release()
 
@@ -349,14 +355,24 @@ def fit(
 _FITTING = threading.Lock()     # the global generators of torch, NumPy and Python serve one training at a time
 
 
+def ensure_free() -> None:      # an error if not
+    "Does no training run in this process?"
+    if _FITTING.locked(): raise ConfigError(_BUSY)
+
+
+_BUSY = ("Another training runs in this process, and both would draw from the same random numbers. Wait for it, "
+         "or use another process.")
+
+
 def _fit(state: State, events: Events) -> State:
     state.status, state.stop_reason, state.error, state.in_step = "running", None, None, False
+    state.by_hand, state.idle = False, 0.0
     with interruptible(state) as came:      # to the very end: saving is not interrupted either
         try:
             events.start(state)
             while state.epoch < state.n_epochs and not state.stop_reason: run_epoch(state, events)
             state.status = ("completed" if state.epoch >= state.n_epochs else
-                            "interrupted" if came else "stopped")
+                            "interrupted" if state.by_hand else "stopped")
         except BaseException as error:
             state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             state.error = error
@@ -367,20 +383,20 @@ def _fit(state: State, events: Events) -> State:
             for batches in (state.train_batches, state.val_batches):
                 if hasattr(batches, "close"): batches.close()
             events.end(state)
-    if came: raise TrainingInterrupted(state, came[0])
+    if state.by_hand: raise TrainingInterrupted(state, came[0] if came else None)
     return state
 
-# %% ../nbs/33_training.ipynb #3d7d445d
+# %% ../nbs/33_training.ipynb #ec9bcc4b
 class TrainingInterrupted(KeyboardInterrupt):
-    "Training was paused by a signal; the state is whole."
+    "Training was ended by a person or a signal; the state is whole."
 
     def __init__(
         self,
         state: State,
-        signal_number: int = signal.SIGINT,     # which signal
+        signal_number: int | None = signal.SIGINT,      # which signal; None: the state's reason
     ):
-        self.signal = signal.Signals(signal_number)
-        self.message = f"Stopped at {place(state)} ({self.signal.name})."
+        self.signal = None if signal_number is None else signal.Signals(signal_number)
+        self.message = f"Stopped at {place(state)} ({self.signal.name if self.signal else state.stop_reason})."
         super().__init__(self.message)
 
     def __str__(self) -> str: return self.message
@@ -405,7 +421,7 @@ def interruptible(state: State) -> Iterator[list[int]]:
             state.in_step = True        # nobody knows where: go back to the last checkpoint
             raise KeyboardInterrupt("interrupted twice: stopped at once")
         came.append(number)
-        state.stop(signal.Signals(number).name)
+        state.stop(signal.Signals(number).name, by_hand=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield came
