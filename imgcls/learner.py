@@ -12,10 +12,10 @@ interrupt or an error the learner can go on."""
 # %% auto #0
 __all__ = ['Learner', 'describe_run', 'checkpoint_of']
 
-# %% ../nbs/37_learner.ipynb #65215602
+# %% ../nbs/37_learner.ipynb #a9508694
 import copy
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from . import training
 from imgcls.callbacks import (
-    EMA, CheckFirstBatch, ClipGradients, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
+    EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
 )
 from .checkpointing import load_checkpoint
 from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
@@ -43,12 +43,13 @@ from .history import History
 from .images import EXTENSIONS, as_rgb, load_image
 from .loaders import Batches
 from .losses import as_loss, build_loss
+from .lr_finder import LRFinding, lr_range_test
 from .metrics import Metric, build_metrics
 from .networks import build_network, count_parameters, head_of
 from .optimizers import build_optimizer, build_schedule
 from .plots import PALETTE, image_grid
-from .predictions import Evaluation, Predictions
-from .progress import TensorBoard, progress_callbacks, where
+from .predictions import Evaluation, Origin, Predictions
+from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks, where
 from .runs import Run, Summary, run_name
 from .runtime import Runtime, environment, exactness_differences
 from .seeding import deterministic_mode, permutation, preserve_rng
@@ -58,7 +59,7 @@ from .training import Callback, State, TrainingInterrupted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/37_learner.ipynb #1f687fcf
+# %% ../nbs/37_learner.ipynb #8d27003f
 class Learner:
     "Data, a network, and the verbs: fit, resume, evaluate, predict."
 
@@ -103,6 +104,7 @@ class Learner:
         if data.table is None: self.objects["data"] = "datasets passed as objects"
         self.run: Run | None = None
         self.summary: Summary | None = None
+        self.background: Background | None = None
         self._waiting: dict[str, Any] = {}      # saved states of callbacks that are not here yet
         if own_metrics: self.objects["metrics"] = ", ".join(map(_name_of, own_metrics))
         self.state = _make_state(self, network, loss, optimizer, [*self.config.training.metrics, *own_metrics])
@@ -134,6 +136,7 @@ class Learner:
                 "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate "
                              f"{config.optimizer.lr:g}, {config.scheduler.type}, batches of "
                              f"{config.training.batch_size}",
+                "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
                 "trained": f"{self.state.epoch} of {self.state.n_epochs} epochs ({self.state.status})"
                            + (f", best val accuracy {best['val_accuracy']:.4f} after epoch {best['epoch']}"
                               if best else ""),
@@ -231,16 +234,18 @@ def _make_callbacks(learner: Learner) -> list[Callback]:
     if config.early_stopping: callbacks.append(EarlyStopping(config.early_stopping))
     return [*callbacks, *learner.given["callbacks"]]
 
-# %% ../nbs/37_learner.ipynb #0026fc6d
+# %% ../nbs/37_learner.ipynb #2789d5f6
 @patch
 def fit(
     self: Learner,
     n_epochs: int | None = None,            # more epochs; None: up to the `num_epochs` it was made with
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
+    background: bool = False,               # in a thread, with buttons to steer, and return at once?
 ) -> Learner:                               # itself
     "Train, and show how it goes."
     check(n_epochs is None or (isinstance(n_epochs, int) and n_epochs > 0),
           "`n_epochs` must be a whole number > 0", n_epochs)
+    _ensure_free(self)
     _recover(self)
     state = self.state
     goal = self.planned if n_epochs is None else state.epoch + n_epochs
@@ -248,20 +253,22 @@ def fit(
         get_logger().warning(f"Nothing to do: {state.epoch} of {goal} epochs are trained. "
                              "learn.fit(5) trains five more.")
         return self
-    return _train(self.plan(goal), callbacks)
+    return _train(self.plan(goal), callbacks, background)
 
 
 @patch
 def resume(
     self: Learner,
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
+    background: bool = False,               # in a thread, with buttons to steer, and return at once?
 ) -> Learner:                               # itself
     "Go on to the planned number of epochs, bit for bit as if training had never stopped."
+    _ensure_free(self)
     _recover(self)
     if self.state.epoch >= self.state.n_epochs: return self.fit()   # says that there is nothing to do
     if self.run is not None:
         self.history.note(self.state.step, self.state.epoch, "resumed")
-    return _train(self, callbacks)
+    return _train(self, callbacks, background)
 
 
 @patch
@@ -280,14 +287,21 @@ def plan(
     return self
 
 
+def _ensure_free(learner: Learner) -> None:
+    "One training at a time."
+    if learner.background is not None and learner.background.running:
+        raise ConfigError(f"This learner trains in the background already ({training.place(learner.state)}). "
+                          "learn.wait() waits for it, learn.control.stop() ends it.")
+    training.ensure_free()
+
+
 def _recover(learner: Learner) -> None:
     "If an error left a step half done, go back to the last checkpoint."
     if learner.state.in_step: _load(learner, _load_last(learner.run))
 
 
-def _train(learner: Learner, callbacks: Iterable[Callback]) -> Learner:
+def _train(learner: Learner, callbacks: Iterable[Callback], background: bool) -> Learner:
     "The loop, in the learner's run folder."
-    state = learner.state
     run = _open_run(learner)
     _write_config(learner)
     saved = [*learner.callbacks, *callbacks]
@@ -296,10 +310,29 @@ def _train(learner: Learner, callbacks: Iterable[Callback]) -> Learner:
     saver = SaveCheckpoints(run.weights, saved, lambda: _extra(learner),
                             every=learner.config.training.checkpoint_every, about=lambda: _about(learner))
     n_val = learner.data.sizes.get("val", 0)
-    everyone = [*saved, *progress_callbacks(learner.progress), TensorBoard(run.tensorboard),
-                KeepRun(run, learner.summary, n_val), saver]
+    everyone = [*saved, TensorBoard(run.tensorboard), KeepRun(run, learner.summary, n_val), saver]
+    if not background:
+        _run_loop(learner, [*everyone, *progress_callbacks(learner.progress)])
+        return learner
+    shown, control = _steering(learner, saver)
+    learner.background = Background(lambda: _run_loop(learner, [*everyone, *shown, control]), control).start()
+    return learner
+
+
+def _steering(learner: Learner, saver: SaveCheckpoints) -> tuple[list[Callback], Control]:
+    "What shows a training in the background, and what steers it."
+    if (learner.progress or where()) != "notebook":
+        return progress_callbacks(learner.progress, background=True), Control(saver.save)
+    mistakes = Mistakes(learner.class_names, lambda images: learner.data.colours(images, "val"))
+    panel = ControlPanel(mistakes, saver.save)
+    panel.open()
+    return [mistakes, panel], panel.control
+
+
+def _run_loop(learner: Learner, callbacks: Sequence[Callback]) -> None:
+    run = learner.run
     with log_file(run.log_path), preserve_rng(), deterministic_mode(learner.config.deterministic):
-        try: training.fit(state, everyone)
+        try: training.fit(learner.state, callbacks)
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. learn.resume() goes on."
             raise
@@ -307,7 +340,6 @@ def _train(learner: Learner, callbacks: Iterable[Callback]) -> Learner:
             get_logger().opt(exception=True).debug(f"Training failed: {error}")
             error.add_note(f"The run {run.name!r} keeps its last checkpoint: learn.resume() goes on from it.")
             raise
-    return learner
 
 # %% ../nbs/37_learner.ipynb #87c47825
 def _open_run(learner: Learner) -> Run:
@@ -491,7 +523,7 @@ def _load(learner: Learner, saved: Mapping[str, Any]) -> None:
     here = {callback.name for callback in learner.callbacks}
     learner._waiting = {name: state for name, state in saved["callbacks"].items() if name not in here}
 
-# %% ../nbs/37_learner.ipynb #1b4f1686
+# %% ../nbs/37_learner.ipynb #076f2d7b
 @patch
 def evaluate(
     self: Learner,
@@ -501,8 +533,16 @@ def evaluate(
     "How good is the network on a split?"
     dataset = self.data.eval_dataset(split)
     logits, targets = _logits(self, dataset, weights)
-    return Evaluation.from_logits(logits, targets, _output_names(self, logits),
-                                  self.data.paths(split), split)
+    evaluation = Evaluation.from_logits(logits, targets, _output_names(self, logits), self.data.paths(split), split)
+    evaluation.origin = Origin(self, weights, self.state.step)
+    evaluation.source = lambda i: _picture(self.data, dataset, split, i)
+    return evaluation
+
+
+def _picture(data: ImageData, dataset: Dataset, split: str, i: int) -> Tensor:
+    "Image i of a dataset as an eye can see it: for data that has no files."
+    with preserve_rng(): image = dataset[i][0]
+    return data.colours(image[None], "val" if split == "train" else split)[0]
 
 
 def _logits(learner: Learner, dataset: Dataset, weights: str = "current") -> tuple[Logits, Tensor]:
@@ -510,12 +550,14 @@ def _logits(learner: Learner, dataset: Dataset, weights: str = "current") -> tup
     config, runtime = learner.config, learner.state.runtime
     batches = Batches(dataset, config.training.batch_size, config.seed,
                       num_workers=learner.data.num_workers, pin_memory=runtime.pin_memory, name="eval")
-    network, logits, targets = _network_with(learner, weights), [], []
-    with preserve_rng(), deterministic_mode(config.deterministic), training.evaluating(network):
-        for images, labels in batches:
-            images, _ = runtime.move(images, labels)
-            with runtime.autocast(): logits.append(network(images).float().cpu())
-            targets.append(labels)
+    logits, targets = [], []
+    with preserve_rng(), deterministic_mode(config.deterministic):      # first of all its turn, if it trains meanwhile
+        network = _network_with(learner, weights)
+        with training.evaluating(network):
+            for images, labels in batches:
+                images, _ = runtime.move(images, labels)
+                with runtime.autocast(): logits.append(network(images).float().cpu())
+                targets.append(labels)
     batches.close()
     return torch.cat(logits), torch.cat(targets)
 
@@ -543,7 +585,7 @@ def _output_names(learner: Learner, logits: Logits) -> list[str]:
     unused = range(len(learner.class_names), logits.shape[1])
     return [*learner.class_names, *(f"output {i}" for i in unused)]
 
-# %% ../nbs/37_learner.ipynb #ff307093
+# %% ../nbs/37_learner.ipynb #d7e67a7a
 @patch
 def predict(
     self: Learner,
@@ -556,7 +598,10 @@ def predict(
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     logits, _ = _logits(self, _Unlabelled(items, self.data.eval_transform), weights)
-    return Predictions.from_logits(logits, _output_names(self, logits), paths)
+    predictions = Predictions.from_logits(logits, _output_names(self, logits), paths)
+    predictions.origin = Origin(self, weights, self.state.step)
+    predictions.source = lambda i: _as_image(items[i])
+    return predictions
 
 
 class _Unlabelled(Dataset):
@@ -636,3 +681,47 @@ def plot_history(
 ) -> "Figure":                  # shows itself
     "Loss and accuracy, epoch by epoch."
     return self.history.plot()
+
+# %% ../nbs/37_learner.ipynb #3d923d9a
+@patch
+def wait(
+    self: Learner,
+    timeout: float | None = None,           # seconds; None: to the end
+) -> Learner:                               # itself
+    "Wait for a training in the background; its error, or its stop by hand, is raised here."
+    if self.background is not None: self.background.wait(timeout)
+    return self
+
+
+@patch(as_prop=True)
+def control(self: Learner) -> Control:
+    "Steers the training in the background: pause, resume, stop, save, set_lr_factor."
+    check(self.background is not None and self.background.running, "A training must run in the background",
+          self.state.status, "learn.fit(background=True) starts one.")
+    return self.background.control
+
+# %% ../nbs/37_learner.ipynb #6956c654
+@patch
+def lr_find(
+    self: Learner,
+    lowest: float = 1e-6,       # first learning rate
+    highest: float = 10.0,      # last learning rate
+    n_steps: int = 100,         # steps between them
+) -> LRFinding:                 # shows itself; .suggestion .plot()
+    "Try rising learning rates on a copy; the learner is left as it is."
+    state, config = self.state, self.config
+    batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
+                      num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder")
+    stream = _endless(batches)
+    with preserve_rng(), deterministic_mode(config.deterministic):
+        try: return lr_range_test(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
+                                  lowest, highest, n_steps)
+        finally: stream.close()
+
+
+def _endless(batches: Batches) -> Iterator[Any]:
+    "Epoch after epoch."
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1

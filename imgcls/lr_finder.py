@@ -95,7 +95,7 @@ def plot(
     if lr: axes.axvline(lr, color=GREY, linestyle=":")
     return axes
 
-# %% ../nbs/26_lr_finder.ipynb #81f720b7
+# %% ../nbs/26_lr_finder.ipynb #dc2c7bcc
 def lr_range_test(
     network: nn.Module,         # as it is now; a copy is trained
     optimizer: Optimizer,       # with its parameter groups; a copy is used
@@ -111,11 +111,12 @@ def lr_range_test(
     check(0 < lowest < highest, "`lowest` must be > 0 and below `highest`", (lowest, highest))
     check(n_steps >= 20, "`n_steps` must be >= 20", n_steps, "Fewer say too little.")
     runtime = Runtime.create("cpu") if runtime is None else runtime
-    network, optimizer = copy.deepcopy((network, optimizer))
-    base, losses, average, best = optimizer.param_groups[0]["base_lr"], [], 0.0, math.inf
+    losses, average, best = [], 0.0, math.inf
     lrs = np.geomspace(lowest, highest, n_steps)
-    train_mode(network)
     with preserve_rng():
+        network, optimizer = copy.deepcopy((network, optimizer))
+        base = optimizer.param_groups[0]["base_lr"]
+        train_mode(network)
         for i, lr in enumerate(lrs):
             images, targets = runtime.move(*next(batches))
             seed_all(seed, "lr finder", i)

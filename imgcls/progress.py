@@ -294,17 +294,18 @@ class Mistakes(Callback):
 
     def _name(self, i: int) -> str: return self.class_names[i] if i < len(self.class_names) else f"output {i}"
 
-# %% ../nbs/35_progress.ipynb #b555c141
+# %% ../nbs/35_progress.ipynb #1f95fbca
 class ControlPanel(NotebookProgress):
     "Buttons to steer a training, above its progress."
 
     def __init__(
         self,
         mistakes: Mistakes | None = None,       # to be shown below the curves
+        save: Callable[[State], None] | None = None,        # keeps a checkpoint; None: there are none
         show: Callable[[str, str], None] | None = None,     # takes (html, text); None: Jupyter's display
     ):
         super().__init__(show=show)
-        self.mistakes, self.control = mistakes, Control(changed=self._changed)
+        self.mistakes, self.control = mistakes, Control(save, self._changed)
         self._buttons: Any = None
         self._make_widgets()
 
