@@ -59,7 +59,7 @@ from .training import Callback, State, TrainingInterrupted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/37_learner.ipynb #8d27003f
+# %% ../nbs/37_learner.ipynb #a285c410
 class Learner:
     "Data, a network, and the verbs: fit, resume, evaluate, predict."
 
@@ -137,13 +137,18 @@ class Learner:
                              f"{config.optimizer.lr:g}, {config.scheduler.type}, batches of "
                              f"{config.training.batch_size}",
                 "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
-                "trained": f"{self.state.epoch} of {self.state.n_epochs} epochs ({self.state.status})"
+                "trained": f"{self.state.epoch} of {self.state.n_epochs} epochs ({_status(self)})"
                            + (f", best val accuracy {best['val_accuracy']:.4f} after epoch {best['epoch']}"
                               if best else ""),
                 "run": self.run.name if self.run else "none yet: the first fit makes one"}
         cells = (f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>"
                  f"{html.escape(value)}</td></tr>" for key, value in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+
+def _status(learner: Learner) -> str:
+    if learner.background is not None and learner.background.running: return "goes on in the background"
+    return learner.state.status
 
 
 def _name_of(value: Any) -> str:

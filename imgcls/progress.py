@@ -13,7 +13,7 @@ one took. What is shown never changes what is computed, and what a person change
 __all__ = ['where', 'epoch_line', 'LogEpochs', 'bar_html', 'clock', 'NotebookProgress', 'TerminalProgress', 'progress_callbacks',
            'Background', 'Mistakes', 'ControlPanel', 'TensorBoard', 'event_writer', 'log_figures']
 
-# %% ../nbs/35_progress.ipynb #b07c45cd
+# %% ../nbs/35_progress.ipynb #4a818464
 import atexit
 import html
 import sys
@@ -27,6 +27,7 @@ from .callbacks import Control, lr_factor
 from .core import ConfigError, Images, check
 from .history import History
 from .plots import image_grid, picture_html
+from .predictions import wilson_interval
 from .settings import get_logger
 from .training import Callback, Order, State, place
 
@@ -90,7 +91,7 @@ def clock(
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
-# %% ../nbs/35_progress.ipynb #6deee6a2
+# %% ../nbs/35_progress.ipynb #89bb6ed8
 class NotebookProgress(Callback):
     "One output that updates in place, and stays."
     order = Order.SHOW
@@ -143,7 +144,7 @@ class NotebookProgress(Callback):
         else:
             parts.append(f"<div>{html.escape(_ending(state))}</div>")
         leave_out = () if self.live else ("seconds",)       # a stored lesson shows no changing times
-        if len(state.history): parts.append(state.history.to_html(leave_out))
+        if len(state.history): parts.append(state.history.to_html(leave_out) + _how_sure(state))
         text = "\n".join([_ending(state), repr(state.history)])
         self._write("".join(parts) + self._curves, text)
 
@@ -159,6 +160,14 @@ class NotebookProgress(Callback):
         if done < 5: return None
         to_go = state.n_epochs * state.n_batches - _batches_done(state)
         return (time.monotonic() - self._started - state.idle) / done * to_go
+
+
+def _how_sure(state: State) -> str:
+    "What the best accuracy may be on other images."
+    best, n = state.history.best("val_accuracy"), len(getattr(state.val_batches, "dataset", ()))
+    if best is None or not n: return ""
+    low, high = wilson_interval(round(best["val_accuracy"] * n), n)
+    return f"<p>95 % interval of the best val accuracy: {low:.4f} to {high:.4f} ({n:,} images)</p>"
 
 
 def _batches_done(state: State) -> int: return state.epoch * state.n_batches + state.batch
