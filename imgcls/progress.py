@@ -13,7 +13,7 @@ one took. What is shown never changes what is computed, and what a person change
 __all__ = ['where', 'epoch_line', 'LogEpochs', 'bar_html', 'clock', 'NotebookProgress', 'TerminalProgress', 'progress_callbacks',
            'Background', 'Mistakes', 'ControlPanel', 'TensorBoard', 'event_writer', 'log_figures']
 
-# %% ../nbs/35_progress.ipynb #4a818464
+# %% ../nbs/35_progress.ipynb #396ea198
 import atexit
 import html
 import sys
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from .callbacks import Control, lr_factor
 from .core import ConfigError, Images, check
