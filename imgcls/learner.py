@@ -12,7 +12,7 @@ interrupt or an error the learner can go on."""
 # %% auto #0
 __all__ = ['Learner', 'describe_run', 'checkpoint_of']
 
-# %% ../nbs/37_learner.ipynb #a9508694
+# %% ../nbs/37_learner.ipynb #f433e209
 import copy
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import training
+from .calibration import Evaluation, Predictions
 from imgcls.callbacks import (
     EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
 )
@@ -36,8 +37,9 @@ from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
 from imgcls.core import (
     CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
 )
-from .data import OBJECTS, ImageData, data_from_config, load_manifest, save_manifest
+from .data import OBJECTS, data_from_config, load_manifest, save_manifest
 from .datasets import DataConfig
+from .edits import ImageData
 from .experiment import ALIASES, ExperimentConfig, load_experiment
 from .history import History
 from .images import EXTENSIONS, as_rgb, load_image
@@ -48,7 +50,7 @@ from .metrics import Metric, build_metrics
 from .networks import build_network, count_parameters, head_of
 from .optimizers import build_optimizer, build_schedule
 from .plots import PALETTE, image_grid
-from .predictions import Evaluation, Origin, Predictions
+from .predictions import Origin
 from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks, where
 from .runs import Run, Summary, run_name
 from .runtime import Runtime, environment, exactness_differences
@@ -346,7 +348,7 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback]) -> None:
             error.add_note(f"The run {run.name!r} keeps its last checkpoint: learn.resume() goes on from it.")
             raise
 
-# %% ../nbs/37_learner.ipynb #87c47825
+# %% ../nbs/37_learner.ipynb #1367913e
 def _open_run(learner: Learner) -> Run:
     "The learner's folder; the first time, a new one with everything known before training."
     if learner.run is not None: return learner.run
@@ -379,7 +381,7 @@ def describe_run(
         device=str(state.runtime.device), parameters={"trainable": trained, "total": total},
         dataset_sizes=data.sizes, n_classes=data.n_classes, environment=dict(environment(state.runtime)),
         config=to_dict(learner.config),
-        notes=[f"{key} was passed as an object: {what}" for key, what in learner.objects.items()])
+        notes=[*data.notes, *(f"{key} was passed as an object: {what}" for key, what in learner.objects.items())])
 
 
 def _extra(learner: Learner) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from .core import ConfigError, check, write_atomic
 from .experiment import ExperimentConfig
 from .learner import Learner
-from .predictions import Evaluation
+from .calibration import Evaluation
 from .progress import log_figures
 from .settings import get_logger, log_file
 
