@@ -190,7 +190,7 @@ def link(
     return (f'<a data-click="{html.escape(click)}" tabindex="0" role="button" '
             f'style="cursor:pointer;text-decoration:underline;color:#0072B2">{html.escape(text)}</a>')
 
-# %% ../nbs/41_widgets.ipynb #ebf7ef64
+# %% ../nbs/41_widgets.ipynb #eb7099e9
 class Widget:
     "Something to look at and click, with a still picture of itself."
 
@@ -233,10 +233,14 @@ class Widget:
                 self.message.value = f'<span style="color:#D55E00">{html.escape(str(error))}</span>'
         return call
 
-    def _ipython_display_(self) -> None:
+    @property
+    def _ipython_display_(self) -> Callable[[], None]:
+        if where() != "notebook": raise AttributeError("no front end: see _repr_html_")
+        return self._display
+
+    def _repr_html_(self) -> str: return self.snapshot().page
+
+    def _display(self) -> None:
         from IPython.display import display
-        if where() != "notebook":
-            display(self.snapshot())
-            return
         display(self.box)
         self._still = display({"text/html": self._hidden(), "text/plain": repr(self)}, raw=True, display_id=True)
