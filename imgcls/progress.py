@@ -13,13 +13,14 @@ one took. What is shown never changes what is computed, and what a person change
 __all__ = ['where', 'epoch_line', 'LogEpochs', 'bar_html', 'clock', 'NotebookProgress', 'TerminalProgress', 'progress_callbacks',
            'Background', 'Mistakes', 'ControlPanel', 'TensorBoard', 'event_writer', 'log_figures']
 
-# %% ../nbs/35_progress.ipynb #396ea198
+# %% ../nbs/35_progress.ipynb #aea74c31
 import atexit
 import html
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ import torch
 from .callbacks import Control, lr_factor
 from .core import ConfigError, Images, check
 from .history import History
-from .plots import image_grid, picture_html
+from .plots import curves, image_grid, picture_html
 from .predictions import wilson_interval
 from .settings import get_logger
 from .training import Callback, Order, State, place
@@ -93,7 +94,7 @@ def clock(
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
-# %% ../nbs/35_progress.ipynb #89bb6ed8
+# %% ../nbs/35_progress.ipynb #47f15812
 class NotebookProgress(Callback):
     "One output that updates in place, and stays."
     order = Order.SHOW
@@ -107,7 +108,8 @@ class NotebookProgress(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._curves, self._drawn = "", -1
-        self._next_bar = self._next_curves = 0.0
+        self._next_bar = self._next_curves = self._spent = 0.0
+        if self.live: _warm_up()
         self._started, self._from = time.monotonic(), _batches_done(state)
         if self.live: self._display(state, bar=True)
 
@@ -162,6 +164,12 @@ class NotebookProgress(Callback):
         if done < 5: return None
         to_go = state.n_epochs * state.n_batches - _batches_done(state)
         return (time.monotonic() - self._started - state.idle) / done * to_go
+
+
+@cache
+def _warm_up() -> None:
+    "The first picture of a process loads matplotlib and its fonts, up to a second: before the first step."
+    picture_html(curves({"": ([0], [0])}).figure)
 
 
 def _how_sure(state: State) -> str:
@@ -305,7 +313,7 @@ class Mistakes(Callback):
 
     def _name(self, i: int) -> str: return self.class_names[i] if i < len(self.class_names) else f"output {i}"
 
-# %% ../nbs/35_progress.ipynb #1f95fbca
+# %% ../nbs/35_progress.ipynb #fdc0bf50
 class ControlPanel(NotebookProgress):
     "Buttons to steer a training, above its progress."
 
@@ -364,6 +372,7 @@ class ControlPanel(NotebookProgress):
     def _changed(self, state: State) -> None:
         if state.history.events.event.iloc[-1] == "lr factor":
             self.message.value = f"learning rate × {lr_factor(state.history):g} from step {state.step + 1} on"
+        if self.control.paused: self._draw_curves(state)        # costs no training time
         self._display(state, bar=True)
         self.pause.description = "Resume" if self.control.paused else "Pause"
 
