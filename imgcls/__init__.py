@@ -37,24 +37,32 @@ __version__ = "0.1.0"
 
 # Registries share their room's name, so they are imported from it: from imgcls.networks import networks
 _HOMES = {
-    "ImageData": "data", "sample_digits": "data", "sample_photos": "data",
-    "Learner": "verification",      # the last room that adds a verb to it
+    "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
+    "Learner": "learner",
     "Evaluation": "predictions", "Predictions": "predictions",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",
-    "Callback": "training", "State": "training", "TrainingInterrupted": "training",
+    "Callback": "training", "State": "training", "TrainingInterrupted": "training", "Replay": "callbacks",
     "ImgclsError": "core", "ConfigError": "core", "DataError": "core", "CheckpointError": "core",
     "MissingExtra": "core",
-    "find_settings": "settings", "environment": "runtime",
-    "Run": "runs", "list_runs": "runs", "compare_runs": "runs",
+    "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
+    "Run": "runs", "list_runs": "runs",
+    "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
+    "predict_widget": "prediction",
     "download_hymenoptera": "samples",
+}
+_VERBS = {      # rooms that add methods to what a room defines
+    "data": ("edits",), "predictions": ("calibration",), "learner": ("verification", "interpretation"),
 }
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name):
     from importlib import import_module
-    if name in _HOMES: return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        home = _HOMES[name]
+        for room in _VERBS.get(home, ()): import_module(f"{__name__}.{room}")
+        return getattr(import_module(f"{__name__}.{home}"), name)
     if not name.startswith("__"):
         from difflib import get_close_matches
         near = get_close_matches(name, __all__, n=1)

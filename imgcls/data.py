@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-# %% ../nbs/16_data.ipynb #b1ecec8c
+# %% ../nbs/16_data.ipynb #b994beb4
 OBJECTS = "(datasets passed as objects)"        # what a config says in place of a folder
 
 
@@ -58,6 +58,7 @@ class ImageData:
         transforms: TransformsConfig | None = None,     # what is done to each image
         own_transforms: bool = False,       # were transforms passed as objects?
         eval_transform: Callable[[Any], Tensor] | None = None,  # for predict; None: the datasets' own
+        notes: Sequence[str] = (),          # what was done to the data, for the summary of its runs
     ):
         unknown = [split for split in datasets if split not in SPLITS]
         check(not unknown, f"Splits are {', '.join(SPLITS)}", unknown)
@@ -65,7 +66,7 @@ class ImageData:
         self.datasets, self.class_names = dict(datasets), list(class_names)
         self.table, self.own_transforms, self._eval_transform = table, own_transforms, eval_transform
         self.config = config or DataConfig(data_dir=OBJECTS)
-        self.transforms = transforms or TransformsConfig()
+        self.transforms, self.notes = transforms or TransformsConfig(), tuple(notes)
 
     @property
     def n_classes(self) -> int: return len(self.class_names)
@@ -173,7 +174,7 @@ class ImageData:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
         names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
-        return f"ImageData({sizes}; {self.n_classes} classes: {names})"
+        return f"ImageData({'; '.join([sizes, f'{self.n_classes} classes: {names}', *self.notes])})"
 
 # %% ../nbs/16_data.ipynb #413a0d8a
 _SAMPLES = {"digits": write_digits, "photos": write_photos}
