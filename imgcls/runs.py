@@ -441,7 +441,7 @@ def _unlike_most(knobs: list[dict[str, Any]]) -> list[str]:
     return [", ".join(f"{key.rsplit('.', 2 if key.endswith('.type') else 1)[-1]}={value}"
                       for key, value in k.items() if repr(value) != usual[key]) for k in knobs]
 
-# %% ../nbs/31_runs.ipynb #a7499a84
+# %% ../nbs/31_runs.ipynb #60571a4e
 def differences(
     *runs: str | Path | Run,            # one or more: names, folders, or runs
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
@@ -473,7 +473,8 @@ def _results(summaries: list[Summary]) -> dict[str, list[Any]]:
     for split in splits:
         results = [s.final.get(split, {}) for s in summaries]
         rows[f"{split} accuracy"] = [_with_interval(result, "accuracy") for result in results]
-    return rows
+    notes = row(lambda s: "; ".join(s.notes))
+    return rows | ({"notes": notes} if len(set(notes)) > 1 else {})     # labels that were mended, say
 
 # %% ../nbs/31_runs.ipynb #622c5437
 @patch
