@@ -11,7 +11,7 @@ random number that training would miss; an image that cannot be read says so, an
 # %% auto #0
 __all__ = ['VIEWS', 'ORDERS', 'Browser', 'browse']
 
-# %% ../nbs/46_browser.ipynb #3082725a
+# %% ../nbs/46_browser.ipynb #4b5f95ab
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,9 +25,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .audit import _recall
 from .core import DataError, check, listed, near_miss
-from .data import _memory
 from .edits import ImageData, readable
 from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image, shade, table, tag
 from .images import load_image
@@ -38,7 +36,7 @@ from .widgets import link, thumbnail
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/46_browser.ipynb #d7e36a5d
+# %% ../nbs/46_browser.ipynb #7abbce0f
 VIEWS = ("as they are", "as the network sees them")
 ORDERS = ("mixed", "in order")
 
@@ -102,8 +100,7 @@ class Browser(Gallery):
     @cached_property
     def _known(self) -> dict[str, tuple[int, int]]:
         "Width and height of every file, as the audit saw it."
-        if self.data.table is None: return {}
-        return {path: (width, height) for path, (_, width, height, _) in _recall(_memory(self.data.table)).items()}
+        return self.data.image_sizes()
 
     def _label(self, i: int) -> str:
         split = self._choice.split

@@ -13,7 +13,7 @@ split; looking at the data changes nothing."""
 __all__ = ['OBJECTS', 'ImageData', 'load_table', 'data_from_table', 'data_from_config', 'sample_digits', 'sample_photos',
            'save_manifest', 'load_manifest']
 
-# %% ../nbs/16_data.ipynb #30ce6c82
+# %% ../nbs/16_data.ipynb #7d61e47e
 import hashlib
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .audit import Audit, audit
+from .audit import Audit, audit, recall
 from .config import from_dict, override
 from .core import DataError, Images, check, listed, near_miss, write_atomic
 from .datasets import SPLITS, DataConfig, ImageTable
@@ -209,7 +209,7 @@ def _find_folder(name: str, home: Path) -> Path:
     raise DataError(f"There is no folder {name!r}, neither here nor in {str(home)!r}."
                     f"{near_miss(Path(name).name, names)} Samples: {', '.join(_SAMPLES)}.")
 
-# %% ../nbs/16_data.ipynb #e2806a1b
+# %% ../nbs/16_data.ipynb #82f51dba
 def data_from_table(
     table: ImageTable,                          # with splits
     config: DataConfig | None = None,           # `on_bad_image` is read here
@@ -239,6 +239,13 @@ def data_from_config(
     "Find the images that a config names."
     config = config or DataConfig()
     return data_from_table(load_table(config, find_settings().data, seed), config, transforms, **own)
+
+
+@patch
+def image_sizes(self: ImageData) -> dict[str, tuple[int, int]]:     # path as the table has it -> width, height
+    "Sizes of the image files in pixels, as they were seen when the data was made; no file is opened."
+    if self.table is None: return {}
+    return {path: (width, height) for path, (_, width, height, _) in recall(_memory(self.table)).items()}
 
 
 def _memory(table: ImageTable) -> Path:
