@@ -11,7 +11,7 @@ has no epoch yet is named with its state instead of being passed over; the runs'
 # %% auto #0
 __all__ = ['MOST', 'named', 'overlay', 'RunComparison', 'compare_runs']
 
-# %% ../nbs/44_comparison.ipynb #f61949b1
+# %% ../nbs/44_comparison.ipynb #2bb88f39
 import html
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from .history import History
 from .plots import curves, picture_html
 from .predictions import html_table
 from .runs import Run, differences, list_runs
+from .settings import find_settings
 from .widgets import Widget
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def named(
     count = Counter(run.name for run in runs)
     return {run.name if count[run.name] == 1 else str(run): run for run in runs}
 
-# %% ../nbs/44_comparison.ipynb #72688b9b
+# %% ../nbs/44_comparison.ipynb #a4a602bc
 MOST = 8        # runs in one picture
 
 
@@ -57,15 +58,22 @@ def overlay(
         points = [(e, v) for e, v in zip(history.column("epoch"), values, strict=False) if not isnan(v)]
         if points: series[name] = tuple(zip(*points, strict=True))
     check(bool(series), "There must be a run with this curve", metric, "See .metrics.")
-    best = {name: histories[name].best(metric) for name in series}
-    sign = -1 if metric.endswith("loss") else 1
-    winner = max(best, key=lambda name: sign * best[name][metric])
-    word = "lowest" if sign < 0 else "best"
     label = metric.replace("_", " ")
-    title = f"{word} {label} {best[winner][metric]:.4f}: {winner}, epoch {best[winner]['epoch']}"
-    return curves(series, "epoch", f"{label} (nats)" if sign < 0 else label, title)
+    units = {"loss": "nats", "seconds": "s"}
+    unit = next((f" ({unit})" for end, unit in units.items() if metric.endswith(end)), "")
+    return curves(series, "epoch", label + unit, _finding({name: histories[name] for name in series}, metric))
 
-# %% ../nbs/44_comparison.ipynb #f1a474ea
+
+def _finding(histories: dict[str, History], metric: str) -> str:
+    "The best value, and whose it is; of a learning rate or of seconds none is best."
+    if metric in ("lr", "seconds"): return ""
+    best = {name: history.best(metric) for name, history in histories.items()}
+    word, sign = ("lowest", -1) if metric.endswith("loss") else ("best", 1)
+    winner = max(best, key=lambda name: sign * best[name][metric])
+    label = metric.replace("_", " ")
+    return f"{word} {label} {best[winner][metric]:.4f}: {winner}, epoch {best[winner]['epoch']}"
+
+# %% ../nbs/44_comparison.ipynb #f9ef3678
 class RunComparison(Widget):
     "Curves of several runs in one picture, and a table of what differs."
 
@@ -77,6 +85,7 @@ class RunComparison(Widget):
         self.runs, self.metric = named(runs), metric
         self._chosen = list(self.runs)[-MOST:]
         self._read()
+        if self.metrics and metric not in self.metrics: self.metric = self.metrics[0]
         super().__init__()
 
     @property
@@ -113,9 +122,10 @@ class RunComparison(Widget):
                 run.summary()
                 if run.history_path.exists(): self._histories[name] = History.read_csv(run.history_path)
                 if not len(self._histories.get(name, ())): self._states[name] = "no epoch yet"
-            except (CheckpointError, DataError) as error: self._states[name] = str(error)
+            except (CheckpointError, DataError, OSError, UnicodeDecodeError) as error:
+                self._states[name] = f"cannot be read: {error}"
 
-# %% ../nbs/44_comparison.ipynb #a9d68b09
+# %% ../nbs/44_comparison.ipynb #99a136c5
 @patch(as_prop=True)
 def table(self: RunComparison) -> "DataFrame":
     "What differs between the runs that are shown, and their results; a column for each."
@@ -138,9 +148,18 @@ def page(self: RunComparison) -> str:
     if not self._chosen: return "<p>Choose a run.</p>"
     parts = [picture_html(self.plot().figure)] if self.metric in self.metrics else []
     if len(self._states) < len(self._chosen) or "no epoch yet" in self._states.values():
-        parts.append(html_table(self.table))
-    parts += [f"<p>{html.escape(name)}: {html.escape(state)}</p>" for name, state in self._states.items()]
+        parts.append(html_table(self.table.map(_short)))
+    without = [name for name, history in self._histories.items() if len(history) and self.metric not in history.epochs]
+    told = self._states | dict.fromkeys(without, f"has no {self.metric}")
+    parts += [f"<p>{html.escape(name)}: {html.escape(state)}</p>" for name, state in told.items()]
+    hidden = len(self.runs) - len(self._chosen)
+    if hidden: parts.append(f"<p>{len(self._chosen)} of {len(self.runs)} runs; choose others in the list.</p>")
     return "".join(parts)
+
+
+def _short(value: object) -> object:
+    "A learning rate of 0.00003 is not 0.0000."
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 @patch
@@ -151,6 +170,7 @@ def choose(
     "Show these runs."
     for name in names:
         check(name in self.runs, "There must be such a run", name, near_miss(name, self.runs).strip())
+    if len(names) > MOST: self._list.value = self._chosen       # as it was, also in the list
     check(len(names) <= MOST, f"At most {MOST} runs fit into a picture", len(names))
     self._chosen = [name for name in self.runs if name in names]
     self._list.value = self._chosen
@@ -187,12 +207,13 @@ def _checked(self: RunComparison, metric: str) -> str:
           near_miss(metric, self.metrics).strip() or f"There are {', '.join(self.metrics) or 'none yet'}.")
     return metric
 
-# %% ../nbs/44_comparison.ipynb #92c4e2e2
+# %% ../nbs/44_comparison.ipynb #11984fc3
 def compare_runs(
     *runs: str | Path | Run,            # names, folders or runs; none: all runs there are
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
 ) -> RunComparison:                     # shows itself; .table .plot() .choose()
     "Runs side by side: curves, differences, results."
-    chosen = runs or list_runs(root).name.tolist()
+    folder = Path(root or find_settings().runs).resolve()       # a name alone might be found elsewhere first
+    chosen = [Run.open(run, root) for run in runs] or [Run(folder/name) for name in list_runs(root).name]
     check(bool(chosen), "There must be a run to compare", "none here", "learn.fit() makes one.")
-    return RunComparison([Run.open(run, root) for run in chosen])
+    return RunComparison(chosen)

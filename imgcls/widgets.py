@@ -12,7 +12,7 @@ touched, because callbacks may run on another thread."""
 # %% auto #0
 __all__ = ['Snapshot', 'Clickable', 'thumbnail', 'tile', 'page_of', 'pager', 'link', 'Widget']
 
-# %% ../nbs/41_widgets.ipynb #64827af8
+# %% ../nbs/41_widgets.ipynb #e8003bf5
 import base64
 import html
 import io
@@ -26,7 +26,7 @@ import ipywidgets
 import traitlets
 from PIL import Image
 
-from .core import ImgclsError, check, write_atomic
+from .core import DataError, ImgclsError, check, write_atomic
 from .plots import pixels
 from .progress import where
 
@@ -51,7 +51,7 @@ class Snapshot:
         check(Path(path).suffix == ".html", "A snapshot is saved as .html", str(path))
         write_atomic(path, f'<!doctype html><meta charset="utf-8"><body style="font-family:sans-serif">{self.page}')
 
-# %% ../nbs/41_widgets.ipynb #1d6f8fc7
+# %% ../nbs/41_widgets.ipynb #504b5db7
 _SCRIPT = """
 function render({model, el}) {
   const body = document.createElement("div"), style = document.createElement("style");
@@ -68,16 +68,27 @@ function render({model, el}) {
     event.preventDefault(); event.stopPropagation();
     model.send({click: part.dataset.click});
   };
-  const drop = async event => {
-    event.preventDefault();
-    for (const file of event.dataTransfer.files)
-      model.send({file: file.name}, undefined, [await file.arrayBuffer()]);
+  const send = async files => {
+    for (const file of [...files]) {
+      const about = {file: file.name, size: file.size, key: String(Math.random())}, step = 4e6;
+      if (file.size > model.get("largest")) { model.send({...about, why: "too large"}); continue; }
+      try {
+        for (let start = 0; start === 0 || start < file.size; start += step)
+          model.send(about, undefined, [await file.slice(start, start + step).arrayBuffer()]);
+      } catch { model.send({...about, why: "unreadable"}); }
+    }
   };
   body.addEventListener("click", press);
   body.addEventListener("keydown", press);
   if (model.get("takes_files")) {
-    body.addEventListener("dragover", event => event.preventDefault());
-    body.addEventListener("drop", drop);
+    const chooser = Object.assign(document.createElement("input"), {type: "file", multiple: true});
+    chooser.setAttribute("aria-label", "choose files");
+    chooser.addEventListener("change", async () => { await send(chooser.files); chooser.value = ""; });
+    body.before(chooser, "or drop files here");
+    const frame = width => event => { event.preventDefault(); el.style.outline = `${width}px dashed #0072B2`; };
+    el.addEventListener("dragover", frame(2));
+    el.addEventListener("dragleave", frame(0));
+    el.addEventListener("drop", event => { frame(0)(event); send(event.dataTransfer.files); });
   }
   model.on("change:html", show);
   show();
@@ -93,21 +104,35 @@ class Clickable(anywidget.AnyWidget):
     html = traitlets.Unicode("").tag(sync=True)
     name = traitlets.Unicode("").tag(sync=True)             # of the still picture that it replaces
     takes_files = traitlets.Bool(False).tag(sync=True)
+    largest = traitlets.Int(50_000_000).tag(sync=True)      # bytes of a file; more is refused
 
     def __init__(
         self,
         html: str = "",                                     # escape what comes from outside
         on_click: Callable[[str], None] | None = None,      # takes the `data-click` of what was clicked
-        on_file: Callable[[str, bytes], None] | None = None,    # takes name and content of a dropped file
+        on_file: Callable[[str, bytes | DataError], None] | None = None,
+        # takes name and content of a file that was chosen or dropped, or why there is no content
         name: str = "",                                     # of the `Widget` it belongs to
     ):
         self._on_click, self._on_file = on_click, on_file
+        self._parts: dict[str, list[bytes]] = {}            # of files that are still coming
         super().__init__(html=html, name=name, takes_files=on_file is not None)
         self.on_msg(self._receive)
 
     def _receive(self, _: Any, content: dict[str, Any], buffers: Sequence[Any]) -> None:
         if "click" in content and self._on_click: self._on_click(content["click"])
-        if "file" in content and self._on_file: self._on_file(content["file"], bytes(buffers[0]))
+        if "file" in content and self._on_file: self._receive_file(**content, buffers=buffers)
+
+    def _receive_file(self, file: str, size: int, key: str, buffers: Sequence[Any], why: str = "") -> None:
+        "One part of a file, or the reason why it is not sent."
+        if why:
+            self._parts.pop(key, None)
+            told = f"{file!r} cannot be read. If it is a folder: drop its files."
+            if why == "too large": told = f"{file!r} has {size:,} bytes. At most {self.largest:,} are taken."
+            return self._on_file(file, DataError(told))
+        parts = self._parts.setdefault(key, [])
+        parts.append(bytes(buffers[0]))
+        if sum(map(len, parts)) >= size: self._on_file(file, b"".join(self._parts.pop(key)))
 
     def click(
         self,
@@ -116,6 +141,18 @@ class Clickable(anywidget.AnyWidget):
         "What a click in the browser does, from code."
         check(f'data-click="{html.escape(part)}"' in self.html, "There must be such a part to click", part)
         self._receive(self, {"click": part}, [])
+
+    def drop(
+        self,
+        name: str,          # of the file
+        content: bytes,     # of the file
+    ) -> None:
+        "What dropping a file in the browser does, from code."
+        check(self._on_file is not None, "There must be a place to drop files", name)
+        about = {"file": name, "size": len(content), "key": secrets.token_hex(4)}
+        if len(content) > self.largest: return self._receive(self, {**about, "why": "too large"}, [])
+        for start in range(0, max(len(content), 1), 4_000_000):
+            self._receive(self, about, [content[start:start + 4_000_000]])
 
 # %% ../nbs/41_widgets.ipynb #9db83f99
 def thumbnail(
@@ -190,13 +227,16 @@ def link(
     return (f'<a data-click="{html.escape(click)}" tabindex="0" role="button" '
             f'style="cursor:pointer;text-decoration:underline;color:#0072B2">{html.escape(text)}</a>')
 
-# %% ../nbs/41_widgets.ipynb #eb7099e9
+# %% ../nbs/41_widgets.ipynb #1bb7d05b
 class Widget:
     "Something to look at and click, with a still picture of itself."
 
+    on_file: Callable[[str, bytes | DataError], None] | None = None     # a method, where files are taken
+
     def __init__(self):
         self.name = f"imgcls-{secrets.token_hex(4)}"
-        self.view = Clickable("", self._guarded(self.on_click), name=self.name)
+        on_file = None if self.on_file is None else self._guarded(self.on_file)
+        self.view = Clickable("", self._guarded(self.on_click), on_file, self.name)
         self.message = ipywidgets.HTML()
         self.box = ipywidgets.VBox([*self.controls(), self.message, self.view])
         self._still = None
