@@ -2,9 +2,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lab import Lab
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}      # before torch: forked children need it
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,3 +54,13 @@ def workspace(tmp_path: Path) -> Workspace: return Workspace(tmp_path)
 @pytest.fixture(scope="module")
 def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Lab]":
+    "One JupyterLab and one browser for all tests."
+    from lab import Lab, missing
+    if why := missing():
+        if os.environ.get("IMGCLS_NEED_BROWSER") == "1": pytest.fail(why)
+        pytest.skip(why)
+    with Lab(tmp_path_factory.mktemp("lab")) as lab: yield lab
