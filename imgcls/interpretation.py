@@ -11,7 +11,7 @@ the probabilities are those of `learn.predict`; where nothing speaks for a class
 # %% auto #0
 __all__ = ['map_layer', 'grad_cam', 'overlay', 'Explanation']
 
-# %% ../nbs/40_interpretation.ipynb #90f24929
+# %% ../nbs/40_interpretation.ipynb #fcd41af9
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .core import ConfigError, DataError, Logits, check, listed, near_miss
-from .learner import _as_image, _items, _network_with, _output_names
+from .images import as_image, images_in
+from .learner import network_with, output_names
 from .plots import image_grid, picture_html, pixels, save_plot
 from .predictions import Predictions, html_table
 from .seeding import deterministic_mode, preserve_rng
@@ -225,7 +226,7 @@ def _repr_html_(self: Explanation) -> str:
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in (*self.notes, places))
     return f"{picture_html(self.figure())}{html_table(shown)}{more}{notes}"
 
-# %% ../nbs/40_interpretation.ipynb #cceae63c
+# %% ../nbs/40_interpretation.ipynb #6d6d9e54
 @patch
 def explain(
     self: Learner,
@@ -235,7 +236,7 @@ def explain(
     layer: str | None = None,       # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
     "What does the network say of an image, and where does it look?"
-    items = _items(image)
+    items = images_in(image)
     check(len(items) == 1, "`explain` takes one image", len(items), "For many: learn.predict.", DataError)
     with preserve_rng():
         tensor, shown = _prepared(self, items[0])
@@ -245,7 +246,7 @@ def explain(
 def _prepared(learner: Learner, item: Any) -> tuple[Tensor, Tensor]:
     "An image as the network gets it, and as an eye sees that."
     data = learner.data
-    tensor = data.eval_transform(_as_image(item))
+    tensor = data.eval_transform(as_image(item))
     split = next((split for split in ("val", "test") if split in data.datasets), "test")
     return tensor, data.colours(tensor[None], split)[0]
 
@@ -255,11 +256,11 @@ _Asked = tuple[nn.Module, list[str], np.ndarray]        # who answered, the clas
 
 def _asked(learner: Learner, tensor: Tensor, weights: str) -> _Asked:
     "What `learn.predict` would say, and the network that says it."
-    runtime, network = learner.state.runtime, _network_with(learner, weights)
+    runtime, network = learner.state.runtime, network_with(learner, weights)
     with evaluating(network), deterministic_mode(learner.config.deterministic):
         images, _ = runtime.move(tensor[None], torch.zeros(1, dtype=torch.long))
         with runtime.autocast(): logits = network(images).float().cpu()
-    return network, _output_names(learner, logits), logits[0].double().softmax(0).numpy()
+    return network, output_names(learner, logits), logits[0].double().softmax(0).numpy()
 
 
 def _explained(asked: _Asked, tensor: Tensor, shown: Tensor, label: str | None, layer: str | None) -> Explanation:

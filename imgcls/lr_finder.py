@@ -13,7 +13,7 @@ Source: Smith 2015, *Cyclical learning rates for training neural networks*, arXi
 # %% auto #0
 __all__ = ['LRFinding', 'lr_range_test']
 
-# %% ../nbs/26_lr_finder.ipynb #99a1e1d3
+# %% ../nbs/26_lr_finder.ipynb #6b034ca7
 import copy
 import html
 import math
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim import Optimizer

@@ -11,7 +11,7 @@ read is named, with the reason, and what was there stays; the last eight images 
 # %% auto #0
 __all__ = ['KEPT', 'SIDE', 'MOST_BARS', 'Answer', 'PredictWidget', 'predict_widget']
 
-# %% ../nbs/45_prediction.ipynb #1b7655b6
+# %% ../nbs/45_prediction.ipynb #7b9d399c
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .core import ConfigError, DataError, ImgclsError, check
 from .explorer import CUT, SIDE_BY_SIDE, escaped, tag
-from .images import load_image
+from .images import as_image, images_in, load_image
 from .interpretation import Explanation, _asked, _explained, _prepared, overlay
-from .learner import _as_image, _items, _network_with
+from .learner import network_with
 from .plots import PALETTE
 from .predictions import Predictions
 from .seeding import preserve_rng
@@ -66,7 +66,7 @@ def _answer(learner: Learner, weights: str, number: int, name: str, picture: str
     return Answer(number, name, picture, tensor, shown, Predictions(asked[2][None], asked[1]), found, why_not,
                   f"{weights} weights{epochs}")
 
-# %% ../nbs/45_prediction.ipynb #e39ce258
+# %% ../nbs/45_prediction.ipynb #580c8815
 KEPT, SIDE, MOST_BARS = 8, 200, 10      # images; pixels of their longer side; classes with a bar
 
 
@@ -79,7 +79,7 @@ class PredictWidget(Widget):
         weights: str = "current",   # 'current', 'best' or 'last': of the run's checkpoints
     ):
         check(isinstance(learn, Learner), "`learn` must be a Learner", learn)
-        _network_with(learn, weights)       # an error now rather than at the first image
+        network_with(learn, weights)       # an error now rather than at the first image
         self.learn, self.weights = learn, weights
         self._entries: list[Answer | str] = []
         self._number = 0
@@ -101,10 +101,10 @@ def show(
     image: Any,                     # what learn.predict takes: path, PIL image, array, or up to eight of them
 ) -> PredictWidget:                 # itself
     "Ask what the network says of an image."
-    items = _items(image)
+    items = images_in(image)
     check(0 < len(items) <= KEPT, f"There must be 1 to {KEPT} images at a time", len(items),
           "For more: learn.predict.", DataError)
-    self._add([self._ask(Path(item).name if isinstance(item, (str, Path)) else "image", _as_image(item))
+    self._add([self._ask(Path(item).name if isinstance(item, (str, Path)) else "image", as_image(item))
                for item in items])
     return self
 
