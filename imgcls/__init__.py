@@ -3,24 +3,33 @@
 Modules:
 
 - `imgcls.audit`: Can every image be read, before training starts?
+- `imgcls.browser`: What is in the data, and what does the network see of it?
+- `imgcls.calibration`: How sure may one be of what it says?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is the state of a run kept, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
+- `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.experiment`: Which knobs are there, all on one page?
+- `imgcls.explorer`: Which images are behind a number?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.interpretation`: Where does the network look, and why does it say that?
+- `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
+- `imgcls.lr_finder`: How large may the learning rate be?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
+- `imgcls.prediction`: What does it say of an image of mine?
 - `imgcls.predictions`: What did the network say, and how often was it right?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
@@ -31,7 +40,8 @@ Modules:
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
-- `imgcls.verification`: How do I know that stopping costs nothing?"""
+- `imgcls.verification`: How do I know that stopping costs nothing?
+- `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 
 __version__ = "0.1.0"
 

@@ -344,7 +344,7 @@ class KeepRun(Callback):
         self.run.write_summary(summary)
         state.history.write_csv(self.run.history_path)
 
-# %% ../nbs/34_callbacks.ipynb #e8868360
+# %% ../nbs/34_callbacks.ipynb #1266253c
 class Control(Callback):
     "Pause, resume, stop, save, and a factor for the learning rate, from any thread."
     order = Order.STEER
@@ -359,7 +359,7 @@ class Control(Callback):
         self._why, self._factor, self._to_save = None, None, False
 
     def pause(self) -> None:
-        "Wait after the step at hand, with everything saved."
+        "Wait after the step at hand, with everything saved; inside validation, as the last checkpoint saved it."
         self.paused = True
 
     def resume(self) -> None:
@@ -381,7 +381,7 @@ class Control(Callback):
         self,
         factor: float,                  # of the scheduled learning rate, > 0; 1: as scheduled
     ) -> None:
-        "Train with a multiple of the scheduled learning rate, from the next step on."
+        "Train with a multiple of the scheduled learning rate, from the next step on; validation is finished first."
         check(isinstance(factor, (int, float)) and 0 < factor < math.inf, "The factor must be a number > 0", factor)
         self._factor = float(factor)
 
@@ -392,7 +392,7 @@ class Control(Callback):
     def on_epoch_end(self, state: State) -> None: self._look(state)
 
     def _look(self, state: State, may_save: bool = True) -> None:
-        "Do what was wished. In validation the network may hold other weights, so saving waits."
+        "Do what was wished. In validation the network may hold other weights, so what must be saved waits."
         self._grant(state, may_save)
         if not self.paused or state.stop_reason: return
         self._note(state, "paused", "", may_save)
@@ -402,10 +402,10 @@ class Control(Callback):
         if not state.stop_reason: self._note(state, "continued", "", may_save)
 
     def _has_wish(self, may_save: bool) -> bool:
-        return self._why is not None or self._factor is not None or (self._to_save and may_save)
+        return self._why is not None or (may_save and (self._factor is not None or self._to_save))
 
     def _grant(self, state: State, may_save: bool) -> None:
-        if self._factor is not None:
+        if self._factor is not None and may_save:
             factor, self._factor = self._factor, None
             if factor != lr_factor(state.history): self._note(state, "lr factor", repr(factor), may_save)
         if self._why is not None:

@@ -12,7 +12,7 @@ interrupt or an error the learner can go on."""
 # %% auto #0
 __all__ = ['Learner', 'describe_run', 'checkpoint_of', 'network_with', 'output_names']
 
-# %% ../nbs/37_learner.ipynb #9c9a3628
+# %% ../nbs/37_learner.ipynb #2e18ca0e
 import copy
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ from . import training
 from .calibration import Evaluation, Predictions
 from imgcls.callbacks import (
     EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
+    lr_factor,
 )
 from .checkpointing import load_checkpoint
 from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
@@ -240,7 +241,7 @@ def _make_callbacks(learner: Learner) -> list[Callback]:
     if config.early_stopping: callbacks.append(EarlyStopping(config.early_stopping))
     return [*callbacks, *learner.given["callbacks"]]
 
-# %% ../nbs/37_learner.ipynb #2789d5f6
+# %% ../nbs/37_learner.ipynb #b2f38322
 @patch
 def fit(
     self: Learner,
@@ -251,15 +252,11 @@ def fit(
     "Train, and show how it goes."
     check(n_epochs is None or (isinstance(n_epochs, int) and n_epochs > 0),
           "`n_epochs` must be a whole number > 0", n_epochs)
-    _ensure_free(self)
-    _recover(self)
-    state = self.state
-    goal = self.planned if n_epochs is None else state.epoch + n_epochs
-    if goal <= state.epoch:
-        get_logger().warning(f"Nothing to do: {state.epoch} of {goal} epochs are trained. "
-                             "learn.fit(5) trains five more.")
-        return self
-    return _train(self.plan(goal), callbacks, background)
+    with _Claim(self) as claim:
+        _recover(self)
+        goal = self.planned if n_epochs is None else self.state.epoch + n_epochs
+        if goal <= self.state.epoch: return _nothing_to_do(self, goal)
+        return _train(self.plan(goal), callbacks, background, claim)
 
 
 @patch
@@ -269,12 +266,14 @@ def resume(
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
 ) -> Learner:                               # itself
     "Go on to the planned number of epochs, bit for bit as if training had never stopped."
-    _ensure_free(self)
-    _recover(self)
-    if self.state.epoch >= self.state.n_epochs: return self.fit()   # says that there is nothing to do
-    if self.run is not None:
-        self.history.note(self.state.step, self.state.epoch, "resumed")
-    return _train(self, callbacks, background)
+    with _Claim(self) as claim:
+        _recover(self)
+        state = self.state
+        if state.epoch >= state.n_epochs:
+            if state.epoch >= self.planned: return _nothing_to_do(self, self.planned)
+            self.plan(self.planned)
+        if self.run is not None: self.history.note(state.step, state.epoch, "resumed")
+        return _train(self, callbacks, background, claim)
 
 
 @patch
@@ -284,7 +283,10 @@ def plan(
 ) -> Learner:                               # itself
     "Change where training shall end; the schedule becomes that of the new length."
     state = self.state
-    check(n_epochs >= state.epoch, f"{state.epoch} epochs are trained, the plan cannot be shorter", n_epochs)
+    _check_idle(self)
+    begun = state.epoch + bool(state.batch)
+    check(n_epochs >= begun, f"{state.epoch} epochs are trained{' and one is begun' if state.batch else ''}, the plan "
+          "cannot be shorter", n_epochs)
     self.config = override(self.config, {"training.num_epochs": n_epochs})
     if state.step and n_epochs != state.n_epochs:
         event = "extended" if n_epochs > state.n_epochs else "shortened"
@@ -293,12 +295,31 @@ def plan(
     return self
 
 
-def _ensure_free(learner: Learner) -> None:
-    "One training at a time."
+class _Claim:
+    "Holds the one training of the process; a thread that was given it lets go of it by itself."
+
+    def __init__(self, learner: Learner):
+        _check_idle(learner)
+        self.handed_over = False
+
+    def __enter__(self) -> "_Claim":
+        training.claim()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.handed_over: training.release()
+
+
+def _check_idle(learner: Learner) -> None:
     if learner.background is not None and learner.background.running:
         raise ConfigError(f"This learner trains in the background already ({training.place(learner.state)}). "
                           "learn.wait() waits for it, learn.control.stop() ends it.")
-    training.ensure_free()
+
+
+def _nothing_to_do(learner: Learner, goal: int) -> Learner:
+    get_logger().warning(f"Nothing to do: {learner.state.epoch} of {goal} epochs are trained. "
+                         "learn.fit(5) trains five more.")
+    return learner
 
 
 def _recover(learner: Learner) -> None:
@@ -306,7 +327,7 @@ def _recover(learner: Learner) -> None:
     if learner.state.in_step: _load(learner, _load_last(learner.run))
 
 
-def _train(learner: Learner, callbacks: Iterable[Callback], background: bool) -> Learner:
+def _train(learner: Learner, callbacks: Iterable[Callback], background: bool, claim: "_Claim") -> Learner:
     "The loop, in the learner's run folder."
     run = _open_run(learner)
     _write_config(learner)
@@ -320,25 +341,36 @@ def _train(learner: Learner, callbacks: Iterable[Callback], background: bool) ->
     if not background:
         _run_loop(learner, [*everyone, *progress_callbacks(learner.progress)])
         return learner
-    shown, control = _steering(learner, saver)
-    learner.background = Background(lambda: _run_loop(learner, [*everyone, *shown, control]), control).start()
+    if learner.background is not None and learner.background.error is not None:
+        error = learner.background.error
+        get_logger().warning(f"The last training in the background ended with {type(error).__name__}: {error}")
+    shown, control, failed = _steering(learner, saver)
+
+    def work() -> None:
+        try: _run_loop(learner, [*everyone, *shown, control])
+        finally: training.release()
+
+    learner.background, claim.handed_over = Background(work, control, failed), True
+    learner.background.start()
     return learner
 
 
-def _steering(learner: Learner, saver: SaveCheckpoints) -> tuple[list[Callback], Control]:
-    "What shows a training in the background, and what steers it."
+def _steering(
+    learner: Learner, saver: SaveCheckpoints,
+) -> tuple[list[Callback], Control, Callable[[BaseException], None] | None]:
+    "What shows a training in the background, what steers it, and who is told of an error."
     if (learner.progress or where()) != "notebook":
-        return progress_callbacks(learner.progress, background=True), Control(saver.save)
+        return progress_callbacks(learner.progress, background=True), Control(saver.save), None
     mistakes = Mistakes(learner.class_names, lambda images: learner.data.colours(images, "val"))
-    panel = ControlPanel(mistakes, saver.save)
+    panel = ControlPanel(mistakes, saver.save, lr_factor(learner.history))
     panel.open()
-    return [mistakes, panel], panel.control
+    return [mistakes, panel], panel.control, panel.failed
 
 
 def _run_loop(learner: Learner, callbacks: Sequence[Callback]) -> None:
     run = learner.run
     with log_file(run.log_path), preserve_rng(), deterministic_mode(learner.config.deterministic):
-        try: training.fit(learner.state, callbacks)
+        try: training.fit(learner.state, callbacks, claimed=True)
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. learn.resume() goes on."
             raise
@@ -529,7 +561,7 @@ def _load(learner: Learner, saved: Mapping[str, Any]) -> None:
     here = {callback.name for callback in learner.callbacks}
     learner._waiting = {name: state for name, state in saved["callbacks"].items() if name not in here}
 
-# %% ../nbs/37_learner.ipynb #103a0031
+# %% ../nbs/37_learner.ipynb #1a6bc8f3
 @patch
 def evaluate(
     self: Learner,
@@ -538,9 +570,11 @@ def evaluate(
 ) -> Evaluation:                    # shows itself; .accuracy .report() .plot_confusion_matrix() .per_sample
     "How good is the network on a split?"
     dataset = self.data.eval_dataset(split)
-    logits, targets = _logits(self, dataset, weights)
+    with preserve_rng():                # one turn for the answer and for the step it belongs to
+        logits, targets = _logits(self, dataset, weights)
+        origin = Origin(self, weights, self.state.step)
     evaluation = Evaluation.from_logits(logits, targets, output_names(self, logits), self.data.paths(split), split)
-    evaluation.origin = Origin(self, weights, self.state.step)
+    evaluation.origin = origin
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     return evaluation
 
@@ -597,7 +631,7 @@ def output_names(
     unused = range(len(learner.class_names), logits.shape[1])
     return [*learner.class_names, *(f"output {i}" for i in unused)]
 
-# %% ../nbs/37_learner.ipynb #140ec46a
+# %% ../nbs/37_learner.ipynb #6b4b6c3e
 @patch
 def predict(
     self: Learner,
@@ -609,9 +643,11 @@ def predict(
     check(len(items) > 0, "There must be at least one image",
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
-    logits, _ = _logits(self, _Unlabelled(items, self.data.eval_transform), weights)
+    with preserve_rng():
+        logits, _ = _logits(self, _Unlabelled(items, self.data.eval_transform), weights)
+        origin = Origin(self, weights, self.state.step)
     predictions = Predictions.from_logits(logits, output_names(self, logits), paths)
-    predictions.origin = Origin(self, weights, self.state.step)
+    predictions.origin = origin
     predictions.source = lambda i: as_image(items[i])
     return predictions
 

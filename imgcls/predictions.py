@@ -14,7 +14,7 @@ the same kind (F1, top-k and the averages of the report do not); only images tha
 __all__ = ['Numbers', 'Predictions', 'html_table', 'Origin', 'wilson_interval', 'Evaluation', 'mean_interval', 'Report',
            'of_split', 'with_interval']
 
-# %% ../nbs/24_predictions.ipynb #53893658
+# %% ../nbs/24_predictions.ipynb #148daf4f
 import html
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .core import DataError, Labels, Logits, check, write_atomic
 from .images import load_image
-from .plots import PALETTE, bars, image_grid, matrix, save_plot
+from .plots import PALETTE, bars, image_grid, matrix, picture_html, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -474,7 +474,7 @@ def _verdict(evaluation: Evaluation, i: int) -> str:
     said = "" if said == true else f", said {said}"
     return f"{true}{said} {evaluation.confidence[i]:.2f}, loss {evaluation.losses[i]:.1f}"
 
-# %% ../nbs/24_predictions.ipynb #f9d8ff64
+# %% ../nbs/24_predictions.ipynb #fbf53aec
 @patch
 def __repr__(self: Evaluation) -> str:
     name = f"Evaluation ({self.split})" if self.split else "Evaluation"
@@ -497,7 +497,14 @@ def _repr_html_(self: Evaluation) -> str:
             f"{n} classes; in brackets, 95 % intervals</p>"
             f"<p>accuracy <b>{with_interval(self.accuracy, self.accuracy_interval)}</b>, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats</p>"
-            f"{html_table(shown.rename_axis(None))}{rest}")
+            f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
+            f"<div>{html_table(shown.rename_axis(None))}{rest}</div>{_matrix_html(self)}</div>")
+
+
+def _matrix_html(evaluation: Evaluation) -> str:
+    "The confusion matrix as a picture, where its cells can be read."
+    if len(evaluation.class_names) > 30: return "<p>see .most_confused()</p>"
+    return f"<div>{picture_html(evaluation.plot_confusion_matrix().figure)}</div>"
 
 
 def with_interval(

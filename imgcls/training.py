@@ -12,10 +12,10 @@ the loop itself waits for the GPU."""
 
 # %% auto #0
 __all__ = ['EVENTS', 'State', 'state_dict', 'load_state_dict', 'Order', 'Callback', 'Events', 'train_epoch', 'window',
-           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'ensure_free', 'TrainingInterrupted', 'place',
-           'interruptible']
+           'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'claim', 'release', 'TrainingInterrupted',
+           'place', 'interruptible']
 
-# %% ../nbs/33_training.ipynb #b8689324
+# %% ../nbs/33_training.ipynb #683a9387
 import signal
 import threading
 import time
@@ -34,7 +34,7 @@ from .history import History
 from .metrics import Metrics, build_metrics
 from .networks import train_mode
 from .runtime import Runtime
-from .seeding import give_way, rng_state, seed_all, set_rng_state
+from .seeding import give_way, rng_state, seed_all, set_rng_state, training_turn
 
 # %% ../nbs/33_training.ipynb #6fa6bc2b
 @dataclass
@@ -224,7 +224,7 @@ def _caller(listeners: list[Callable[[State], None]], finish: bool) -> Callable[
         if errors: raise errors[0]
     return call_all if finish else call
 
-# %% ../nbs/33_training.ipynb #a3732500
+# %% ../nbs/33_training.ipynb #6e2b5451
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
     network, optimizer, runtime = state.network, state.optimizer, state.runtime
@@ -252,7 +252,9 @@ def train_epoch(state: State, events: Events) -> None:
         events.on_batch_end(state)
         if state.in_step: continue
         if state.stop_reason: return
-        state.idle += give_way()
+        if waited := give_way():
+            state.idle += waited
+            train_mode(network)             # whoever looked may have been interrupted at it
 
 
 def _update(state: State, events: Events, optimizer: Optimizer) -> None:
@@ -285,7 +287,7 @@ def batches_from(
     if hasattr(batches, "epoch"): return batches.epoch(epoch, start)
     return (batch for i, batch in enumerate(batches) if i >= start)
 
-# %% ../nbs/33_training.ipynb #c6b40df9
+# %% ../nbs/33_training.ipynb #a90ed294
 @contextmanager
 def evaluating(
     network: nn.Module,
@@ -314,7 +316,9 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
                 state.val_metrics.update(state.logits, state.targets, state.loss)
                 events.on_val_batch_end(state)
                 if state.stop_reason: return False
-                state.idle += give_way()
+                if waited := give_way():
+                    state.idle += waited
+                    state.network.eval()
     finally: events.on_val_end(state)
     return True
 
@@ -339,29 +343,35 @@ def run_epoch(state: State, events: Events) -> None:
     seed_all(state.seed, "epoch end", state.epoch)
     events.on_epoch_end(state)
 
-# %% ../nbs/33_training.ipynb #8b553721
+# %% ../nbs/33_training.ipynb #36e1a88c
 def fit(
     state: State,                       # trained in place until `state.epoch == state.n_epochs`
     callbacks: Sequence[Callback] = (),
+    claimed: bool = False,              # has the caller called `claim`? then it releases, too
 ) -> State:                             # the same state
     "Train. Entered with a loaded state, it goes on from there."
     check(state.n_batches > 0, "There must be at least one batch to train on", state.n_batches,
           error=DataError)
-    if not _FITTING.acquire(blocking=False): raise ConfigError(_BUSY)
-    try: return _fit(state, Events(callbacks))
-    finally: _FITTING.release()
+    if not claimed: claim()
+    try:
+        with training_turn(): return _fit(state, Events(callbacks))
+    finally:
+        if not claimed: release()
 
 
 _FITTING = threading.Lock()     # the global generators of torch, NumPy and Python serve one training at a time
 
 
-def ensure_free() -> None:      # an error if not
-    "Does no training run in this process?"
-    if _FITTING.locked(): raise ConfigError(_BUSY)
+def claim() -> None:            # an error if one runs already
+    "Be the one training of this process, from here to `release`; from any thread."
+    if not _FITTING.acquire(blocking=False):
+        raise ConfigError("Another training runs in this process, and both would draw from the same random "
+                          "numbers. Wait for it, or use another process.")
 
 
-_BUSY = ("Another training runs in this process, and both would draw from the same random numbers. Wait for it, "
-         "or use another process.")
+def release() -> None:
+    "Let the next training come."
+    _FITTING.release()
 
 
 def _fit(state: State, events: Events) -> State:
@@ -383,7 +393,7 @@ def _fit(state: State, events: Events) -> State:
             for batches in (state.train_batches, state.val_batches):
                 if hasattr(batches, "close"): batches.close()
             events.end(state)
-    if state.by_hand: raise TrainingInterrupted(state, came[0] if came else None)
+    if came or state.status == "interrupted": raise TrainingInterrupted(state, came[0] if came else None)
     return state
 
 # %% ../nbs/33_training.ipynb #ec9bcc4b
