@@ -11,12 +11,12 @@ has no epoch yet is named with its state instead of being passed over; the runs'
 # %% auto #0
 __all__ = ['MOST', 'named', 'overlay', 'RunComparison', 'compare_runs']
 
-# %% ../nbs/44_comparison.ipynb #2bb88f39
+# %% ../nbs/44_comparison.ipynb #5ff29d12
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 from fastcore.basics import patch
@@ -73,7 +73,7 @@ def _finding(histories: dict[str, History], metric: str) -> str:
     label = metric.replace("_", " ")
     return f"{word} {label} {best[winner][metric]:.4f}: {winner}, epoch {best[winner]['epoch']}"
 
-# %% ../nbs/44_comparison.ipynb #f9ef3678
+# %% ../nbs/44_comparison.ipynb #d50ef306
 class RunComparison(Widget):
     "Curves of several runs in one picture, and a table of what differs."
 
@@ -81,8 +81,9 @@ class RunComparison(Widget):
         self,
         runs: Sequence[Run],                # to choose from
         metric: str = "val_accuracy",       # the curve to begin with
+        find: Callable[[], Sequence[Run]] | None = None,    # lists them again; None: they stay these
     ):
-        self.runs, self.metric = named(runs), metric
+        self.runs, self.metric, self._find = named(runs), metric, find
         self._chosen = list(self.runs)[-MOST:]
         self._read()
         if self.metrics and metric not in self.metrics: self.metric = self.metrics[0]
@@ -125,7 +126,7 @@ class RunComparison(Widget):
             except (CheckpointError, DataError, OSError, UnicodeDecodeError) as error:
                 self._states[name] = f"cannot be read: {error}"
 
-# %% ../nbs/44_comparison.ipynb #99a136c5
+# %% ../nbs/44_comparison.ipynb #65284bd9
 @patch(as_prop=True)
 def table(self: RunComparison) -> "DataFrame":
     "What differs between the runs that are shown, and their results; a column for each."
@@ -148,7 +149,7 @@ def page(self: RunComparison) -> str:
     if not self._chosen: return "<p>Choose a run.</p>"
     parts = [picture_html(self.plot().figure)] if self.metric in self.metrics else []
     if len(self._states) < len(self._chosen) or "no epoch yet" in self._states.values():
-        parts.append(html_table(self.table.map(_short)))
+        parts.append(f'<div class="jp-RenderedHTMLCommon" style="padding:0">{html_table(self.table.map(_short))}</div>')
     without = [name for name, history in self._histories.items() if len(history) and self.metric not in history.epochs]
     told = self._states | dict.fromkeys(without, f"has no {self.metric}")
     parts += [f"<p>{html.escape(name)}: {html.escape(state)}</p>" for name, state in told.items()]
@@ -191,7 +192,12 @@ def show(
 
 @patch
 def refresh(self: RunComparison) -> RunComparison:      # itself
-    "Read the folders again: a run that goes on has got further."
+    "Read the folders again: a run that goes on has got further, and there may be new ones."
+    if self._find is not None and (found := named(self._find())) != self.runs:
+        self.runs = found
+        self._chosen = [name for name in found if name in self._chosen]
+        with self._list.hold_trait_notifications():
+            self._list.options, self._list.value = list(found), tuple(self._chosen)
     self._read()
     if self.metrics and list(self._metric_list.options) != self.metrics:
         now = self.metric if self.metric in self.metrics else self.metrics[0]
@@ -207,13 +213,17 @@ def _checked(self: RunComparison, metric: str) -> str:
           near_miss(metric, self.metrics).strip() or f"There are {', '.join(self.metrics) or 'none yet'}.")
     return metric
 
-# %% ../nbs/44_comparison.ipynb #11984fc3
+# %% ../nbs/44_comparison.ipynb #d341ad3a
 def compare_runs(
-    *runs: str | Path | Run,            # names, folders or runs; none: all runs there are
+    *runs: str | Path | Run | Any,      # names, folders, runs or learners; none: all runs there are
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
 ) -> RunComparison:                     # shows itself; .table .plot() .choose()
     "Runs side by side: curves, differences, results."
     folder = Path(root or find_settings().runs).resolve()       # a name alone might be found elsewhere first
-    chosen = [Run.open(run, root) for run in runs] or [Run(folder/name) for name in list_runs(root).name]
+    every = lambda: [Run(folder/name) for name in list_runs(root).name]
+    given = [getattr(run, "run", run) for run in (runs[0] if len(runs) == 1 and isinstance(runs[0], list) else runs)]
+    for run in given:
+        check(isinstance(run, (str, Path, Run)), "A run is given by name, folder, or as a learner that has one", run)
+    chosen = [Run.open(run, root) for run in given] if runs else every()
     check(bool(chosen), "There must be a run to compare", "none here", "learn.fit() makes one.")
-    return RunComparison(chosen)
+    return RunComparison(chosen, find=None if runs else every)

@@ -120,7 +120,7 @@ class LabelFixer(Widget):
         return (f"LabelFixer: {len(self._suspicious):,} of {len(self._paths):,} labels are suspicious, "
                 f"{sum(path in decisions for path in self._paths):,} decided, see {readable(self.edits.path)}")
 
-# %% ../nbs/43_labels.ipynb #07f6c8cf
+# %% ../nbs/43_labels.ipynb #887145b1
 @patch
 def page(self: LabelFixer) -> str:
     decisions, images = self.edits.decisions, self.images()
@@ -144,7 +144,7 @@ def _head(self: LabelFixer, decisions: dict[str, Decision]) -> str:
     if split == "train":
         text += (f'<div style="color:{PALETTE[1]}"><b>The network has learned these labels</b>, so it may believe them '
                  "where they are wrong. Judge images it has not seen: evaluate('val') or evaluate('test').</div>")
-    last = self.edits.last
+    last = self._last_seen = self.edits.last
     undo = "" if last is None else (f" Last: {html.escape(os.path.basename(readable(last.path)))}, "
                                     f"{html.escape(str(last))} {link('undo', 'undo')}")
     kept = f"{readable(self.edits.path)}: {self.edits.summary}."
@@ -196,7 +196,7 @@ def _panel(self: LabelFixer, i: int, decision: Decision | None) -> str:
             f'<div style="max-height:240px;overflow:auto;margin:6px 0">It shows:{classes}</div>'
             f'<div style="color:{GREY}">Click the small picture again to close this.</div></div></div>')
 
-# %% ../nbs/43_labels.ipynb #4d98c907
+# %% ../nbs/43_labels.ipynb #2093775a
 @patch
 def relabel(
     self: LabelFixer,
@@ -245,6 +245,15 @@ def undo(
 
 
 @patch
+def _check_unchanged(self: LabelFixer) -> None:
+    "Another widget on the same journal may have decided since this one was drawn."
+    if self.edits.last == self._last_seen: return
+    self.draw()
+    raise ConfigError("Something was decided meanwhile, in another place: what `undo` takes back is another decision "
+                      "now. Look, and press it again.")
+
+
+@patch
 def _check_image(self: LabelFixer, i: int) -> None:
     check(i in range(len(self._paths)), f"An image must be from 0 to {len(self._paths) - 1}", i)
 
@@ -258,7 +267,7 @@ def _decide(self: LabelFixer, action: str, i: int, label: str = "") -> None:
         getattr(self.edits, action)(path, *([label] if label else []), was)
     self.draw()
 
-# %% ../nbs/43_labels.ipynb #cc006c72
+# %% ../nbs/43_labels.ipynb #62017d35
 @patch
 def go(
     self: LabelFixer,
@@ -297,7 +306,9 @@ def on_click(self: LabelFixer, part: str) -> None:
     if word == "page": self.go(page=int(number))
     elif word == "suggest": self.relabel(int(number))
     elif word == "label": self.relabel(int(number), label)
-    elif word == "undo": self.undo(int(number) if number else None)
+    elif word == "undo":
+        if not number: self._check_unchanged()
+        self.undo(int(number) if number else None)
     elif word == "open": self.open(None if self._opened == int(number) else int(number))
     else: {"exclude": self.exclude, "keep": self.keep}[word](int(number))
 

@@ -12,9 +12,10 @@ interrupt or an error the learner can go on."""
 # %% auto #0
 __all__ = ['Learner', 'describe_run', 'checkpoint_of', 'network_with', 'output_names']
 
-# %% ../nbs/37_learner.ipynb #2e18ca0e
+# %% ../nbs/37_learner.ipynb #b57ea2d0
 import copy
 import html
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,14 +55,14 @@ from .predictions import Origin
 from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks, where
 from .runs import Run, Summary, run_name
 from .runtime import Runtime, environment, exactness_differences
-from .seeding import deterministic_mode, permutation, preserve_rng
+from .seeding import deterministic_mode, permutation, preserve_rng, training_turn
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .training import Callback, State, TrainingInterrupted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/37_learner.ipynb #a285c410
+# %% ../nbs/37_learner.ipynb #98f7252f
 class Learner:
     "Data, a network, and the verbs: fit, resume, evaluate, predict."
 
@@ -139,18 +140,19 @@ class Learner:
                              f"{config.optimizer.lr:g}, {config.scheduler.type}, batches of "
                              f"{config.training.batch_size}",
                 "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
-                "trained": f"{self.state.epoch} of {self.state.n_epochs} epochs ({_status(self)})"
-                           + (f", best val accuracy {best['val_accuracy']:.4f} after epoch {best['epoch']}"
-                              if best else ""),
+                "trained": _trained(self, best),
                 "run": self.run.name if self.run else "none yet: the first fit makes one"}
         cells = (f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>"
                  f"{html.escape(value)}</td></tr>" for key, value in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
 
-def _status(learner: Learner) -> str:
-    if learner.background is not None and learner.background.running: return "goes on in the background"
-    return learner.state.status
+def _trained(learner: Learner, best: Mapping[str, Any] | None) -> str:
+    if learner.background is not None and learner.background.running:       # what stays true when it has ended
+        return "in the background, as the panel shows"
+    state = learner.state
+    found = f", best val accuracy {best['val_accuracy']:.4f} after epoch {best['epoch']}" if best else ""
+    return f"{state.epoch} of {state.n_epochs} epochs ({state.status}){found}"
 
 
 def _name_of(value: Any) -> str:
@@ -165,6 +167,10 @@ def _check_arguments(data: Any, network: Any, loss: Any, optimizer: Any, callbac
         check(value is None or isinstance(value, str) or (callable(value) and not isinstance(
               value, torch.optim.Optimizer)), f"`{name}` must be a name or something to call", value,
               "An optimizer is given as its class: torch.optim.RMSprop." if name == "optimizer" else "")
+    _check_callbacks(callbacks)
+
+
+def _check_callbacks(callbacks: Any) -> None:
     check(isinstance(callbacks, Iterable) and all(isinstance(c, Callback) for c in callbacks),
           "`callbacks` must be a list of Callback objects", callbacks)
 
@@ -241,7 +247,7 @@ def _make_callbacks(learner: Learner) -> list[Callback]:
     if config.early_stopping: callbacks.append(EarlyStopping(config.early_stopping))
     return [*callbacks, *learner.given["callbacks"]]
 
-# %% ../nbs/37_learner.ipynb #b2f38322
+# %% ../nbs/37_learner.ipynb #18f095f5
 @patch
 def fit(
     self: Learner,
@@ -250,7 +256,7 @@ def fit(
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
 ) -> Learner:                               # itself
     "Train, and show how it goes."
-    check(n_epochs is None or (isinstance(n_epochs, int) and n_epochs > 0),
+    check(n_epochs is None or (type(n_epochs) is int and n_epochs > 0),
           "`n_epochs` must be a whole number > 0", n_epochs)
     with _Claim(self) as claim:
         _recover(self)
@@ -329,6 +335,8 @@ def _recover(learner: Learner) -> None:
 
 def _train(learner: Learner, callbacks: Iterable[Callback], background: bool, claim: "_Claim") -> Learner:
     "The loop, in the learner's run folder."
+    _check_callbacks(callbacks)
+    check(isinstance(background, bool), "`background` must be True or False", background)
     run = _open_run(learner)
     _write_config(learner)
     saved = [*learner.callbacks, *callbacks]
@@ -346,12 +354,17 @@ def _train(learner: Learner, callbacks: Iterable[Callback], background: bool, cl
         get_logger().warning(f"The last training in the background ended with {type(error).__name__}: {error}")
     shown, control, failed = _steering(learner, saver)
 
+    began = threading.Event()
+
     def work() -> None:
-        try: _run_loop(learner, [*everyone, *shown, control])
-        finally: training.release()
+        try: _run_loop(learner, [*everyone, *shown, control], began)
+        finally:
+            began.set()
+            training.release()
 
     learner.background, claim.handed_over = Background(work, control, failed), True
     learner.background.start()
+    began.wait()            # from here on, whoever looks waits for a turn
     return learner
 
 
@@ -367,9 +380,11 @@ def _steering(
     return [mistakes, panel], panel.control, panel.failed
 
 
-def _run_loop(learner: Learner, callbacks: Sequence[Callback]) -> None:
+def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.Event | None = None) -> None:
     run = learner.run
-    with log_file(run.log_path), preserve_rng(), deterministic_mode(learner.config.deterministic):
+    with (training_turn(), log_file(run.log_path), preserve_rng(),
+          deterministic_mode(learner.config.deterministic)):
+        if began is not None: began.set()
         try: training.fit(learner.state, callbacks, claimed=True)
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. learn.resume() goes on."

@@ -140,7 +140,7 @@ def create(
     for part in ("logs", "plots", "weights"): (folder/part).mkdir()
     return cls(folder)
 
-# %% ../nbs/31_runs.ipynb #a9b9eba9
+# %% ../nbs/31_runs.ipynb #b105bf9c
 @patch(cls_method=True)
 def open(
     cls: Run,
@@ -159,7 +159,7 @@ def open(
         raise ConfigError(f"{str(where)!r} is no run: neither config.yaml nor summary.txt is in it.")
     names = [run.name for run in _runs_in(root)]
     raise ConfigError(f"There is no run {str(where)!r}.{near_miss(PurePath(where).name, names)} "
-                      f"{root} has {len(names)} runs. See list_runs().")
+                      f"{root} has {len(names)} run{'s' * (len(names) != 1)}. See list_runs().")
 
 
 def _runs_in(root: Path) -> Iterator[Run]:

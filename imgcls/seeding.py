@@ -81,7 +81,7 @@ def set_seed(
     check(isinstance(seed, int) and seed >= 0, "`seed` must be a whole number >= 0", seed)
     seed_all(seed, "start")
 
-# %% ../nbs/03_seeding.ipynb #9b6717c3
+# %% ../nbs/03_seeding.ipynb #f79e2300
 class _Turns:
     "Who may use the generators: the thread that trains, or one that looks."
 
@@ -111,6 +111,9 @@ if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_after_fo
 def training_turn() -> Iterator[None]:
     "This thread trains: others look only when it gives way."
     turns, me = _turns, threading.get_ident()
+    if turns.trainer == me:         # inside it already
+        yield
+        return
     with turns.changed:
         while turns.looker not in (None, me) or any(thread != me for thread in turns.free): turns.changed.wait(0.05)
         turns.trainer, turns.open = me, False

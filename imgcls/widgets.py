@@ -191,7 +191,7 @@ def tile(
             f'justify-content:center"><img alt="{html.escape(alt, quote=True)}" src="{thumbnail(image, side)}" '
             f'style="max-width:{side}px;max-height:{side}px;margin:0"></div>{caption}</div>')
 
-# %% ../nbs/41_widgets.ipynb #ca5d27f7
+# %% ../nbs/41_widgets.ipynb #5d9a168b
 def page_of(
     n: int,                 # how many things there are
     page: int,              # which page, from 0; too large: the last one
@@ -210,7 +210,7 @@ def pager(
     what: str = "images",   # what the things are
 ) -> str:                   # HTML; a click says 'page 3'
     "Links to the pages around the one that is shown."
-    if pages == 1: return f"<div>{n:,} {what}</div>"
+    if pages == 1: return f"<div>{n:,} {what.removesuffix('s') if n == 1 else what}</div>"
     near = sorted({0, pages - 1, *range(max(0, page - 2), min(pages, page + 3))})
     parts = []
     for i, target in enumerate(near):
@@ -227,7 +227,7 @@ def link(
     return (f'<a data-click="{html.escape(click)}" tabindex="0" role="button" '
             f'style="cursor:pointer;text-decoration:underline;color:#0072B2">{html.escape(text)}</a>')
 
-# %% ../nbs/41_widgets.ipynb #1bb7d05b
+# %% ../nbs/41_widgets.ipynb #d785e20f
 class Widget:
     "Something to look at and click, with a still picture of itself."
 
@@ -262,7 +262,9 @@ class Widget:
         "A still picture, for a saved notebook."
         return Snapshot(self.page().replace("cursor:pointer;", ""))
 
-    def _hidden(self) -> str: return f'<div data-still="{self.name}">{self.snapshot().page}</div>'
+    def _hidden(self) -> str:
+        note = '<div style="font-size:11px;opacity:0.7">A still picture: run the cell to click.</div>'
+        return f'<div data-still="{self.name}">{note}{self.snapshot().page}</div>'
 
     def _guarded(self, callback: Callable[..., Any]) -> Callable[..., None]:
         "An error of a callback is shown in the widget."
@@ -282,5 +284,6 @@ class Widget:
 
     def _display(self) -> None:
         from IPython.display import display
-        display(self.box)
+        model = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        display({"application/vnd.jupyter.widget-view+json": model, "text/plain": ""}, raw=True)
         self._still = display({"text/html": self._hidden(), "text/plain": repr(self)}, raw=True, display_id=True)

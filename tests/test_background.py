@@ -81,3 +81,23 @@ one.wait()
 print(one.state.status, sorted(os.listdir('runs')), two.fit().state.status)
 """)
     assert said.splitlines() == ["ConfigError None", "ConfigError None", "completed ['one'] completed"], said
+
+
+AT_ONCE = SETUP + """
+def looks(learn):
+    learn.evaluate('val')
+    learn.lr_find(n_steps=20)
+    learn.explain(data.paths('val')[0])
+ends = []
+for k in range(3):
+    learn = learner(f'run{k}', 2).fit(background=True)
+    if k: looks(learn)                  # in the very moment it starts
+    ends.append(learn.wait())
+first, *others = (learn.network.state_dict() for learn in ends)
+print(*(all(torch.equal(first[key], other[key]) for key in first) for other in others))
+"""
+
+
+def test_looking_at_once_changes_nothing(workspace: Workspace):
+    "As Run All does: the next cell looks while the thread is about to start."
+    assert workspace.python(AT_ONCE) == "True True\n"
