@@ -81,7 +81,7 @@ def set_seed(
     check(isinstance(seed, int) and seed >= 0, "`seed` must be a whole number >= 0", seed)
     seed_all(seed, "start")
 
-# %% ../nbs/03_seeding.ipynb #f79e2300
+# %% ../nbs/03_seeding.ipynb #befa0ef5
 class _Turns:
     "Who may use the generators: the thread that trains, or one that looks."
 
@@ -106,7 +106,7 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_after_fork)     # not on Windows
 
-
+# %% ../nbs/03_seeding.ipynb #65531756
 @contextmanager
 def training_turn() -> Iterator[None]:
     "This thread trains: others look only when it gives way."
@@ -139,7 +139,7 @@ def give_way(
     set_rng_state(state)            # a pause may be long, and cells draw
     return time.perf_counter() - started
 
-
+# %% ../nbs/03_seeding.ipynb #4f466190
 def _take_turn() -> Callable[[], None]:     # gives it back
     "Wait until this thread may use the generators."
     turns, me = _turns, threading.get_ident()
