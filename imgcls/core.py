@@ -61,7 +61,7 @@ class CheckpointError(ImgclsError, RuntimeError):
 class MissingExtra(ImgclsError, ImportError):
     "An optional package is needed; the message names the command that installs it."
 
-# %% ../nbs/00_core.ipynb #910f323f
+# %% ../nbs/00_core.ipynb #0327b42b
 MAX_SHOWN = 200     # characters
 
 
@@ -108,7 +108,7 @@ def listed(
     more = f" and {len(names) - n:,} more" if len(names) > n else ""
     return ", ".join(repr(name) for name in names[:n]) + more
 
-# %% ../nbs/00_core.ipynb #d5faa72a
+# %% ../nbs/00_core.ipynb #9baf52a6
 def checked(
     function: Callable[..., Any],   # with annotations; below @patch
 ) -> Callable[..., Any]:            # the same, but a wrong argument is an `ArgumentError`
@@ -153,7 +153,7 @@ def _wrong_call(function: Callable[..., Any], signature: inspect.Signature, give
                 f"It takes: {', '.join(known)}.")
     return f"{name}(): {error}. It takes: {', '.join(known)}."
 
-# %% ../nbs/00_core.ipynb #9bdc7f17
+# %% ../nbs/00_core.ipynb #78d5a9b8
 def fits(
     value: Any,             # what arrived
     hint: Any,              # an annotation
@@ -194,7 +194,7 @@ def _container_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
 
 _LISTS = (Sequence, Collection, Iterable)       # arrays and columns of tables are welcome
 
-# %% ../nbs/00_core.ipynb #35aab7e1
+# %% ../nbs/00_core.ipynb #1e0dc12a
 def in_words(
     hint: Any,              # an annotation
 ) -> str:                   # "a whole number or None"
@@ -208,7 +208,8 @@ def in_words(
     if origin is tuple and inner[-1:] != (...,): return f"a tuple of {', '.join(map(in_words, inner))}"
     if origin is not None and issubclass(origin, Mapping): return "a mapping"
     if origin is not None and inner and issubclass(origin, Iterable):
-        return f"a list of {in_words(inner[0]).removeprefix('a ')}s".replace(" or ", "s or ").replace("ss or", "s or")
+        each = get_args(inner[0]) if get_origin(inner[0]) in (Union, types.UnionType) else inner[:1]
+        return "a list of " + " or ".join(f"{in_words(kind).removeprefix('a ')}s" for kind in each)
     name = getattr(hint, "__name__", str(hint))
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
