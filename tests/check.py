@@ -4,20 +4,38 @@ Each check prints what it found; the last line counts them. `python tests/check.
 """
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", MPLBACKEND="agg",
-           OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")    # notebooks run side by side
+           OMP_NUM_THREADS="1", MKL_NUM_THREADS="1",    # notebooks run side by side
+           PYTHONFAULTHANDLER="1")                      # what hangs says where, before it is ended
+LIMITS = {"nbdev-test": 1800, "python": 1800}           # seconds; nothing may hang
+MINUTES = 600                                           # seconds for every other command
 
 
 def run(*command: str) -> bool:
     "Run a command of this environment; its output is shown."
-    return subprocess.run([str(BIN/command[0]), *command[1:]], cwd=ROOT, env=ENV).returncode == 0
+    process = subprocess.Popen([str(BIN/command[0]), *command[1:]], cwd=ROOT, env=ENV, start_new_session=True)
+    limit = LIMITS.get(command[0], MINUTES)
+    try: return process.wait(limit) == 0
+    except subprocess.TimeoutExpired: print(f"  {command[0]} has not ended in {limit} s; where it is:", flush=True)
+    finally: end(process)
+    return False
+
+
+def end(process: subprocess.Popen) -> None:
+    "End what is left of a process and of all that it has started; Python prints where it was."
+    for number in (signal.SIGABRT, signal.SIGKILL):
+        if process.poll() is None:
+            with suppress(ProcessLookupError): os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired): process.wait(10)
 
 
 def unchanged(*command: str) -> bool:

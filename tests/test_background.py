@@ -1,12 +1,11 @@
 "Training in a thread: interrupts at any moment, the end of the process, SIGTERM. Nothing is lost, and no bit differs."
 import json
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from conftest import Workspace
+from conftest import Workspace, output_of
 
 SETUP = """
 import torch; torch.set_num_threads(1)
@@ -53,13 +52,12 @@ def test_interrupting_who_looks_changes_nothing(workspace: Workspace):
 def test_a_process_that_ends_saves_first(workspace: Workspace, end: str):
     code = SETUP + "learn = learner('left', 500).fit(background=True)\nwhile learn.state.step < 30: time.sleep(0.01)\n"
     if end == "SIGTERM": code += "print('ready', flush=True)\nwhile True: time.sleep(0.05)\n"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=workspace.folder, env=workspace.environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = workspace.launch(sys.executable, "-c", code)
     if end == "SIGTERM":
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         process.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    said = process.communicate(timeout=120)[1]
+    said = output_of(process, 120)[1]
     assert process.returncode == (-signal.SIGTERM if end == "SIGTERM" else 0), said
     assert end != "SIGTERM" or time.monotonic() - started < 30
     seen = json.loads(workspace.python(SETUP + """

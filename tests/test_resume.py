@@ -2,6 +2,7 @@
 
 Children are forked from this process, which has torch loaded already: a kill and a resume take seconds.
 """
+import faulthandler
 import os
 import random
 import resource
@@ -49,6 +50,7 @@ def start(job: Callable[[], object], log: Path) -> int:
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        faulthandler.enable()
         torch.set_num_threads(1)
         job()
         code = 0
@@ -58,9 +60,15 @@ def start(job: Callable[[], object], log: Path) -> int:
         os._exit(code)
 
 
-def finish(pid: int) -> int:
-    "Wait for a child; its exit code, negative for a signal."
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def finish(pid: int, seconds: float = 180) -> int:
+    "Wait for a child; its exit code, negative for a signal. One that hangs writes its stacks to its log and is killed."
+    deadline = time.monotonic() + seconds
+    while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        left = deadline - time.monotonic()
+        if left < -10: os.killpg(pid, signal.SIGKILL)
+        elif left < 0: os.killpg(pid, signal.SIGABRT)
+        time.sleep(0.01 if left > 0 else 5)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def do(job: Callable[[], object], folder: Path) -> None:

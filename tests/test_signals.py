@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import output_of
 
 SMALL = ["--config", "digits", "--architecture", "tiny_net", "--size", "16", "--num_epochs", "4"]
 
@@ -53,7 +54,7 @@ def test_signal_saves_and_resume_is_exact(straight, number, code, workers):
     wait_for(process, "epoch 1/4")
     time.sleep(0.15)                        # somewhere in the second epoch
     os.killpg(process.pid, number)          # as a terminal, Jupyter and Slurm do it: workers too
-    printed = process.communicate(timeout=60)[0]
+    printed = output_of(process, 60)[0]
     assert process.returncode == code, printed
     assert "Traceback" not in printed, printed
     assert f"({number.name})" in printed and "learn.resume() goes on" in printed, printed
@@ -67,7 +68,7 @@ def test_second_interrupt_aborts_and_the_checkpoint_stands(straight):
     process = straight.start(*SMALL, "--name", "twice")
     wait_for(process, "epoch 2/4")
     for _ in range(2): process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    output_of(process, 60)
     assert process.returncode == 130
     straight.run("--resume", "twice")
     assert equal_runs(straight, "straight", "twice") == "equal"
@@ -77,7 +78,7 @@ def test_kill_leaves_a_run_that_resumes(straight):
     process = straight.start(*SMALL, "--name", "killed")
     wait_for(process, "epoch 2/4")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    output_of(process, 60)
     table = straight.python("from imgcls import list_runs; t = list_runs().set_index('name'); "
                             "print(t.status['killed'])")
     assert table.strip() == "died?"
@@ -95,7 +96,7 @@ def test_no_worker_is_left_behind(straight):
     process = straight.start(*SMALL, "--name", "group", "--num_workers", "2")
     wait_for(process, "epoch 1/4")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    output_of(process, 60)
     left = [p for p in Path("/proc").glob("[0-9]*/stat")
             if (fields := p.read_text().rsplit(")", 1)[1].split())[2] == str(process.pid) and fields[0] != "Z"]
     assert not left
