@@ -441,6 +441,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'imgcls.edits._decision': ('edits.html#_decision', 'imgcls/edits.py'),
                               'imgcls.edits._decisions_in': ('edits.html#_decisions_in', 'imgcls/edits.py'),
                               'imgcls.edits._edited': ('edits.html#_edited', 'imgcls/edits.py'),
+                              'imgcls.edits._is_formula': ('edits.html#_is_formula', 'imgcls/edits.py'),
                               'imgcls.edits._journal': ('edits.html#_journal', 'imgcls/edits.py'),
                               'imgcls.edits._line': ('edits.html#_line', 'imgcls/edits.py'),
                               'imgcls.edits._locked': ('edits.html#_locked', 'imgcls/edits.py'),

@@ -58,10 +58,10 @@ def parse_yaml(
 ) -> Any:               # plain Python values
     "Read YAML safely."
     try: return yaml.load(text, _Loader)   # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:    # the last three: dates, keys, nesting
+        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
 
 # %% ../nbs/02_config.ipynb #1c4c618a
 T = TypeVar("T")
@@ -206,7 +206,12 @@ def load_config(
     path = Path(path)
     try: text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot read the config {str(path)!r}: {error.strerror}.") from None
+        raise ConfigError(f"Cannot read the config {str(path)[:500]!r}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"The config {str(path)!r} is not UTF-8: line {line} holds the byte "
+                          f"{error.object[error.start:error.start + 1]!r}. Save it as UTF-8.") from None
+    except ValueError as error: raise ConfigError(f"Cannot read the config {str(path)!r}: {error}.") from None
     return from_dict(cls, parse_yaml(text, path.name), path.name, _key_lines(text))
 
 

@@ -254,8 +254,8 @@ def _class_number(label: Any, where: str, n_classes: int) -> int:
 
 def _plain(value: Any) -> Any:
     "What a tensor or an array of one element holds."
-    one = isinstance(value, Tensor) and value.numel() == 1 or isinstance(value, (np.ndarray, np.generic)) and value.size == 1
-    return value.item() if one else value
+    if isinstance(value, Tensor) and value.numel() == 1: return value.item()
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
 
 # %% ../nbs/16_data.ipynb #da771ee0
 def _checked_names(names: Sequence[str]) -> list[str]:
@@ -309,7 +309,8 @@ def read_targets(
             numbers_there = [_class_number(label, f"{name}[{i}]", n_classes) for i, label in enumerate(listed_there)]
             if all(numbers_there[i] == dataset[i][1] for i in {0, n // 2, n - 1}): return numbers_there
         except DataError: pass      # what is listed is something else: the images decide
-    return [dataset[i][1] for i in tqdm(range(n), f"reading all images of {name} for their classes", leave=False, delay=2)]
+    bar = tqdm(range(n), f"reading all images of {name} for their classes", leave=False, delay=2)
+    return [dataset[i][1] for i in bar]
 
 
 def _listed_targets(dataset: Any) -> list[Any] | None:
@@ -546,7 +547,8 @@ _WORDS = {
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",
     "group_column='patient' keeps equal rows of it together.": "groups group",
-    "The first argument says where the images are.": "folder path directory data_dir image_dir img_dir fnames csv df",
+    "The first argument says where the images are.": "folder path directory data_dir image_dir img_dir fnames csv "
+                                                     "df",
     "mode='L' loads grey images of one channel.": "color_mode grayscale greyscale gray grey channels in_channels",
     "num_workers=4 loads images in four processes.": "workers n_workers num_worker n_jobs",
     "Classes are found in the data, '2' before '10'.": "classes class_names num_classes n_classes vocab",
