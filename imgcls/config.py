@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from fastcore.docments import docments
 
-from .core import ConfigError, near_miss, write_atomic
+from .core import ConfigError, checked, near_miss, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -112,7 +112,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     if hint is Any: return value
     if origin in (Union, types.UnionType): return _coerce_union(value, inner)
     if origin is Literal:
-        if any(value == a and type(value) is type(a) for a in inner): return value
+        if any(type(value) is type(a) and value == a for a in inner): return value
         raise _Mismatch(f"must be one of {', '.join(map(repr, inner))}. Got {value!r}."
                         f"{near_miss(value, [a for a in inner if isinstance(a, str)])}")
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -198,6 +198,7 @@ def save_config(
     write_atomic(path, dump_yaml(config))
 
 
+@checked
 def load_config(
     cls: type[T],               # a config dataclass
     path: str | Path,           # a YAML file

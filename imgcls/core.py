@@ -126,7 +126,7 @@ def checked(
 
 
 def _check_argument(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> None:
-    if value is parameter.default or parameter.name == "cls": return     # of a class method: the class itself
+    if value is parameter.default or (parameter.name == "cls" and isinstance(value, type)): return   # of a class method
     hint = _resolved(parameter.annotation, function)
     values = {parameter.VAR_POSITIONAL: tuple, parameter.VAR_KEYWORD: lambda found: found.values()}
     for one in values.get(parameter.kind, lambda found: (found,))(value):

@@ -413,8 +413,8 @@ def _left_out(before: ImageTable, after: ImageTable) -> list[str]:
     lost = [f"the split {split!r}" for split in before.splits if split not in after.splits]
     lost += [f"the class {label!r}" for label in sorted({*before.frame["label"]} - {*after.frame["label"]})]
     if lost:
-        raise DataError(f"No image of {' and of '.join(lost[:5])} can be read ({listed(gone['path'])}). Repair them. To "
-                        "go on without them on purpose, take their folder or their rows away, so that the data is "
+        raise DataError(f"No image of {' and of '.join(lost[:5])} can be read ({listed(gone['path'])}). Repair them. "
+                        "To go on without them on purpose, take their folder or their rows away, so that the data is "
                         "what it says.")
     left = after.frame.groupby(["label", "split"]).size()
     counts = [f"{'all ' * (key not in left)}{n} of {key[0]!r} in {key[1]}"
@@ -683,11 +683,12 @@ def check_contents(
     if data.table is None or not os.path.isfile(path): return
     table, marks = read_manifest(path)
     if not marks: return
-    mine, theirs = ([(split, Path(file).name) for split in SPLITS if split in found.splits for file in found.paths(split)]
+    mine, theirs = ([(split, Path(file).name) for split in found.splits for file in found.paths(split)]
                     for found in (data.table, table))
     if mine != theirs: return
-    by_split = [mark for split in SPLITS for mark, of in zip(marks, table.frame["split"], strict=True) if of == split]
-    _check_unchanged([file for split in data.table.splits for file in data.table.paths(split)], by_split, path)
+    by_split = [mark for split in table.splits for mark, of in zip(marks, table.frame["split"], strict=True)
+                if of == split]
+    _check_unchanged([file for split in table.splits for file in data.table.paths(split)], by_split, path)
 
 
 def _check_unchanged(paths: list[str], marks: list[str], manifest: str | Path) -> None:

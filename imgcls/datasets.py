@@ -18,6 +18,7 @@ import html
 import io
 import math
 import numbers
+import operator
 import os
 import posixpath
 import re
@@ -451,17 +452,18 @@ def _check_columns(frame: "pd.DataFrame", path: str, label: str, split: str) -> 
           error=DataError)
 
 
+@checked
 def check_files(
     table: ImageTable,          # whose images are meant
 ) -> None:                      # raises `DataError` unless each is a regular file
     "Is every image of a table there?"
-    paths = table.frame["path"].tolist()
     missing = [i for i, full in enumerate(table.paths()) if not os.path.isfile(full)]
     if not missing: return
-    gone = [i for i in missing if not os.path.exists(table.paths()[i])] or missing
-    what = "do not exist" if not os.path.exists(os.path.join(table.root, paths[gone[0]])) else "are not regular files"
-    hint = " Backslashes are no folders on this system." if "\\" in paths[gone[0]] and os.sep == "/" else ""
-    raise DataError(f"{len(gone):,} of {len(table):,} files {what}: {listed(paths[i] for i in gone)}. "
+    names, full = table.frame["path"].tolist(), table.paths()
+    gone = [names[i] for i in missing if not os.path.exists(full[i])]
+    what, wrong = ("do not exist", gone) if gone else ("are not regular files", [names[i] for i in missing])
+    hint = " Backslashes are no folders on this system." if "\\" in wrong[0] and os.sep == "/" else ""
+    raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. "
                     f"Paths start at {str(table.root)!r}.{hint}")
 
 
@@ -506,6 +508,8 @@ def write_rows(
     rows: Iterable[Sequence[str]],      # texts
 ) -> None:
     "Write texts so that `read_rows` gives the same."
+    other = os.path.exists(file) and not os.path.isfile(file)       # a folder; a device, which would be replaced
+    check("\0" not in str(file) and not other, "`file` must be a file's name", str(file))
     lines = [",".join(map(quoted, row)) for row in [header, *rows]]
     write_atomic(file, "\n".join([*lines, ""]))
 
@@ -514,6 +518,7 @@ def quoted(
     text: str,                          # a field
 ) -> str:                               # as it stands in a CSV file
     "A field, in quotes where it needs them."
+    check(isinstance(text, str), "A field must be a text", text)
     return '"' + text.replace('"', '""') + '"' if re.search(r'[,"\r\n]|^\s|\s$', text) else text
 
 
@@ -544,7 +549,8 @@ class ImageDataset(Dataset):
         transform: Callable[[Image.Image], Any] | None = None,  # None: the PIL image as it is
         mode: Literal["RGB", "L"] = "RGB",  # three channels, or one
     ):
-        self.paths, self.targets = [str(path) for path in paths], [int(target) for target in targets]
+        try: self.paths, self.targets = [str(path) for path in paths], [operator.index(target) for target in targets]
+        except TypeError as error: raise DataError(f"A target must be a whole number: {error}.") from None
         self.class_names, self.transform, self.mode = list(class_names), transform, mode
         if len(self.paths) != len(self.targets):
             raise DataError(f"{len(self.paths):,} paths, but {len(self.targets):,} targets.")
@@ -626,9 +632,9 @@ class DataConfig:
             value = getattr(self, name)
             check(value is None or (isinstance(value, numbers.Integral) and value >= 0),
                   f"`{name}` must be >= 0, a whole number", value)
-        check(self.mode in ("RGB", "L"), "`mode` must be 'RGB' or 'L' (grey)", self.mode)
-        check(self.on_bad_image in ("error", "skip"), "`on_bad_image` must be 'error' or 'skip'",
-              self.on_bad_image)
+        check(isinstance(self.mode, str) and self.mode in ("RGB", "L"), "`mode` must be 'RGB' or 'L' (grey)", self.mode)
+        check(isinstance(self.on_bad_image, str) and self.on_bad_image in ("error", "skip"),
+              "`on_bad_image` must be 'error' or 'skip'", self.on_bad_image)
         if self.csv is None:
             for name, default in [("path_column", "path"), ("label_column", "label"),
                                   ("split_column", "split"), ("group_column", None)]:

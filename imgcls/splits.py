@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tqdm import tqdm
 
-from .core import DataError, check, checked, near_miss, write_atomic
+from .core import DataError, check, checked, near_miss, shown, write_atomic
 from .datasets import SPLITS, ImageTable, read_rows, write_rows
 from .seeding import derive
 
@@ -116,6 +116,7 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
     "A part for each row, the same for all rows of a group."
     import pandas as pd
     labels = rows["label"] if stratify else pd.Series("", rows.index)
+    groups = groups.astype(str)                                 # numbers, dates and texts may stand side by side
     sizes = pd.crosstab(groups, labels)                         # groups down, classes across
     parts = [part for part, share in shares.items() if share > 0]
     if len(sizes) < len(parts):
@@ -138,7 +139,7 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
 
 def _large_first(sizes: "pd.DataFrame", seed: int) -> list[int]:
     "From large to small by powers of two, so that the seed has a say among groups of like size."
-    total, names = sizes.sum(axis=1).to_numpy(), [str(name) for name in sizes.index]
+    total, names = sizes.sum(axis=1).to_numpy(), sizes.index.tolist()
     return sorted(range(len(names)), key=lambda i: (-int(total[i]).bit_length(),
                                                     derive(seed, "split", "group", names[i]), names[i]))
 
@@ -152,19 +153,20 @@ def _check_learned(labels: "pd.Series", split: "pd.Series") -> None:
 
 def _check_groups(table: ImageTable, column: str) -> None:
     "The column exists, has no gaps, and no group lies in two of the splits that are there."
+    import pandas as pd
     if column not in table.frame:
         raise DataError(f"There is no column {column!r}.{near_miss(column, map(str, table.frame.columns))}")
     check(column not in ("path", "label", "split"), "`group_column` must be another column than path, label and split",
           column, error=DataError)
     groups = table.frame[column]
-    odd = [value for value in groups if isinstance(value, (list, dict, set, np.ndarray))]
+    odd = [value for value in groups if not pd.api.types.is_scalar(value)]
     check(not odd, f"A group is a text or a number, in the column {column!r}", odd[:1], error=DataError)
     missing = groups.isna() | (groups.astype(str).str.strip() == "")
     if missing.any():
         raise DataError(f"{missing.sum():,} images have no {column!r}: "
                         f"{', '.join(table.frame['path'][missing].head(3))}.")
     if table.splits:
-        torn = table.frame.groupby(column)["split"].nunique()
+        torn = table.frame.groupby(column, sort=False)["split"].nunique()
         torn = torn[torn > 1]
         if len(torn):
             raise DataError(f"{len(torn):,} groups of {column!r} lie in several splits: "
@@ -257,7 +259,7 @@ def contents(
     if remember and new:
         old = time.time_ns() - 2_000_000_000        # what was written just now could be written again at the same time
         seen = {path: [stamp, marks[path]] for path, stamp in zip(paths, stamps, strict=True) if max(stamp[1:]) < old}
-        with suppress(OSError): write_atomic(remember, json.dumps({**known, **seen}))   # it only spares time
+        with suppress(OSError, ValueError): write_atomic(remember, json.dumps({**known, **seen}))  # to save time
     return [marks[path] for path in paths]
 
 
@@ -265,6 +267,7 @@ def _stamp(path: str) -> list[int]:
     "Size, and when its bytes and its entry were last changed; `cp -p` sets back the former, nothing the latter."
     try: found = os.stat(path)
     except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror}.") from None
+    except (TypeError, ValueError): raise DataError(f"A path must be a text. Got {shown(path)}.") from None
     if not stat.S_ISREG(found.st_mode): raise DataError(f"Cannot read {path!r}: it is no regular file.")
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
