@@ -508,7 +508,7 @@ def write_rows(
     rows: Iterable[Sequence[str]],      # texts
 ) -> None:
     "Write texts so that `read_rows` gives the same."
-    other = os.path.exists(file) and not os.path.isfile(file)       # a folder; a device, which would be replaced
+    other = os.path.exists(Path(file)) and not os.path.isfile(file)     # a folder; a device, which would be replaced
     check("\0" not in str(file) and not other, "`file` must be a file's name", str(file))
     lines = [",".join(map(quoted, row)) for row in [header, *rows]]
     write_atomic(file, "\n".join([*lines, ""]))
