@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 from fastcore.docments import docments
 
-from .core import ConfigError, near_miss, write_atomic
+from .core import ConfigError, checked, near_miss, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -58,10 +58,10 @@ def parse_yaml(
 ) -> Any:               # plain Python values
     "Read YAML safely."
     try: return yaml.load(text, _Loader)   # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:    # the last three: dates, keys, nesting
+        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
 
 # %% ../nbs/02_config.ipynb #1c4c618a
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     if hint is Any: return value
     if origin in (Union, types.UnionType): return _coerce_union(value, inner)
     if origin is Literal:
-        if any(value == a and type(value) is type(a) for a in inner): return value
+        if any(type(value) is type(a) and value == a for a in inner): return value
         raise _Mismatch(f"must be one of {', '.join(map(repr, inner))}. Got {value!r}."
                         f"{near_miss(value, [a for a in inner if isinstance(a, str)])}")
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -198,6 +198,7 @@ def save_config(
     write_atomic(path, dump_yaml(config))
 
 
+@checked
 def load_config(
     cls: type[T],               # a config dataclass
     path: str | Path,           # a YAML file
@@ -206,7 +207,12 @@ def load_config(
     path = Path(path)
     try: text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot read the config {str(path)!r}: {error.strerror}.") from None
+        raise ConfigError(f"Cannot read the config {str(path)[:500]!r}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"The config {str(path)!r} is not UTF-8: line {line} holds the byte "
+                          f"{error.object[error.start:error.start + 1]!r}. Save it as UTF-8.") from None
+    except ValueError as error: raise ConfigError(f"Cannot read the config {str(path)!r}: {error}.") from None
     return from_dict(cls, parse_yaml(text, path.name), path.name, _key_lines(text))
 
 

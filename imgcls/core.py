@@ -126,7 +126,7 @@ def checked(
 
 
 def _check_argument(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> None:
-    if value is parameter.default: return
+    if value is parameter.default or (parameter.name == "cls" and isinstance(value, type)): return   # of a class method
     hint = _resolved(parameter.annotation, function)
     values = {parameter.VAR_POSITIONAL: tuple, parameter.VAR_KEYWORD: lambda found: found.values()}
     for one in values.get(parameter.kind, lambda found: (found,))(value):
@@ -146,7 +146,7 @@ def _wrong_call(function: Callable[..., Any], signature: inspect.Signature, give
                 error: TypeError) -> str:
     "What is wrong with a call, with the name that was probably meant."
     name = function.__qualname__.removesuffix(".__init__").rsplit(".", 1)[-1]
-    known = [n for n in signature.parameters if n != "self"]
+    known = [n for n in signature.parameters if n not in ("self", "cls")]
     unknown = [n for n in given if n not in known]
     if unknown:
         return (f"{name}() has no argument {unknown[0]!r}.{near_miss(unknown[0], known)} "

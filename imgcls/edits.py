@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
-from .core import DataError, check, listed, near_miss
+from .core import DataError, check, checked, listed, near_miss
 from .data import OBJECTS, ImageData
-from .datasets import ImageDataset, ImageTable
+from .datasets import MAX_LABEL, ImageDataset, ImageTable
 from .settings import get_logger
 
 if TYPE_CHECKING:
@@ -59,8 +59,15 @@ _ACTIONS = ("relabel", "exclude", "keep", "undo")       # an undo takes back the
 
 def _line(values: list[str] | tuple[str, ...]) -> bytes:
     "A row of the file; a path may hold commas, quotes, line breaks, or bytes that are no UTF-8."
+    values = ["'" + v if _is_formula(v) else v for v in values]
     quoted = ('"' + v.replace('"', '""') + '"' if re.search('[,"\r\n]', v) else v for v in values)
     return (",".join(quoted) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _is_formula(text: str) -> bool:
+    "Would a spreadsheet run it? Numbers such as -1 are no formulas; apostrophes before it are ours, or look so."
+    bare = text.lstrip("'")
+    return bare[:1] in ("=", "+", "-", "@", "\t", "\r") and re.fullmatch(r"[-+]\d+(\.\d*)?", bare) is None
 
 # %% ../nbs/17_edits.ipynb #88470034
 def _whole(data: bytes) -> int:
@@ -94,7 +101,7 @@ def _decisions_in(data: bytes, path: Path) -> tuple[list[Decision], int]:
 
 def _decision(row: list[str]) -> Decision:
     if len(row) != len(_COLUMNS): raise ValueError(f"{len(_COLUMNS)} fields are expected, here are {len(row)}")
-    decision = Decision(*row)
+    decision = Decision(*(field[1:] if field[:1] == "'" and _is_formula(field) else field for field in row))
     if decision.action not in _ACTIONS:
         raise ValueError(f"unknown action {decision.action!r}.{near_miss(decision.action, _ACTIONS)}")
     if not os.path.isabs(decision.path): raise ValueError(f"{decision.path!r} is no absolute path")
@@ -108,12 +115,14 @@ def _decision(row: list[str]) -> Decision:
 class Edits:
     "Decisions about labels, in a file that only grows."
 
+    @checked
     def __init__(
         self,
         path: str | Path,       # a CSV file, edits.csv say; the first decision makes it, and its folder
     ):
         self.path = Path(os.path.abspath(path))
-        check(not self.path.is_dir(), "`path` must be a file, not a folder", str(path),
+        check("\0" not in str(path), "`path` must be a file's name", str(path))
+        check(not os.path.isdir(self.path), "`path` must be a file, not a folder", str(path),
               f"Try {str(Path(path)/'edits.csv')!r}.")
         self._standing: list[Decision] = []     # those not taken back, in their order
         self._end, self._stamp = 0, None        # bytes of whole rows; what the file looked like then
@@ -147,6 +156,7 @@ class Edits:
             if _stamp(os.stat(self.path)) == self._stamp: return
             with open(self.path, "rb", buffering=0) as file, _locked(file, shared=True): self._read(file)
         except FileNotFoundError: self._standing, self._end, self._stamp = [], 0, None
+        except OSError as error: raise DataError(f"Cannot read {str(self.path)[:500]!r}: {error.strerror}.") from None
 
     def _read(self, file: io.FileIO) -> None:
         data = file.readall()
@@ -192,6 +202,7 @@ def _locked(file: io.FileIO, shared: bool = False) -> Iterator[None]:
 
 # %% ../nbs/17_edits.ipynb #22e4e3d9
 @patch
+@checked
 def relabel(
     self: Edits,
     path: str | os.PathLike,    # of the image
@@ -199,12 +210,13 @@ def relabel(
     was: str,                   # the one it has
 ) -> Decision:
     "Give an image another label."
-    check(isinstance(label, str) and label.strip() != "", "`label` must be a name", label)
+    check(label.strip() != "", "`label` must be a name", label)
     check(label != was, "`label` must be another than the image has", label, "If it is right: .keep(path, was).")
     return _add(self, "relabel", path, label, was)
 
 
 @patch
+@checked
 def exclude(
     self: Edits,
     path: str | os.PathLike,    # of the image
@@ -215,6 +227,7 @@ def exclude(
 
 
 @patch
+@checked
 def keep(
     self: Edits,
     path: str | os.PathLike,    # of the image
@@ -225,6 +238,7 @@ def keep(
 
 
 @patch
+@checked
 def undo(
     self: Edits,
     path: str | os.PathLike | None = None,  # the image whose last decision is taken back; None: the last of all
@@ -239,7 +253,10 @@ def undo(
 
 
 def _add(edits: Edits, action: str, path: str | os.PathLike, label: str, was: str) -> Decision:
-    check(isinstance(was, str) and was.strip() != "", "`was` must be the label that the image has", was)
+    check(was.strip() != "", "`was` must be the label that the image has", was)
+    for name, text in (("label", label), ("was", was)):
+        check(len(text) <= MAX_LABEL, f"`{name}` must have at most {MAX_LABEL:,} characters", text)
+        check(text.encode("utf-8", "ignore").decode() == text, f"`{name}` must be a text that UTF-8 can hold", text)
     decision = Decision(_now(), action, _absolute(path), label, was)
     with _writing(edits) as write: write(decision)
     return decision
@@ -248,7 +265,11 @@ def _add(edits: Edits, action: str, path: str | os.PathLike, label: str, was: st
 def _now() -> str: return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _absolute(path: str | os.PathLike) -> str: return os.path.abspath(os.fsdecode(path))
+def _absolute(path: str | os.PathLike) -> str:
+    path = os.path.abspath(os.fspath(path))
+    try: os.fsencode(path)
+    except UnicodeEncodeError: check(False, "`path` must be a file's name", path)
+    return path
 
 # %% ../nbs/17_edits.ipynb #8f79a651
 @contextmanager
@@ -327,6 +348,7 @@ def _told(counts: dict[str, int]) -> str:
 
 # %% ../nbs/17_edits.ipynb #ff7cd765
 @patch
+@checked
 def with_edits(
     self: ImageData,
     edits: str | Path | Edits,  # a journal, or its file
@@ -339,8 +361,10 @@ def with_edits(
                         f"own: {listed(others)}. Mend the labels where these are made.")
     decisions = edits.decisions
     table = _edited(self.table, decisions, readable(edits.path))
-    datasets = {split: table.dataset(split, dataset.transform, dataset.mode)
-                for split, dataset in self.datasets.items()}
+    datasets = {}
+    for split, dataset in self.datasets.items():
+        plain = table.dataset(split)
+        datasets[split] = dataset.with_images(plain.paths, plain.targets)
     config = replace(self.config, data_dir=OBJECTS, csv=None, path_column="path", label_column="label",
                      split_column="split", group_column=None)      # the table is no longer what a folder or a file says
     told = _told({action: n for action, n in edits.counts.items() if action != "keep"}) or "nothing changed"
@@ -349,19 +373,19 @@ def with_edits(
 
 
 def _of_table(data: ImageData, split: str) -> bool:
-    "Is this split what the table says, seen through a transform?"
+    "Is this split what the table says, seen through a transform, or by a class of the user's own?"
     dataset = data.datasets[split]
-    return (data.table is not None and type(dataset) is ImageDataset
+    return (data.table is not None and isinstance(dataset, ImageDataset)
             and dataset.paths == data.table.paths(split))
 
 
 def _journal(edits: str | Path | Edits) -> Edits:
     if isinstance(edits, Edits): return edits
-    check(isinstance(edits, (str, Path)), "`edits` must be an Edits or its file", edits)
     file = Path(edits)
-    if file.exists(): return Edits(file)
-    beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-    raise DataError(f"There is no file {str(edits)!r}.{near_miss(file.name, beside)}")
+    if os.path.exists(file): return Edits(file)
+    try: beside = os.listdir(file.parent)
+    except (OSError, ValueError): beside = []
+    raise DataError(f"There is no file {str(edits)[:500]!r}.{near_miss(file.name, beside)}")
 
 # %% ../nbs/17_edits.ipynb #075b3a42
 def _edited(table: ImageTable, decisions: dict[str, Decision], name: str) -> ImageTable:

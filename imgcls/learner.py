@@ -38,7 +38,7 @@ from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
 from imgcls.core import (
     CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
 )
-from .data import OBJECTS, data_from_config, load_manifest, save_manifest
+from .data import OBJECTS, check_contents, data_from_config, load_manifest, save_manifest
 from .datasets import DataConfig
 from .edits import ImageData
 from .experiment import ALIASES, ExperimentConfig, load_experiment
@@ -495,7 +495,9 @@ def from_run(
     check(not missing, "What a run was made with as objects must be given again", missing,
           f"Learner.from_run({run.name!r}, {', '.join(m.split('=')[0] + '=...' for m in missing)}).")
     if data is None: data = _listed_images(run, config)
-    else: _check_transforms(config, data)
+    else:
+        _check_transforms(config, data)
+        check_contents(data, run.folder/"data.csv")
     start = replace(config, model=replace(config.model, weights=None, new_head=False))
     learner = cls(data, config=start, **own)        # weights come from the checkpoint
     learner.config = replace(learner.config, model=config.model, data=replace(

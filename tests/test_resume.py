@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imgcls import CheckpointError, ImageData, Learner, TrainingInterrupted
+from imgcls import CheckpointError, DataError, ImageData, Learner, TrainingInterrupted
 from imgcls.checkpointing import first_difference, load_checkpoint
 from imgcls.samples import write_digits
 from imgcls.training import Callback, Order
@@ -296,3 +296,31 @@ def test_a_disk_that_fills_up(folder, straight):
     assert saved["epoch"] in (0, 1)             # whole: a full disk lost the new file, never the old one
     do(lambda: again(folder, "full").resume(), folder)
     check_equal(folder, "full", straight)
+
+
+def test_names_and_contents_come_back(folder):
+    "What trains can be resumed, whatever its names are; in another place too, but not with other images."
+    def job():
+        os.chdir(folder)
+        for i, name in enumerate(["a ", "b\r", "=c|d", "1.0", "NA", "e\u0301", '"', "x\ny"]):
+            (folder/"odd"/name).mkdir(parents=True)
+            for k, file in enumerate(sorted((folder/"small"/str(i)).iterdir())[:6]):
+                shutil.copy(file, folder/"odd"/name/f"{k}{[' ', chr(13), chr(10), ',', '=', chr(0xa0)][k]}.png")
+        data = ImageData.from_folder("odd", size=16, val_ratio=0.3, test_ratio=0)
+        learn = Learner(data, "tiny_net", name="odd", progress="pipe", num_epochs=2)
+        learn.fit(1)
+        opened = Learner.from_run("odd", progress="pipe")
+        assert opened.class_names == data.class_names
+        shutil.move("odd", "moved")
+        moved = ImageData.from_folder("moved", size=16, val_ratio=0.3, test_ratio=0)
+        with pytest.raises(DataError, match="48 of 48 files do not exist"): Learner.from_run("odd", progress="pipe")
+        Learner.from_run("odd", data=moved, progress="pipe").fit(1)
+        victim = Path(moved.paths("train")[0])
+        victim.write_bytes(Path(moved.paths("train")[-1]).read_bytes())
+        with pytest.raises(DataError, match="1 of 48 images have changed since the run was started"):
+            Learner.from_run("odd", data=moved, progress="pipe")
+        shutil.move("moved", "odd")
+        with pytest.raises(DataError, match="1 of 48 images have changed since the run was started"):
+            Learner.from_run("odd", progress="pipe")
+
+    do(job, folder)
