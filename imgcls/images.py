@@ -42,7 +42,7 @@ def load_image(
     "One image, ready for a transform."
     return decode(path, mode)[0]
 
-# %% ../nbs/06_images.ipynb #57e8b830
+# %% ../nbs/06_images.ipynb #b0466c6d
 class ImageError(DataError):
     "An image that cannot be read."
     reason: str = ""        # what is wrong with it, without its name
@@ -75,7 +75,7 @@ def _reason(error: Exception) -> str:
     if "truncated" in str(error): return f"the file is cut short ({error})"
     return str(error).rstrip(".") or type(error).__name__
 
-# %% ../nbs/06_images.ipynb #d156c59e
+# %% ../nbs/06_images.ipynb #d8b218ab
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 
 
@@ -125,7 +125,7 @@ def _opened(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
 
 def _formats() -> list[str]: return [name for name in _FORMATS if name in Image.OPEN]
 
-# %% ../nbs/06_images.ipynb #42dadcd2
+# %% ../nbs/06_images.ipynb #9c42302e
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"))
 _HEIC_HINT = "Convert it to JPEG, or `pip install pillow-heif`"
 
@@ -151,7 +151,7 @@ def _what_it_is(start: bytes) -> str:
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return "a kind of TIFF that Pillow does not read"
     return "not an image in a format we read"
 
-# %% ../nbs/06_images.ipynb #65f7465c
+# %% ../nbs/06_images.ipynb #e2a0e03f
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING, _COLOUR_MAP, _EXTRA = (
     258, 259, 262, 266, 284, 339, 530, 320, 338)    # Source: TIFF 6.0, 1992, appendix A
 
@@ -200,7 +200,7 @@ def _raw_mode(image: Image.Image) -> str:
     args = image.tile[0].args if getattr(image, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
-# %% ../nbs/06_images.ipynb #e5f6da9e
+# %% ../nbs/06_images.ipynb #d260ee60
 _BYTES = {"WEBP": 20, "AVIF": 20, "JPEG2000": 25}   # a pixel, while it is decoded and converted; the others: 9
 _TILE = (322, 323)                          # TIFF's tags of a tile's width and height
 
@@ -329,7 +329,7 @@ def _pixels(item: Any) -> np.ndarray:
     check(array.dtype == np.uint8, "Pixels must be uint8, or floats in [0, 1]", str(array.dtype), error=DataError)
     return array
 
-# %% ../nbs/06_images.ipynb #ad44ea01
+# %% ../nbs/06_images.ipynb #d4a54f7d
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -375,6 +375,7 @@ def images_in(
 ) -> list[Any]:         # each of them fit for `as_image`
     "The images somebody means; what a folder holds besides is named in a warning."
     if isinstance(images, (str, Path)):
+        check(str(images).strip() != "", "`images` must name a file or a folder", images, error=DataError)
         try: path = Path(images).expanduser()
         except RuntimeError as error: raise DataError(f"Cannot find {str(images)!r}: {error}") from None
         return _images_below(path) if os.path.isdir(path) else [path]
