@@ -42,7 +42,7 @@ def load_image(
     "One image, ready for a transform."
     return decode(path, mode)[0]
 
-# %% ../nbs/06_images.ipynb #b0466c6d
+# %% ../nbs/06_images.ipynb #e25a3875
 class ImageError(DataError):
     "An image that cannot be read."
     reason: str = ""        # what is wrong with it, without its name
@@ -75,7 +75,7 @@ def _reason(error: Exception) -> str:
     if "truncated" in str(error): return f"the file is cut short ({error})"
     return str(error).rstrip(".") or type(error).__name__
 
-# %% ../nbs/06_images.ipynb #d8b218ab
+# %% ../nbs/06_images.ipynb #7a63f1ad
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 
 
@@ -113,19 +113,25 @@ def _check_file(path: str | Path) -> None:
 
 @contextmanager
 def _opened(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
+    "Given a path, Pillow maps plain TIFFs into memory, and garbles those that lie on their side: so it gets a file."
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file, _opened(file) as image: yield image
+        return
     Image.init()
     try: image = Image.open(source, formats=_formats())
     except UnidentifiedImageError:
-        start = _first_bytes(source)
+        source.seek(0)
+        start = source.read(12)
         if not start[4:12].startswith(_HEIC): raise ValueError(_what_it_is(start)) from None
         _register_heic()
+        source.seek(0)
         image = Image.open(source, formats=_formats())
     with image: yield image
 
 
 def _formats() -> list[str]: return [name for name in _FORMATS if name in Image.OPEN]
 
-# %% ../nbs/06_images.ipynb #9c42302e
+# %% ../nbs/06_images.ipynb #613b80a9
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"))
 _HEIC_HINT = "Convert it to JPEG, or `pip install pillow-heif`"
 
@@ -136,22 +142,13 @@ def _register_heic() -> None:
     register_heif_opener()
 
 
-def _first_bytes(source: str | Path | IO[bytes]) -> bytes:
-    if isinstance(source, (str, Path)):
-        with open(source, "rb") as file: return file.read(12)
-    source.seek(0)
-    start = source.read(12)
-    source.seek(0)
-    return start
-
-
 def _what_it_is(start: bytes) -> str:
     "Why Pillow knows no format that begins so."
     if not start: return "the file is empty"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return "a kind of TIFF that Pillow does not read"
     return "not an image in a format we read"
 
-# %% ../nbs/06_images.ipynb #e2a0e03f
+# %% ../nbs/06_images.ipynb #6ec486e6
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING, _COLOUR_MAP, _EXTRA = (
     258, 259, 262, 266, 284, 339, 530, 320, 338)    # Source: TIFF 6.0, 1992, appendix A
 
@@ -200,7 +197,7 @@ def _raw_mode(image: Image.Image) -> str:
     args = image.tile[0].args if getattr(image, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
-# %% ../nbs/06_images.ipynb #d260ee60
+# %% ../nbs/06_images.ipynb #678bd921
 _BYTES = {"WEBP": 20, "AVIF": 20, "JPEG2000": 25}   # a pixel, while it is decoded and converted; the others: 9
 _TILE = (322, 323)                          # TIFF's tags of a tile's width and height
 
@@ -296,10 +293,19 @@ def _opened_image(image: Image.Image, mode: Mode) -> Image.Image:
     try:
         _refuse_what_would_be_wrong(image)
         if getattr(image, "tile", None): _check_memory(image, image.size, _allowed())
-        image.load()
+        _load(image)
         turned = image.getexif().get(0x0112, 1) in range(2, 9)
         return as_rgb(ImageOps.exif_transpose(image) if turned else image, mode)
     except Exception as error: raise _named(getattr(image, "filename", "") or "in memory", error) from error
+
+
+def _load(image: Image.Image) -> None:
+    "Without mapping the file into memory, which garbles a TIFF that lies on its side."
+    name = getattr(image, "filename", None)
+    if name: image.filename = ""
+    try: image.load()
+    finally:
+        if name: image.filename = name
 
 
 def _open_file(file: IO[bytes], mode: Mode) -> Image.Image:
@@ -329,7 +335,7 @@ def _pixels(item: Any) -> np.ndarray:
     check(array.dtype == np.uint8, "Pixels must be uint8, or floats in [0, 1]", str(array.dtype), error=DataError)
     return array
 
-# %% ../nbs/06_images.ipynb #d4a54f7d
+# %% ../nbs/06_images.ipynb #3c4b60ee
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
