@@ -83,11 +83,13 @@ def audit(
     wrong = [(names[i], *found[i]) for i in range(len(paths)) if isinstance(found[i], _Bad)]
     bad = pd.DataFrame([(name, reason) for name, reason, _ in wrong], columns=["path", "reason"])
     large = bad[[too_large for *_, too_large in wrong]]
-    if len(large) < len(bad) and (on_bad_image == "error" or not good): raise DataError(_bad_images(bad, len(paths), _SKIP))
+    if len(large) < len(bad) and (on_bad_image == "error" or not good):
+        raise DataError(_bad_images(bad, len(paths), _SKIP))
     if len(large): raise DataError(_bad_images(large, len(paths), _LARGE))
     losses = _losses(table, set(bad["path"]))
     images = pd.DataFrame([(names[i], *found[i]) for i in good], columns=["path", "width", "height", "mode"])
-    return Audit(_without(table, bad), bad, images, len(new), losses[losses["bad"] > 0].reset_index(drop=True))
+    losses = losses[losses["bad"] > 0].reset_index(drop=True)
+    return Audit(_without(table, bad), bad, images, len(new), losses)
 
 # %% ../nbs/14_audit.ipynb #d46a54de
 class _Bad(NamedTuple):
@@ -133,8 +135,8 @@ def _look_at(paths: list[str], n_threads: int | None) -> list[list[Any] | _Bad]:
 
 
 _SKIP = "Repair or remove them, or go on without them: on_bad_image='skip'."
-_LARGE = ("Another machine could read them, so on_bad_image='skip' does not leave them out: what is learned from must not "
-          "depend on the machine.")
+_LARGE = ("Another machine could read them, so on_bad_image='skip' does not leave them out: what is learned from must "
+          "not depend on the machine.")
 
 
 def _bad_images(bad: "pd.DataFrame", n: int, hint: str) -> str:
@@ -148,7 +150,7 @@ def _without(table: ImageTable, bad: "pd.DataFrame") -> ImageTable:
     skipped = {**table.skipped, "that cannot be read": bad["path"].tolist()}
     return ImageTable(table.frame[~table.frame["path"].isin(bad["path"])], table.root, skipped)
 
-# %% ../nbs/14_audit.ipynb #ea832831
+# %% ../nbs/14_audit.ipynb #3191fa8a
 def _losses(table: ImageTable, bad: set[str]) -> "pd.DataFrame":
     "A row for each class in each split: split, class, images, bad. Checked."
     import pandas as pd
@@ -169,24 +171,26 @@ def _check_losses(counts: "pd.DataFrame") -> None:
     for split, name, *n in counts[counts["split"] != ""].values.tolist():
         (lost if n[0] == n[1] and split == "train" else halved).append((f"the class {name!r} in {split}", *n))
     if lost:
-        raise DataError(f"Without the images that cannot be read, nothing is left of {_accounts(lost)}. Repair them. To go "
-                        "on without them on purpose, take that class or split out of the data: its folder, or its rows.")
+        raise DataError(f"Without the images that cannot be read, nothing is left of {_accounts(lost)}. Repair them. "
+                        "To go on without them on purpose, take that class or split out of the data: its folder, or "
+                        "its rows.")
     halved = [(what, images, bad) for what, images, bad in halved if 2 * bad >= images]
-    if halved: get_logger().warning(f"Images that cannot be read are left out, and much is lost of {_accounts(halved)}.")
+    if halved:
+        get_logger().warning(f"Images that cannot be read are left out, and much is lost of {_accounts(halved)}.")
 
 
 def _accounts(what: list[tuple[str, int, int]]) -> str:
     shown = "; ".join(f"{name} ({bad:,} of {images:,} images are bad)" for name, images, bad in what[:5])
     return shown + (f"; and {len(what) - 5:,} more" if len(what) > 5 else "")
 
-# %% ../nbs/14_audit.ipynb #ef942f58
+# %% ../nbs/14_audit.ipynb #eaec1904
 _RULES = 2      # counted up when `decode` refuses what it accepted, or the other way round
 
 
 @checked
 def recall(
     remember: str | Path | None,        # the file that `audit` wrote; None: there is none
-) -> dict[str, list]:                   # path -> [[bytes, changed at (ns)], width, height, mode]: of images that could be read
+) -> dict[str, list]:                   # path -> [[bytes, changed at (ns)], width, height, mode]; what could be read
     "What an earlier audit saw; nothing when it cannot be read, or another Pillow looked."
     try: memory = json.loads(Path(remember).read_text(encoding="utf-8")) if remember else {}
     except (OSError, ValueError, RecursionError): return {}

@@ -42,7 +42,7 @@ def load_image(
     "One image, ready for a transform."
     return decode(path, mode)[0]
 
-# %% ../nbs/06_images.ipynb #e25a3875
+# %% ../nbs/06_images.ipynb #3951d0ea
 class ImageError(DataError):
     "An image that cannot be read."
     reason: str = ""        # what is wrong with it, without its name
@@ -75,7 +75,7 @@ def _reason(error: Exception) -> str:
     if "truncated" in str(error): return f"the file is cut short ({error})"
     return str(error).rstrip(".") or type(error).__name__
 
-# %% ../nbs/06_images.ipynb #7a63f1ad
+# %% ../nbs/06_images.ipynb #37700e12
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 
 
@@ -83,7 +83,7 @@ def decode(
     source: str | Path | IO[bytes],         # an image file, or one that is open
     mode: Mode = "RGB",                     # three channels, or one (grey)
     small: bool = False,                    # a JPEG at an eighth of its size, to look at quickly?
-    holding: Callable[[int], AbstractContextManager] = nullcontext,     # entered with the bytes it may take, while it does
+    holding: Callable[[int], AbstractContextManager] = nullcontext,     # entered with the bytes that it may take
 ) -> tuple[Image.Image, tuple[int, int], str]:  # the image, its upright (width, height), its stored mode
     "The image, its upright size, its stored mode; `small` decodes a JPEG at 1/8."
     check(mode in MODES.values(), "`mode` must be 'RGB' or 'L'", mode)
@@ -131,7 +131,7 @@ def _opened(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
 
 def _formats() -> list[str]: return [name for name in _FORMATS if name in Image.OPEN]
 
-# %% ../nbs/06_images.ipynb #613b80a9
+# %% ../nbs/06_images.ipynb #c6ef701c
 _HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"))
 _HEIC_HINT = "Convert it to JPEG, or `pip install pillow-heif`"
 
@@ -148,7 +148,7 @@ def _what_it_is(start: bytes) -> str:
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return "a kind of TIFF that Pillow does not read"
     return "not an image in a format we read"
 
-# %% ../nbs/06_images.ipynb #6ec486e6
+# %% ../nbs/06_images.ipynb #c1e9021a
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _SAMPLE_FORMAT, _SUBSAMPLING, _COLOUR_MAP, _EXTRA = (
     258, 259, 262, 266, 284, 339, 530, 320, 338)    # Source: TIFF 6.0, 1992, appendix A
 
@@ -165,7 +165,8 @@ def _refuse_what_would_be_wrong(image: Image.Image) -> None:
                          "once, e.g. Image.fromarray((255 * x).clip(0, 255).astype('uint8')) for "
                          "x in [0, 1]")
     if tags and _tiff_trap(tags):
-        raise DataError(f"a TIFF {_tiff_trap(tags)}, which Pillow reads wrongly. Convert it once, to PNG or a plain TIFF")
+        raise DataError(f"it is a TIFF {_tiff_trap(tags)}, which Pillow reads wrongly. Convert it once, to PNG or a "
+                        "plain TIFF")
     if _raw_mode(image) == "RGB;16B" and "transparency" in image.info:
         raise DataError("16 bits a channel with a transparent colour: Pillow keeps 8 bits, so which pixels are "
                          "transparent cannot be known. Convert it once, to a PNG with an alpha channel")
@@ -197,15 +198,16 @@ def _raw_mode(image: Image.Image) -> str:
     args = image.tile[0].args if getattr(image, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
-# %% ../nbs/06_images.ipynb #678bd921
+# %% ../nbs/06_images.ipynb #d4169e0a
 _BYTES = {"WEBP": 20, "AVIF": 20, "JPEG2000": 25}   # a pixel, while it is decoded and converted; the others: 9
-_TILE = (322, 323)                          # TIFF's tags of a tile's width and height
+_ROWS, _TILE = 278, (322, 323)              # TIFF's tags: rows a strip; a tile's width and height
 
 
 def _check_memory(image: Image.Image, stored: tuple[int, int], allowed: int) -> int:
     "The bytes that decoding an opened image takes at most."
     (width, height), (all_columns, all_rows) = image.size, stored
-    needed = width * height * _BYTES.get(image.format or "", 9) + _tile_bytes(getattr(image, "tag_v2", {}))
+    needed = width * height * _BYTES.get(image.format or "", 9) + _block_bytes(
+        getattr(image, "tag_v2", {}), width, height)
     if image.info.get("progressive"):       # held whole, two bytes a coefficient, even where an eighth is wanted
         needed += all_columns * all_rows * 2 * len(image.getbands())
     if needed <= allowed or needed <= _allowed(again=True): return needed
@@ -213,10 +215,11 @@ def _check_memory(image: Image.Image, stored: tuple[int, int], allowed: int) -> 
                       f"{allowed / 1e6:,.0f} MB are allowed. Make it smaller, or raise `max_image_mb` in settings.ini")
 
 
-def _tile_bytes(tags: Mapping[int, Any]) -> int:
-    "A TIFF's tile is decoded whole, and may be larger than the image."
-    sides = [tags.get(tag, 0) for tag in _TILE]
-    return sides[0] * sides[1] * (sum(tags.get(_BITS, (8,))) + 7) // 8 if all(isinstance(n, int) for n in sides) else 0
+def _block_bytes(tags: Mapping[int, Any], width: int, height: int) -> int:
+    "A TIFF's tile is decoded whole, and may be larger than the image; so is a strip, which may be all of it."
+    across, down = tags.get(_TILE[0], 0), tags.get(_TILE[1], 0)
+    if not across and tags.get(_COMPRESSION, 1) != 1: across, down = width, min(tags.get(_ROWS, height), height)
+    return across * down * sum(tags.get(_BITS, (8,))) // 8
 
 
 _limits: dict[str, int] = {}                # of each folder that was worked in, bytes
@@ -276,7 +279,7 @@ def _grey(image: Image.Image, white: int, negative: bool) -> Image.Image:
 
 # %% ../nbs/06_images.ipynb #cc485571
 def as_image(
-    item: Any,          # path; bytes or open file; PIL image; array, height x width [x channel]; tensor, [channel x] height x width
+    item: Any,          # path; bytes; open file; PIL image; array, height x width [x channel]; tensor, channel first
     mode: Mode = "RGB",     # three channels, or one (grey)
 ) -> Image.Image:       # upright, 8 bits a channel
     "One image of any kind. Floats must be in [0, 1]."
@@ -335,7 +338,7 @@ def _pixels(item: Any) -> np.ndarray:
     check(array.dtype == np.uint8, "Pixels must be uint8, or floats in [0, 1]", str(array.dtype), error=DataError)
     return array
 
-# %% ../nbs/06_images.ipynb #3c4b60ee
+# %% ../nbs/06_images.ipynb #6aff449d
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -354,7 +357,8 @@ def why_no_image(
     if is_hidden(entry.name): return "hidden"
     if extension not in EXTENSIONS: return f"without an image extension ({extension or 'none'})"
     if entry.is_file(): return None
-    return "broken links" if entry.is_symlink() and not os.path.exists(entry.path) else "that are no files (pipes, devices)"
+    if entry.is_symlink() and not os.path.exists(entry.path): return "broken links"
+    return "that are no files (pipes, devices)"
 
 
 @checked
@@ -366,7 +370,8 @@ def image_files(
     while pending:
         here = pending.pop()
         try: entries = list(os.scandir(here))
-        except (OSError, ValueError) as error: raise DataError(f"Cannot list the folder {here!r}: {_reason(error)}.") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"Cannot list the folder {here!r}: {_reason(error)}.") from None
         for entry in entries:
             is_folder = entry.is_dir() and not is_hidden(entry.name)
             if is_folder and not entry.is_symlink(): pending.append(entry.path)
@@ -397,8 +402,9 @@ def _images_below(folder: Path) -> list[Path]:
     files, skipped = image_files(folder)
     passed = "; ".join(f"{len(paths):,} {reason}: {listed(paths)}" for reason, paths in skipped.items())
     heic = f" {_HEIC_HINT}." if any(".hei" in reason for reason in skipped) else ""
-    if not files: raise DataError(f"There is no image in {str(folder)!r}.{f' Passed over: {passed}.{heic}' if passed else ''}")
+    told = f" Passed over: {passed}.{heic}" if passed else ""
+    if not files: raise DataError(f"There is no image in {str(folder)!r}.{told}")
     if passed:
         say = get_logger().info if set(skipped) == {"hidden"} else get_logger().warning
-        say(f"In {str(folder)!r} there are {len(files):,} images. Passed over: {passed}.{heic}")
+        say(f"In {str(folder)!r} there are {len(files):,} images.{told}")
     return files

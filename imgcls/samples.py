@@ -76,7 +76,8 @@ def _build(folder: Path, write: Callable[[Path], None]) -> Path:
         return folder
     except (OSError, ValueError) as error:
         if isinstance(error, DataError): raise
-        raise DataError(f"Cannot write the folder {str(folder)!r}: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Cannot write the folder {str(folder)!r}: {reason}.") from error
 
 # %% ../nbs/15_samples.ipynb #eb8ae2b3
 HYMENOPTERA = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"

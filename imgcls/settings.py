@@ -105,7 +105,8 @@ def _settings(root: Path, section: dict[str, str], source: Path | None) -> Setti
         for key in ("data", "runs"):    # an absolute path stays what it is
             values[key] = Path(os.path.abspath(root/Path(values[key]).expanduser()))
         for key in filter(values.__contains__, _NUMBERS):
-            check(re.fullmatch(r"-?[0-9]{1,30}", values[key]) is not None, f"`{key}` must be a whole number", values[key])
+            whole = re.fullmatch(r"-?[0-9]{1,30}", values[key]) is not None
+            check(whole, f"`{key}` must be a whole number", values[key])
             values[key] = int(values[key])
         return Settings(root=root, source=source, **values)
     except ConfigError as error: raise ConfigError(f"{source}: {error}") from None

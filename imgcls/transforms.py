@@ -396,7 +396,7 @@ def normalization_of(
         if isinstance(step, v2.Normalize): return tuple(step.mean), tuple(step.std)
     return None
 
-# %% ../nbs/12_transforms.ipynb #daf9192c
+# %% ../nbs/12_transforms.ipynb #f90982b2
 @checked
 def described(
     config: TransformsConfig,       # of all phases
