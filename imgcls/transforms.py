@@ -396,7 +396,7 @@ def normalization_of(
         if isinstance(step, v2.Normalize): return tuple(step.mean), tuple(step.std)
     return None
 
-# %% ../nbs/12_transforms.ipynb #f90982b2
+# %% ../nbs/12_transforms.ipynb #efcea04a
 @checked
 def described(
     config: TransformsConfig,       # of all phases
