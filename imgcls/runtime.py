@@ -29,7 +29,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .core import ConfigError, Images, Targets, check, near_miss
+from .core import ConfigError, Images, Targets, check, checked, near_miss
 
 # %% ../nbs/04_runtime.ipynb #9af2f3c7
 def devices() -> list[str]:     # fastest first: 'cuda:0', 'cuda:1', 'mps', 'cpu'
@@ -42,6 +42,7 @@ def devices() -> list[str]:     # fastest first: 'cuda:0', 'cuda:1', 'mps', 'cpu
 _MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 
 
+@checked
 def resolve_device(
     name: str | torch.device = "auto",  # 'auto', or one of devices(), or 'cuda': the current GPU
 ) -> torch.device:
@@ -72,10 +73,11 @@ class Runtime:
         default=None, compare=False, repr=False)
 
     @classmethod
+    @checked
     def create(
         cls,
         device: str | torch.device = "auto",    # 'auto', or one of devices()
-        precision: Precision = "float32",       # number type of the heavy layers
+        precision: str = "float32",             # number type of the heavy layers
         channels_last: bool = False,            # store the channels of a pixel side by side?
     ) -> "Runtime":                             # checked: it works on this machine
         "Decide where and how to compute."
@@ -107,6 +109,7 @@ class Runtime:
 
 # %% ../nbs/04_runtime.ipynb #4292aad0
 @patch
+@checked
 def prepare(
     self: Runtime,
     network: nn.Module,     # moved in place
@@ -138,19 +141,22 @@ def synchronize(self: Runtime) -> None:
     elif self.device.type == "mps": torch.mps.synchronize()
 
 # %% ../nbs/04_runtime.ipynb #f523ce48
+@checked
 def git(
     *arguments: str,                    # what comes after `git`
     folder: str | Path | None = None,   # where; None: the current folder
     timeout: float = 5.0,               # seconds, > 0
 ) -> bytes | None:              # what it printed; None: no git, no repository, no answer in time
     "Ask git something, without waiting long and without locking its files."
+    check(0 < timeout <= 3600, "`timeout` must be > 0 seconds, and 3600 at most", timeout)
     quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try: answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, env=quiet,
                                  stdin=subprocess.DEVNULL, timeout=timeout)
-    except (OSError, subprocess.TimeoutExpired): return None
+    except (OSError, ValueError, subprocess.TimeoutExpired): return None
     return answer.stdout if answer.returncode == 0 else None
 
 
+@checked
 def git_state(
     folder: str | Path | None = None,   # where; None: the current folder
 ) -> dict[str, Any]:                    # commit, modified, untracked; all None without an answer
@@ -172,6 +178,7 @@ class Environment(dict[str, Any]):
         return pd.DataFrame({"": [str(v) for v in self.values()]}, index=list(self)).to_html()
 
 
+@checked
 def environment(
     runtime: Runtime | None = None,     # its device and precision are noted too; None: they are left out
 ) -> Environment:                       # plain texts, numbers and lists of texts
@@ -218,6 +225,7 @@ _MOVES_BITS = ("imgcls", "machine", "threads", "cpu_capability", "torch", "torch
 _MOVES_GPU_BITS = ("cuda", "cudnn", "cudnn_benchmark", "cudnn_tf32")
 
 
+@checked
 def difference(
     before: Mapping[str, Any],      # an environment
     after: Mapping[str, Any],       # another
@@ -227,6 +235,7 @@ def difference(
             if before.get(key) != after.get(key)}
 
 
+@checked
 def exactness_differences(
     before: Mapping[str, Any],      # an environment
     after: Mapping[str, Any],       # another

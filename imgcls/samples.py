@@ -14,19 +14,23 @@ __all__ = ['HYMENOPTERA', 'write_digits', 'write_photos', 'download_hymenoptera'
 import hashlib
 import itertools
 import os
+import re
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .core import DataError
+from .core import DataError, check, checked
 
 # %% ../nbs/15_samples.ipynb #6bc49db6
+@checked
 def write_digits(
     folder: str | Path,     # made when missing; left as it is when it holds anything
 ) -> Path:                  # the folder: 0/ to 9/
@@ -41,6 +45,7 @@ def write_digits(
     return _build(Path(folder), write)
 
 
+@checked
 def write_photos(
     folder: str | Path,     # made when missing; left as it is when it holds anything
 ) -> Path:                  # the folder: china/ and flower/
@@ -58,22 +63,28 @@ def write_photos(
 
 def _build(folder: Path, write: Callable[[Path], None]) -> Path:
     "Fill a folder that appears only when it is complete."
-    if folder.is_dir() and any(folder.iterdir()): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        complete = Path(temporary)/folder.name
-        complete.mkdir()
-        write(complete)
-        try: os.replace(complete, folder)
-        except OSError:
-            if not (folder.is_dir() and any(folder.iterdir())): raise   # else another process was first
-    return folder
+    try:
+        if folder.is_dir() and any(folder.iterdir()): return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:50]}.", dir=folder.parent) as temporary:
+            complete = Path(temporary)/"complete"
+            complete.mkdir()
+            write(complete)
+            try: os.replace(complete, folder)
+            except OSError:
+                if not (folder.is_dir() and any(folder.iterdir())): raise   # else another process was first
+        return folder
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError): raise
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Cannot write the folder {str(folder)!r}: {reason}.") from error
 
 # %% ../nbs/15_samples.ipynb #eb8ae2b3
 HYMENOPTERA = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 _HYMENOPTERA_FILES = {"train/ants": 124, "train/bees": 121, "val/ants": 70, "val/bees": 83}
 
 
+@checked
 def download_hymenoptera(
     folder: str | Path,             # where train/ and val/ shall lie; left as it is when it holds anything
     url: str = HYMENOPTERA,         # the zip archive
@@ -83,6 +94,7 @@ def download_hymenoptera(
     return download_zip(url, folder, sha256, _HYMENOPTERA_FILES)
 
 
+@checked
 def download_zip(
     url: str,                       # a zip archive
     folder: str | Path,             # where its files shall lie; left as it is when it holds anything
@@ -90,10 +102,12 @@ def download_zip(
     n_files: Mapping[str, int] | None = None,   # files that folders must hold; None: not counted
 ) -> Path:                          # the folder; one that wraps everything in the archive is left away
     "Fetch an archive, verify it, and unpack it."
+    check(re.match(r"(https?|ftp|file)://", url) is not None, "`url` must begin with https:// or the like", url)
+
     def write(root: Path) -> None:
         archive, unpacked = root.parent/"archive.zip", root.parent/"unpacked"
         try: digest = _fetch(url, archive)
-        except OSError as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise DataError(f"Cannot download {url}: {getattr(error, 'reason', error)}. By hand: fetch "
                             f"it elsewhere, and unpack it as {str(folder)!r}.") from None
         if sha256 and digest != sha256.lower():
@@ -131,4 +145,5 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
                 if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
                     raise DataError(f"{url} would write outside its folder: {name!r}. Not unpacked.")
             files.extractall(folder)        # compares every CRC
-    except zipfile.BadZipFile as error: raise DataError(f"{url} is damaged: {error}.") from None
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:     # RuntimeError: it wants a password
+        raise DataError(f"{url} is damaged: {error}.") from None
