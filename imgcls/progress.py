@@ -33,6 +33,7 @@ from .core import ConfigError, Images, check
 from .history import History
 from .plots import curves, image_grid, picture_html
 from .predictions import wilson_interval
+from .seeding import own_generator
 from .settings import get_logger
 from .training import Callback, Order, State, TrainingInterrupted, place
 
@@ -272,7 +273,8 @@ class Background:
         return ended
 
     def _run(self) -> None:
-        try: self._work()
+        try:
+            with own_generator(): self._work()
         except BaseException as error:
             self.error = error
             if not isinstance(error, TrainingInterrupted):

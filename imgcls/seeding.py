@@ -11,7 +11,7 @@ libraries with generators of their own (Albumentations, say), which you seed fro
 
 # %% auto #0
 __all__ = ['derive', 'generator', 'permutation', 'seed_all', 'seed_torch', 'set_seed', 'training_turn', 'give_way', 'rng_state',
-           'set_rng_state', 'preserve_rng', 'seeded', 'deterministic_mode', 'seed_worker']
+           'set_rng_state', 'preserve_rng', 'seeded', 'own_generator', 'deterministic_mode', 'seed_worker']
 
 # %% ../nbs/03_seeding.ipynb #ca822256
 import hashlib
@@ -20,14 +20,18 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch.library import Library, fallthrough_kernel
 
 from .core import check
+from .settings import get_logger
 
 # %% ../nbs/03_seeding.ipynb #4ac81bfe
 def derive(
@@ -54,12 +58,57 @@ def permutation(
     check(n >= 0, "`n` must be >= 0", n)
     return torch.randperm(n, generator=generator(*key)).tolist()
 
+# %% ../nbs/03_seeding.ipynb #5140129c
+class _Own(threading.local):
+    "What a thread has for itself."
+
+    def __init__(self):
+        self.generator: torch.Generator | None = None   # torch's, on the CPU; None: the one that all share
+        self.seed: int | None = None                    # what the shared ones were seeded with; None: unknown
+        self.moved, self.told, self.next_look, self.pid = Counter(), False, 0.0, os.getpid()
+
+    def look(self, seed: int) -> None:
+        "Before the shared ones are seeded anew: has somebody drawn from them?"
+        before, self.seed = self.seed, seed
+        if before is None or self.told or time.monotonic() < self.next_look: return
+        self.next_look = time.monotonic() + 0.01
+        self.moved.update(_drawn_from(before))
+        drawn = [name for name, times in self.moved.items() if times > 2]
+        if not drawn or self.pid != os.getpid(): return     # a loader's worker shares nothing
+        self.told = True
+        get_logger().warning(
+            f"While it trains in the background, something draws from {' and '.join(drawn)}, which the whole process "
+            "shares. If it is your transform, network or callback, what other cells draw from there changes the "
+            "result: let them draw inside `with preserve_rng():`, or train in the foreground.")
+
+
+_own = _Own()
+
+
+def _drawn_from(
+    seed: int,              # what they were seeded with
+) -> list[str]:             # those that have moved on since
+    "From which of the generators that a process shares has somebody drawn?"
+    keys, position = np.random.get_state()[1:3]
+    fresh_keys, fresh_position = np.random.RandomState(seed & 0xFFFFFFFF).get_state()[1:3]
+    gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    moved = {"Python's random": random.getstate() != random.Random(seed).getstate(),
+             "NumPy's np.random": position != fresh_position or not np.array_equal(keys, fresh_keys),
+             "the GPU's generator": any(_has_moved(gpu, seed) for gpu in gpus)}
+    return [name for name, has in moved.items() if has]
+
+
+def _has_moved(shared: torch.Generator, seed: int) -> bool:
+    fresh = torch.Generator(shared.device).manual_seed(seed)
+    return not torch.equal(shared.get_state(), fresh.get_state())
+
 # %% ../nbs/03_seeding.ipynb #2b3d82a3
 def seed_all(
     *key: int | str,        # what the numbers are for
 ) -> None:
     "Seed the global generators of Python, NumPy and torch (CPU, and CUDA where it runs)."
     seed = derive(*key)
+    if _own.generator is not None: _own.look(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     seed_torch(seed)
@@ -68,8 +117,8 @@ def seed_all(
 def seed_torch(
     seed: int,              # in [0, 2**63)
 ) -> None:
-    "Seed torch's global generators, and no others."
-    torch.default_generator.manual_seed(seed)
+    "Seed torch's generators, and no others."
+    torch.random.default_generator.manual_seed(seed)    # or the thread's own
     if torch.cuda.is_initialized():
         for device_generator in torch.cuda.default_generators: device_generator.manual_seed(seed)
 
@@ -215,6 +264,7 @@ def set_rng_state(
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    _own.seed = None                # nobody has seeded what they hold now
 
 
 class preserve_rng:
@@ -237,6 +287,92 @@ def seeded(
     with preserve_rng():
         seed_all(*key)
         yield
+
+# %% ../nbs/03_seeding.ipynb #9aec799d
+_KEY = "TESTING_ONLY_GenericMode"       # a dispatch key for a thread to switch on, which torch itself never does
+
+
+class _Default:
+    "Torch's default generator, or that of the thread which asks."
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.default_generator if _own.generator is None else _own.generator, name)
+
+
+@cache
+def _intercept() -> list[Library]:      # to be kept: what they register ends with them
+    "Where the key is on, operations that draw use the thread's generator; done once, for the whole process."
+    every, drawing = Library("_", "IMPL"), Library("aten", "IMPL", _KEY)
+    every.fallback(fallthrough_kernel, _KEY)
+    for name in torch._C._dispatch_get_all_op_names():
+        operation = _operation(name)
+        kinds = [str(argument.type) for argument in operation._schema.arguments] if operation else []
+        if "Tensor" in kinds and any("Generator" in kind for kind in kinds):    # torch.rand comes down to uniform_
+            drawing.impl(operation, _drawing(operation), with_keyset=True)
+    torch.random.default_generator = _Default()     # of torch.manual_seed, torch.get_rng_state and their like
+    return [every, drawing]
+
+
+def _operation(
+    name: str,              # aten::uniform_, aten::normal.Tensor_float
+) -> Any:                   # None: not one of torch's own
+    namespace, _, name = name.partition("::")
+    name, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, name, None), overload or "default", None) if namespace == "aten" else None
+
+
+def _drawing(operation: Any) -> Callable[..., Any]:
+    "The operation with the thread's generator, where none was given."
+    below = torch._C._dispatch_keyset_full_after(torch._C._parse_dispatch_key(_KEY))
+    place = [argument.name for argument in operation._schema.arguments].index("generator")
+
+    def draw(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        given = len(args) > place or kwargs.get("generator") is not None
+        tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        if not given and tensor.is_cpu: kwargs["generator"] = _own.generator
+        return operation.redispatch(keys & below, *args, **kwargs)
+
+    return draw
+
+
+@contextmanager
+def own_generator() -> Iterator[None]:
+    "Inside, this thread draws torch's numbers (CPU) from a generator of its own, which begins like the shared one."
+    if _own.generator is not None:      # inside it already
+        yield
+        return
+    try:
+        _intercept()
+        key = torch._C._IncludeDispatchKeyGuard(torch._C._parse_dispatch_key(_KEY))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        get_logger().warning(f"This version of torch lets no thread have a generator of its own ({error}). What other "
+                             "cells draw while it trains changes the result, unless inside `with preserve_rng():`.")
+        yield
+        return
+    own = torch.Generator()
+    own.set_state(torch.get_rng_state())
+    with key:
+        _own.__init__()
+        _own.generator = own
+        try: yield
+        finally: _own.generator = None
+
+# %% ../nbs/03_seeding.ipynb #76d9f79e
+_held = threading.local()
+
+
+def _take_locks() -> None:
+    "Of NumPy's generator, and of the seeds that torch keeps for devices not yet in use."
+    locks = [np.random.get_bit_generator().lock]
+    locks += [getattr(module, "_initialization_lock", None) for module in (torch.cuda, torch.xpu, torch.mtia)]
+    _held.locks = [lock for lock in locks if lock is not None and lock.acquire(timeout=5)]
+
+
+def _release_locks() -> None:
+    for lock in _held.locks: lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_take_locks, after_in_parent=_release_locks, after_in_child=_release_locks)
 
 # %% ../nbs/03_seeding.ipynb #664bce07
 @contextmanager
