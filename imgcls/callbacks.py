@@ -14,10 +14,10 @@ __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'Trainin
            'NetworkError', 'EMA', 'Mix', 'parse_every', 'SaveCheckpoints', 'KeepRun', 'Control', 'Replay']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
-import math
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpointing import CheckpointWriter, keep_previous, save_weights, write_checkpoint
-from .core import ImgclsError, check
+from .core import ImgclsError, check, checked
 from .history import History
 from .optimizers import Position, set_learning_rate
 from .predictions import wilson_interval
@@ -349,13 +349,16 @@ class Control(Callback):
     "Pause, resume, stop, save, and a factor for the learning rate, from any thread."
     order = Order.STEER
 
+    @checked
     def __init__(
         self,
         save: Callable[[State], None] | None = None,        # keeps a checkpoint; None: there are none
         changed: Callable[[State], None] | None = None,     # is told of every pause and change, to show it
+        saved: Callable[[State], None] | None = None,       # is told of every checkpoint that was asked for
     ):
         self.paused = False             # does it pause, or will after the step at hand?
-        self._save, self._changed = save or _nothing, changed or _nothing
+        self.waiting = False            # does it pause now?
+        self._save, self._changed, self._saved = save or _nothing, changed or _nothing, saved or _nothing
         self._why, self._factor, self._to_save = None, None, False
 
     def pause(self) -> None:
@@ -366,6 +369,7 @@ class Control(Callback):
         "Go on after a pause."
         self.paused = False
 
+    @checked
     def stop(
         self,
         why: str = "by hand",           # for the message and the history
@@ -377,12 +381,13 @@ class Control(Callback):
         "Write a checkpoint after the step at hand."
         self._to_save = True
 
+    @checked
     def set_lr_factor(
         self,
         factor: float,                  # of the scheduled learning rate, > 0; 1: as scheduled
     ) -> None:
         "Train with a multiple of the scheduled learning rate, from the next step on; validation is finished first."
-        check(isinstance(factor, (int, float)) and 0 < factor < math.inf, "The factor must be a number > 0", factor)
+        check(0 < factor <= sys.float_info.max, "The factor must be a number > 0", factor)
         self._factor = float(factor)
 
     def on_batch_end(self, state: State) -> None:
@@ -395,10 +400,12 @@ class Control(Callback):
         "Do what was wished. In validation the network may hold other weights, so what must be saved waits."
         self._grant(state, may_save)
         if not self.paused or state.stop_reason: return
+        self.waiting = True
         self._note(state, "paused", "", may_save)
         while self.paused and not state.stop_reason:
             state.idle += give_way(lambda: self.paused and not self._has_wish(may_save))
             self._grant(state, may_save)
+        self.waiting = False
         if not state.stop_reason: self._note(state, "continued", "", may_save)
 
     def _has_wish(self, may_save: bool) -> bool:
@@ -415,6 +422,7 @@ class Control(Callback):
         if self._to_save and may_save:
             self._to_save = False
             self._save(state)
+            self._saved(state)
 
     def _note(self, state: State, event: str, text: str, may_save: bool) -> None:
         state.history.note(state.step, state.epoch, event, text)

@@ -26,7 +26,7 @@ import ipywidgets
 import traitlets
 from PIL import Image
 
-from .core import DataError, ImgclsError, check, write_atomic
+from .core import DataError, ImgclsError, check, checked, write_atomic
 from .plots import pixels
 from .progress import where
 
@@ -34,6 +34,7 @@ from .progress import where
 class Snapshot:
     "A still picture of a widget, as HTML without scripts."
 
+    @checked
     def __init__(
         self,
         page: str,          # HTML
@@ -43,6 +44,7 @@ class Snapshot:
     def _repr_html_(self) -> str: return self.page
     def __repr__(self) -> str: return f"Snapshot({len(self.page) // 1000} kB of HTML)"
 
+    @checked
     def save(
         self,
         path: str | Path,   # a .html file; replaced
@@ -106,6 +108,7 @@ class Clickable(anywidget.AnyWidget):
     takes_files = traitlets.Bool(False).tag(sync=True)
     largest = traitlets.Int(50_000_000).tag(sync=True)      # bytes of a file; more is refused
 
+    @checked
     def __init__(
         self,
         html: str = "",                                     # escape what comes from outside
@@ -134,6 +137,7 @@ class Clickable(anywidget.AnyWidget):
         parts.append(bytes(buffers[0]))
         if sum(map(len, parts)) >= size: self._on_file(file, b"".join(self._parts.pop(key)))
 
+    @checked
     def click(
         self,
         part: str,          # a `data-click` in the HTML
@@ -142,6 +146,7 @@ class Clickable(anywidget.AnyWidget):
         check(f'data-click="{html.escape(part)}"' in self.html, "There must be such a part to click", part)
         self._receive(self, {"click": part}, [])
 
+    @checked
     def drop(
         self,
         name: str,          # of the file
@@ -155,11 +160,13 @@ class Clickable(anywidget.AnyWidget):
             self._receive(self, about, [content[start:start + 4_000_000]])
 
 # %% ../nbs/41_widgets.ipynb #9db83f99
+@checked
 def thumbnail(
     image: Any,             # tensor, array, PIL image: what `image_grid` takes
-    side: int = 96,         # the longer side, pixels
+    side: int = 96,         # the longer side, pixels, 1 to 4096
 ) -> str:                   # a data URI, for <img src=...>
     "An image as a small JPEG inside a text."
+    check(1 <= side <= 4096, "`side` must be between 1 and 4096 pixels", side)
     picture = image if isinstance(image, Image.Image) else Image.fromarray(_bytes(pixels(image)))
     picture = picture.convert("RGB")
     scale = side / max(picture.size)
@@ -174,6 +181,7 @@ def _bytes(array: Any) -> Any:
     return array if array.dtype == "uint8" else (array * 255).round().astype("uint8")
 
 
+@checked
 def tile(
     image: Any,                 # what to show
     caption: str,               # below it; HTML
@@ -192,17 +200,21 @@ def tile(
             f'style="max-width:{side}px;max-height:{side}px;margin:0"></div>{caption}</div>')
 
 # %% ../nbs/41_widgets.ipynb #5d9a168b
+@checked
 def page_of(
-    n: int,                 # how many things there are
+    n: int,                 # how many things there are, >= 0
     page: int,              # which page, from 0; too large: the last one
-    size: int = 24,         # things on a page
+    size: int = 24,         # things on a page, >= 1
 ) -> tuple[range, int, int]:    # places of the things on the page, its number, how many pages
     "Which things are on a page."
+    check(n >= 0, "`n` must be >= 0", n)
+    check(size >= 1, "`size` must be >= 1", size)
     pages = max(1, -(-n // size))
     page = min(max(page, 0), pages - 1)
     return range(page * size, min(n, (page + 1) * size)), page, pages
 
 
+@checked
 def pager(
     n: int,                 # how many things there are
     page: int,              # which page is shown, from 0
@@ -219,6 +231,7 @@ def pager(
     return f"<div>{n:,} {what}, page {' '.join(parts)}</div>"
 
 
+@checked
 def link(
     click: str,             # what a click says
     text: str,              # what is read

@@ -99,3 +99,76 @@ print(*(all(torch.equal(first[key], other[key]) for key in first) for other in o
 def test_looking_at_once_changes_nothing(workspace: Workspace):
     "As Run All does: the next cell looks while the thread is about to start."
     assert workspace.python(AT_ONCE) == "True True\n"
+
+
+DISTURBED = """
+import threading
+import numpy as np
+from torch import nn
+from torchvision.ops import StochasticDepth
+from imgcls.checkpointing import first_difference, load_checkpoint
+class Net(nn.Module):
+    "All that draws in a network: first weights, stochastic depth, dropout."
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 10)
+        self.depth, self.dropout = StochasticDepth(0.5, 'row'), nn.Dropout(0.3)
+    def forward(self, images):
+        features = self.first(images).relu()
+        return self.head(self.dropout((features + self.depth(self.second(features))).mean((2, 3))))
+augmented = sample_digits(size=16, transforms={'train': dict(random_rotation=20.0, random_horizontal_flip=True,
+                                                             randaugment=(2, 9), random_erasing=0.5)})
+def new(name, workers):
+    torch.manual_seed(1)
+    return Learner(augmented, Net(), lr=0.02, batch_size=64, num_epochs=2, name=name, progress='pipe', mixup_alpha=0.4,
+                   cutmix_alpha=1.0, num_workers=workers, callbacks=[Slow()])
+def disturb(learn, until_step=10**9):
+    n = 0
+    while learn.background.running and learn.state.step < until_step:
+        torch.manual_seed(0), nn.Linear(4, 4), torch.rand(3), np.random.rand(), random.shuffle([1, 2, 3])
+        n += 1
+    return n
+def same(one, other):
+    ours, theirs = (load_checkpoint(learn.run.weights/'last.pt') for learn in (one, other))
+    skip = ('history', 'seconds', 'environment', 'config', 'saved', 'rng')      # clocks; what cells drew from NumPy
+    wrong = [key for key in ours if key not in skip and first_difference(ours[key], theirs[key])]
+    generators = torch.equal(ours['rng']['torch'], theirs['rng']['torch'])
+    return not wrong and generators and one.history.same_as(other.history)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cells_draw_changes_nothing(workspace: Workspace, workers: int):
+    "Augmentation, mixup and cutmix, dropout, stochastic depth: the main thread draws and seeds for the whole time."
+    said = workspace.python(SETUP + DISTURBED + f"""
+straight = new('straight', {workers}).fit()
+learn = new('disturbed', {workers}).fit(background=True)
+n = disturb(learn)
+learn.wait()
+print(n > 100, same(straight, learn))
+""")
+    assert said == "True True\n", said
+
+
+def test_background_and_foreground_resume_each_other(workspace: Workspace):
+    said = workspace.python(SETUP + DISTURBED + """
+straight = new('straight', 0).fit()
+for k, (first, second) in enumerate([(True, False), (False, True)]):
+    learn = new(f'run{k}', 0)
+    class Stop(Callback):
+        def on_batch_end(self, state):
+            if state.step == 25: state.stop('half way')
+    learn.fit(callbacks=[Stop()], background=first)
+    if first:
+        disturb(learn)
+        learn.wait()
+    torch.rand(5)
+    learn = Learner.from_run(f'run{k}', augmented, network=Net(), progress='pipe', callbacks=[Slow()])
+    at = learn.state.step
+    learn.resume(background=second)
+    if second:
+        disturb(learn)
+        learn.wait()
+    print(at, same(straight, learn))
+""")
+    assert said == "25 True\n25 True\n", said
