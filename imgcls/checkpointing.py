@@ -23,7 +23,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ STATE_FIELDS = {        # what `training.state_dict` saves, and of which kind
     "train_metrics": Mapping[str, Any], "history": Mapping[str, Any], "rng": Mapping[str, Any],
     "callbacks": Mapping[str, Mapping[str, Any]]}
 RUN_FIELDS = {          # what a learner adds: where the state belongs to
-    "config": Mapping[str, Any], "class_names": list[str], "fingerprint": str, "objects": Mapping[str, str],
+    "config": Mapping[str, Any], "class_names": Sequence[str], "fingerprint": str, "objects": Mapping[str, str],
     "best_accuracy": float | None, "environment": Mapping[str, Any]}
 
 

@@ -153,7 +153,7 @@ class Run:
 # %% ../nbs/31_runs.ipynb #b23a4517
 @contextmanager
 def writing(
-    place: Path,            # a folder, for the message
+    place: Path,            # a file or folder, for the message
     hint: str = "Make room there, or make it writable; learn.resume() goes on from the last checkpoint.",
     error: type[ImgclsError] = CheckpointError,     # what a full or read-only disk is raised as
 ) -> Iterator[None]:
@@ -402,7 +402,7 @@ def write_summary(
     "Replace summary.txt."
     text = summary.text()
     self.require()
-    with writing(self.folder): write_atomic(self.summary_path, text)
+    with writing(self.summary_path): write_atomic(self.summary_path, text)
 
 
 @patch
