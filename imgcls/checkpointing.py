@@ -251,11 +251,9 @@ def keep_previous(
     try:
         try: os.link(path, temporary)
         except OSError: shutil.copy2(path, temporary)       # a file system without links
-        os.replace(temporary, previous)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError): raise _cannot_write(previous, error) from error
-        raise
+        os.replace(temporary, previous)         # does nothing where both are names of one file already
+    except OSError as error: raise _cannot_write(previous, error) from error
+    finally: temporary.unlink(missing_ok=True)
     return previous
 
 # %% ../nbs/32_checkpointing.ipynb #04326606
