@@ -15,6 +15,7 @@ __all__ = ['Learner', 'describe_run', 'checkpoint_of', 'network_with', 'output_n
 # %% ../nbs/37_learner.ipynb #b57ea2d0
 import copy
 import html
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +32,9 @@ from . import training
 from .calibration import Evaluation, Predictions
 from imgcls.callbacks import (
     EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun, Mix, SaveCheckpoints, Scheduling, StopOnNaN,
-    lr_factor,
+    lr_factor, restore,
 )
-from .checkpointing import load_checkpoint
+from .checkpointing import RUN_FIELDS, load_checkpoint
 from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
 from imgcls.core import (
     CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
@@ -53,7 +54,7 @@ from .optimizers import build_optimizer, build_schedule
 from .plots import PALETTE, image_grid
 from .predictions import Origin
 from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks, where
-from .runs import Run, Summary, run_name
+from .runs import Hold, Run, Summary, check_run_name, run_name, writing
 from .runtime import Runtime, environment, exactness_differences
 from .seeding import deterministic_mode, permutation, preserve_rng, training_turn
 from .settings import find_settings, get_logger, log_file, setup_logging
@@ -105,7 +106,9 @@ class Learner:
                         if value is not None and not isinstance(value, str)}
         if data.own_transforms: self.objects["data"] = "with transforms passed as objects"
         if data.table is None: self.objects["data"] = "datasets passed as objects"
+        if name is not None: check_run_name(name)
         self.run: Run | None = None
+        self.hold: Hold | None = None       # while it trains, nobody else trains in the run
         self.summary: Summary | None = None
         self.background: Background | None = None
         self._waiting: dict[str, Any] = {}      # saved states of callbacks that are not here yet
@@ -302,18 +305,27 @@ def plan(
 
 
 class _Claim:
-    "Holds the one training of the process; a thread that was given it lets go of it by itself."
+    "Holds the one training of the process, and the run; a thread that was given it lets go of it by itself."
 
     def __init__(self, learner: Learner):
         _check_idle(learner)
-        self.handed_over = False
+        self.learner, self.handed_over = learner, False
 
     def __enter__(self) -> "_Claim":
         training.claim()
+        try:
+            if self.learner.run is not None: self.learner.hold.take()
+        except BaseException:
+            training.release()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.handed_over: training.release()
+        if not self.handed_over: self.release()
+
+    def release(self) -> None:
+        if self.learner.hold is not None: self.learner.hold.release()
+        training.release()
 
 
 def _check_idle(learner: Learner) -> None:
@@ -338,14 +350,15 @@ def _train(learner: Learner, callbacks: Iterable[Callback], background: bool, cl
     _check_callbacks(callbacks)
     check(isinstance(background, bool), "`background` must be True or False", background)
     run = _open_run(learner)
-    _write_config(learner)
+    with writing(run.config_path): _write_config(learner)
     saved = [*learner.callbacks, *callbacks]
     for callback in callbacks:
         if callback.name in learner._waiting: callback.load_state_dict(learner._waiting.pop(callback.name))
     saver = SaveCheckpoints(run.weights, saved, lambda: _extra(learner),
                             every=learner.config.training.checkpoint_every, about=lambda: _about(learner))
+    saver.written.append(learner.hold.note)
     n_val = learner.data.sizes.get("val", 0)
-    everyone = [*saved, TensorBoard(run.tensorboard), KeepRun(run, learner.summary, n_val), saver]
+    everyone = [*saved, TensorBoard(run.tensorboard), saver, KeepRun(run, learner.summary, n_val, saver)]
     if not background:
         _run_loop(learner, [*everyone, *progress_callbacks(learner.progress)])
         return learner
@@ -360,7 +373,7 @@ def _train(learner: Learner, callbacks: Iterable[Callback], background: bool, cl
         try: _run_loop(learner, [*everyone, *shown, control], began)
         finally:
             began.set()
-            training.release()
+            claim.release()
 
     learner.background, claim.handed_over = Background(work, control, failed), True
     learner.background.start()
@@ -401,9 +414,17 @@ def _open_run(learner: Learner) -> Run:
     root = Path(learner.runs) if learner.runs else find_settings().runs
     ignore = {"data.num_workers", "training.device"}
     learner.run = run = Run.create(root, learner.name or run_name(learner.changed, ignore))
-    learner.summary = describe_run(learner)
-    run.snapshot(learner.summary.environment)
-    save_manifest(learner.data, run.folder/"data.csv")
+    try:
+        learner.hold = Hold(run)
+        learner.hold.take()
+        learner.summary = describe_run(learner)
+        run.snapshot(learner.summary.environment)
+        with writing(run.folder/"data.csv"): save_manifest(learner.data, run.folder/"data.csv")
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)       # nothing half made
+        learner.hold.release()
+        learner.run = learner.hold = learner.summary = None
+        raise
     if learner.data.table is not None and learner.config.data.data_dir == OBJECTS:      # from a DataFrame
         listed = replace(learner.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
         learner.config = replace(learner.config, data=listed)
@@ -426,7 +447,7 @@ def describe_run(
     return Summary(
         device=str(state.runtime.device), parameters={"trainable": trained, "total": total},
         dataset_sizes=data.sizes, n_classes=data.n_classes, environment=dict(environment(state.runtime)),
-        config=to_dict(learner.config),
+        config=to_dict(learner.config), objects=dict(learner.objects),
         notes=[*data.notes, *(f"{key} was passed as an object: {what}" for key, what in learner.objects.items())])
 
 
@@ -488,6 +509,7 @@ def from_run(
           "where this one got to.")
     run = Run.open(run, own.get("runs"))
     config, _ = load_experiment(run.config_path)
+    hold = Hold(run)
     saved = _load_last(run)
     _check_config(config, saved)
     missing = [f"{key}={what}" for key, what in saved["objects"].items()
@@ -502,7 +524,7 @@ def from_run(
     learner = cls(data, config=start, **own)        # weights come from the checkpoint
     learner.config = replace(learner.config, model=config.model, data=replace(
         config.data, num_workers=learner.config.data.num_workers))
-    learner.run, learner.summary = run, run.summary()
+    learner.run, learner.hold, learner.summary = run, hold, run.summary()
     learner.planned = config.training.num_epochs
     _check_fits(learner, saved)
     _load(learner, saved)
@@ -540,7 +562,7 @@ def _load_last(run: Run) -> dict[str, Any]:
     "The last checkpoint; if it is damaged, the one before, or the best one."
     others = [file for file in (run.weights/"last.previous.pt", run.best) if file.exists()]
     for file in (run.last, *others):
-        try: saved = load_checkpoint(file)
+        try: saved = load_checkpoint(file, needs=[*RUN_FIELDS])
         except CheckpointError as error:
             if file == (run.last, *others)[-1]: raise
             get_logger().warning(str(error))
@@ -573,7 +595,8 @@ def _check_fits(learner: Learner, saved: Mapping[str, Any]) -> None:
 
 def _load(learner: Learner, saved: Mapping[str, Any]) -> None:
     "Put the learner where the checkpoint was."
-    with preserve_rng(): training.load_state_dict(learner.state, saved, learner.callbacks)
+    with preserve_rng(): restore(learner.state, saved, learner.callbacks)
+    learner.config = override(learner.config, {"training.num_epochs": saved["n_epochs"]})
     learner.state.in_step, learner.state.status = False, "ready"
     here = {callback.name for callback in learner.callbacks}
     learner._waiting = {name: state for name, state in saved["callbacks"].items() if name not in here}

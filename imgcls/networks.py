@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .core import CheckpointError, DataError, ImgclsError, Registry, check, near_miss
+from .core import CheckpointError, DataError, ImgclsError, Registry, check, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -282,8 +282,7 @@ def load_weights(
 def _read_state(path: Path) -> dict[str, Tensor]:
     "The state dict in a file."
     try:
-        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise CheckpointError(f"{path.name} is damaged: wrong checksum in {bad}. Copy it again.")
+        if zipfile.is_zipfile(path): verify_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (ImgclsError, FileNotFoundError): raise
     except Exception as error:          # whatever a broken or hostile file makes torch raise

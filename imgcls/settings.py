@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from loguru import logger
 
-from .core import ConfigError, check, near_miss
+from .core import ConfigError, check, checked, near_miss
 
 # %% ../nbs/01_settings.ipynb #7b3ae3fd
 LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
@@ -138,6 +138,7 @@ class _Stderr:
 _console = {"level": 20, "done": False}     # of this process: the least level shown; set up already?
 
 
+@checked
 def setup_logging(
     level: str = "INFO",        # least important of our messages to show: one of LEVELS
 ) -> None:
@@ -158,9 +159,10 @@ def _short(record: dict[str, Any]) -> str:
     return "<dim>{time:HH:mm:ss}</dim> <level>{level: <8}{message}</level>\n{exception}"
 
 # %% ../nbs/01_settings.ipynb #aff365ee
+@checked
 @contextmanager
 def log_file(
-    path: str | Path,               # the file; its folder is made; what it holds is kept
+    path: str | Path,               # the file; its folder is made at the start, not again; what it holds is kept
     level: str = "DEBUG",           # least important message to keep: one of LEVELS
     rotation: str = "10 MB",        # start a new file at this size
     retention: str = "30 days",     # delete rotated files that are older
@@ -168,11 +170,15 @@ def log_file(
     "Messages logged inside go to this file too."
     _check_level(level, "level")
     here, template = uuid4().hex, str(path).replace("{", "{{").replace("}", "}}")
-    handler = logger.add(
-        template, level=level, rotation=rotation, retention=retention, encoding="utf-8", watch=True,
-        backtrace=True, diagnose=False, colorize=False,
-        filter=lambda record: record["extra"].get("log_file") == here,
-        format="{time:YYYY-MM-DD HH:mm:ss.SSS ZZ} | {level: <8} | {name}:{function}:{line} | {message}")
+    try:
+        handler = logger.add(
+            template, level=level, rotation=rotation, retention=retention, encoding="utf-8",
+            backtrace=True, diagnose=False, colorize=False,
+            filter=lambda record: record["extra"].get("log_file") == here,
+            format="{time:YYYY-MM-DD HH:mm:ss.SSS ZZ} | {level: <8} | {name}:{function}:{line} | {message}")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"Cannot keep the log {str(path)!r}: {error}. Is there room, and may you write there? "
+                          "`rotation` is a size like '10 MB', `retention` a time like '30 days'.") from error
     try:
         with logger.contextualize(log_file=here): yield Path(path)
     finally:

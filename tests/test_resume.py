@@ -19,6 +19,7 @@ import torch
 
 from imgcls import CheckpointError, DataError, ImageData, Learner, TrainingInterrupted
 from imgcls.checkpointing import first_difference, load_checkpoint
+from imgcls.core import ConfigError, temporary_for
 from imgcls.samples import write_digits
 from imgcls.training import Callback, Order
 from imgcls.verification import _outcome
@@ -104,6 +105,7 @@ def check_equal(folder: Path, name: str, straight: tuple[dict, float]) -> None:
     best, wanted = (load_checkpoint(folder/"runs"/n/"weights"/"best.pt") for n in (name, "straight"))
     for key in ("network", "optimizer", "epoch", "step", "callbacks"):
         assert first_difference(best[key], wanted[key], key) is None, (name, "best.pt")
+    assert not [*(folder/"runs"/name).rglob(".*.tmp")], "what killed writers left is swept"
 
 
 def killed(job: Callable[[], object], folder: Path, after: float) -> bool:
@@ -145,7 +147,7 @@ def test_kill_9_inside_a_checkpoint_write(folder, straight, call, number):
             import imgcls.checkpointing as room
             def half(path, data):
                 if learn.state.step < 18: return real(path, data)
-                with open(Path(path).with_name(".half.tmp"), "wb") as file: file.write(data[:len(data)//2])
+                temporary_for(Path(path)).write_bytes(data[:len(data)//2])
                 os.kill(os.getpid(), signal.SIGKILL)
             real, room.write_atomic = room.write_atomic, half
         else:
@@ -161,6 +163,31 @@ def test_kill_9_inside_a_checkpoint_write(folder, straight, call, number):
     assert finish(start(job, folder/"child.log")) == -signal.SIGKILL, (folder/"child.log").read_text()[-2000:]
     do(lambda: again(folder, name).resume(), folder)
     check_equal(folder, name, straight)
+
+
+class Sleep(Callback):
+    "Gives another process time to come."
+    def on_batch_end(self, state) -> None: time.sleep(0.05)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(folder, straight):
+    "While one trains, another that resumes is refused by name; when it is killed, its orphaned workers hold nothing."
+    owner = start(lambda: make(folder, "owned", 2).fit(callbacks=[Sleep()]), folder/"owner.log")
+    last, end = folder/"runs"/"owned"/"weights"/"last.pt", time.monotonic() + 60
+    while not last.exists() or load_checkpoint(last)["step"] < 3:
+        assert time.monotonic() < end, (folder/"owner.log").read_text()
+        time.sleep(0.1)
+
+    def job():
+        with pytest.raises(ConfigError, match=f"'owned' is being trained already, by process {owner} on "):
+            again(folder, "owned").resume()
+
+    do(job, folder)
+    os.kill(owner, signal.SIGKILL)          # it alone, not its workers
+    assert finish(owner) == -signal.SIGKILL
+    do(lambda: again(folder, "owned").resume(), folder)
+    assert "Waiting" not in (folder/"child.log").read_text()
+    check_equal(folder, "owned", straight)
 
 
 class Interrupt(Callback):
