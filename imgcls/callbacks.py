@@ -35,6 +35,7 @@ from .optimizers import Position, set_learning_rate
 from .predictions import wilson_interval
 from .runs import Run, Summary
 from .seeding import give_way
+from .settings import get_logger
 from .training import Callback, Order, State, state_dict
 
 # %% ../nbs/34_callbacks.ipynb #cf613da2
@@ -107,7 +108,7 @@ class TrainingDiverged(ImgclsError, ArithmeticError):
 
 
 class StopOnNaN(Callback):
-    "Ends a run whose loss has become nan or infinite."
+    "Ends a run whose loss has become nan or infinite, and says where validation gives no numbers."
     order = Order.RECORD
 
     def __init__(
@@ -117,7 +118,19 @@ class StopOnNaN(Callback):
         self.seconds, self._next = seconds, 0.0
 
     def on_fit_start(self, state: State) -> None: self._next = time.monotonic() + self.seconds
-    def on_epoch_end(self, state: State) -> None: self._look(state)
+
+    def on_epoch_end(self, state: State) -> None:
+        self._look(state)
+        lost = state.val_metrics.n_lost if state.val_batches is not None else 0
+        if not lost or state.history.latest("lost images") is not None: return     # said once in a run
+        text = f"{lost:,} of {state.val_metrics.n:,} images have logits that are not numbers"
+        state.history.note(state.step, state.epoch, "lost images", f"validation: {text}")
+        get_logger().warning(f"validation: {text}. An epoch with such images has no val accuracy and is never the "
+                             "best. Is there a BatchNorm or a division that fails in evaluation mode?")
+
+    def on_fit_end(self, state: State) -> None:
+        if "val_accuracy" in state.history.last and state.history.best("val_accuracy") is None:
+            get_logger().warning("No epoch has a val accuracy that is a number: there is no best epoch and no best.pt.")
 
     def on_batch_end(self, state: State) -> None:
         if time.monotonic() < self._next: return

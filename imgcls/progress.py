@@ -54,13 +54,12 @@ def epoch_line(
     n_epochs: int,              # epochs planned
 ) -> str:
     "The last epoch in one line."
-    row = history.epochs.iloc[-1]
-    best = history.best("val_accuracy")
-    numbers = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row.index
-               if name not in ("epoch", "step", "lr", "seconds") and row[name] == row[name]]
-    mark = "  best" if best and best["epoch"] == row.epoch else ""
-    return (f"epoch {int(row.epoch)}/{n_epochs}: {', '.join(numbers)} "
-            f"(lr {row.lr:.3g}, {row.seconds:.1f} s){mark}")
+    row, best = history.last, history.best("val_accuracy")
+    numbers = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in history.epochs.columns
+               if name in row and name not in ("epoch", "step", "lr", "seconds")]
+    mark = "  best" if best and best["epoch"] == row["epoch"] else ""
+    return (f"epoch {row['epoch']}/{n_epochs}: {', '.join(numbers)} "
+            f"(lr {row['lr']:.3g}, {row['seconds']:.1f} s){mark}")
 
 
 class LogEpochs(Callback):
