@@ -608,6 +608,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.labels._boxed': ('labels.html#_boxed', 'imgcls/labels.py'),
                                'imgcls.labels._decided': ('labels.html#_decided', 'imgcls/labels.py'),
                                'imgcls.labels._suspicious': ('labels.html#_suspicious', 'imgcls/labels.py'),
+                               'imgcls.labels.doubts': ('labels.html#doubts', 'imgcls/labels.py'),
                                'imgcls.labels.fix_labels': ('labels.html#fix_labels', 'imgcls/labels.py'),
                                'imgcls.labels.label_issues': ('labels.html#label_issues', 'imgcls/labels.py')},
             'imgcls.learner': { 'imgcls.learner.Learner': ('learner.html#learner', 'imgcls/learner.py'),
