@@ -264,8 +264,8 @@ def _called(name: str, function: Callable[..., Any], *args: Any, given: str) -> 
     try: return function(*args)
     except (ImgclsError, torch.OutOfMemoryError): raise
     except Exception as error:
-        raise ConfigError(f"The metric `{name}` failed with {type(error).__name__}: {error}. It was given "
-                          f"{given}.") from error
+        raise ConfigError(f"The metric `{name}` failed with {type(error).__name__}: {str(error).rstrip('.')}. "
+                          f"It was given {given}.") from error
 
 
 def _one_number(name: str, value: Any) -> float:
@@ -286,7 +286,7 @@ class LabelFunction:
         n_classes: int,                     # how many classes the data has
     ) -> Metric:
         "The metric, tried on one image of each class."
-        formula = functools.partial(_of_counts, self.function)
+        formula = functools.partial(_of_counts, self.name, self.function)
         metric = MatrixMetric(formula, n_classes, self.name, self.higher_is_better)
         metric.n, metric.sums["counts"] = n_classes, torch.eye(n_classes, dtype=torch.int64)
         try: metric.score()
@@ -321,11 +321,12 @@ def from_sklearn(
 _TRUE, _PREDICTED = ("y_true", "labels_true", "y1"), ("y_pred", "labels_pred", "y2")    # as scikit-learn calls them
 
 
-def _of_counts(function: Callable[..., float], counts: Tensor) -> float:
+def _of_counts(name: str, function: Callable[..., float], counts: Tensor) -> float:
     "What a function says of as many images as the matrix counts."
     true, predicted = counts.nonzero(as_tuple=True)
     times = counts[true, predicted]
-    return function(true.repeat_interleave(times).numpy(), predicted.repeat_interleave(times).numpy())
+    y_true, y_pred = (classes.repeat_interleave(times).numpy() for classes in (true, predicted))
+    return _called(name, function, y_true, y_pred, given="(y_true, y_pred), the classes' indices")
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
