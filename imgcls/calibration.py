@@ -18,15 +18,16 @@ __all__ = ['Calibration', 'Temperature']
 # %% ../nbs/25_calibration.ipynb #3a61d497
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
 
-from .core import DataError, check, listed
-from .plots import GREY, LINES, PALETTE, curves, new_axes, reliability
-from .predictions import Evaluation, Predictions, html_table, of_split, wilson_interval, with_interval
+from .core import DataError, check, checked, listed
+from imgcls.plots import (
+    GREY, LINES, MAX_BINS, PALETTE, bins_of, curves, draw_bins, given_or_new, reliability, wilson_interval,
+)
+from .predictions import Evaluation, Predictions, html_table, of_split, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,16 +57,17 @@ class Calibration:
 
 
 @patch
+@checked
 def calibration(
     self: Evaluation,
-    n_bins: int = 15,           # of equal width over [0, 1]
-    n_resamples: int = 1000,    # for the interval; the draws are the same at every call
+    n_bins: int = 15,           # of equal width over [0, 1]; up to 10,000
+    n_resamples: int = 1000,    # for the interval, 100 to 100,000; the draws are the same at every call
 ) -> Calibration:
     "Expected calibration error: mean gap between confidence and accuracy."
-    check(n_bins >= 1, "`n_bins` must be >= 1", n_bins)
-    check(n_resamples >= 100, "`n_resamples` must be >= 100", n_resamples)
+    check(1 <= n_bins <= MAX_BINS, f"`n_bins` must be >= 1 and at most {MAX_BINS:,}", n_bins)
+    check(100 <= n_resamples <= 100_000, "`n_resamples` must be >= 100 and at most 100,000", n_resamples)
     n, draw, confidence = len(self), np.random.default_rng(0), self.confidence
-    bins, gaps = _bins(confidence, n_bins), self.correct - confidence
+    bins, gaps = bins_of(confidence, n_bins), self.correct - confidence
     error = _expected_gap(bins, gaps)
     picks = (draw.integers(n, size=n) for _ in range(n_resamples))
     low, high = np.quantile([_expected_gap(bins[i], gaps[i]) for i in picks], (0.025, 0.975))
@@ -73,10 +75,6 @@ def calibration(
                  for _ in range(n_resamples)]
     return Calibration(error, (max(0.0, float(2*error - high)), max(0.0, float(2*error - low))),
                        float(np.mean(by_chance)), n_bins, n)
-
-
-def _bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
-    return np.minimum((confidence*n_bins).astype(int), n_bins - 1)
 
 
 def _expected_gap(bins: np.ndarray, gaps: np.ndarray) -> float:
@@ -108,14 +106,14 @@ class Temperature:
 
 # %% ../nbs/25_calibration.ipynb #4d5131b6
 @patch
+@checked
 def with_temperature(
     self: Predictions,
     temperature: "float | Temperature",     # > 0; 1 changes nothing
 ) -> Predictions:                           # of the same type; paths, split, source and origin kept
     "The same answers with the confidence of another temperature."
     value = temperature.value if isinstance(temperature, Temperature) else temperature
-    check(isinstance(value, Real) and 0 < value < math.inf, "`temperature` must be a finite number > 0",
-          temperature)
+    check(0 < value < math.inf, "`temperature` must be a finite number > 0", temperature)
     logs = _log_softmax(_log_probabilities(self), value)
     probabilities, said, rows = np.exp(logs), self.predicted, np.arange(len(self))
     moved = np.flatnonzero(probabilities.argmax(1) != said)     # two that rounding has made equal
@@ -195,9 +193,10 @@ def _check_bracket(evaluation: Evaluation, sharpest: float, flattest: float) -> 
 
 # %% ../nbs/25_calibration.ipynb #81b1f43f
 @patch
+@checked
 def plot_calibration(
     self: Evaluation,
-    n_bins: int = 15,                   # of equal width over [0, 1]
+    n_bins: int = 15,                   # of equal width over [0, 1]; up to 10,000
     val: "Evaluation | None" = None,    # other images, to fit a temperature on; None: no temperature
     ax: "Axes | None" = None,           # where to draw; None: new axes
 ) -> "Axes":                            # shows itself
@@ -213,28 +212,22 @@ def plot_calibration(
         lines.insert(1, f"at temperature {temperature.value:.2f}: {with_interval(after.error, after.interval, 3)}")
         lines[2] = f"by chance alone {found.if_calibrated:.3f} and {after.if_calibrated:.3f} ({len(self)} images)"
     axes = reliability(self.confidence, self.correct, n_bins, "\n".join(lines),
-                       new_axes(5.8, 4.8) if ax is None else ax)
+                       given_or_new(ax, 5.8, 4.8))
     if val is not None: _draw_repaired(axes, repaired, n_bins, temperature)
     return axes
 
 
 def _draw_repaired(axes: "Axes", repaired: Evaluation, n_bins: int, temperature: Temperature) -> None:
     "The second curve of a reliability diagram."
-    bins = _bins(repaired.confidence, n_bins)
-    n = np.bincount(bins, minlength=n_bins)
-    used = n > 0
-    hits, sums = (np.bincount(bins, values, n_bins)[used] for values in (repaired.correct, repaired.confidence))
-    accuracy, (low, high) = hits/n[used], wilson_interval(hits, n[used])
-    axes.errorbar(sums/n[used], accuracy, (accuracy - low, high - accuracy), fmt="s--", capsize=3, markersize=4,
-                  color=PALETTE[1], label=f"temperature {with_interval(temperature.value, temperature.interval, 2)}"
-                                          f"\nof {temperature.n} {temperature.split or 'other'} images")
+    draw_bins(axes, repaired.confidence, repaired.correct, n_bins, fmt="s--", markersize=4, color=PALETTE[1],
+              label=f"temperature {with_interval(temperature.value, temperature.interval, 2)}\n"
+                    f"of {temperature.n} {temperature.split or 'other'} images")
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2,
                 borderaxespad=5)    # below the axes: points may lie anywhere
 
 
 def _check_other_images(judged: Evaluation, fitted: Evaluation) -> None:
     "An honest number needs a network, and images it has not seen."
-    check(isinstance(fitted, Evaluation), "`val` must be an Evaluation", fitted, "Try val=learn.evaluate('val').")
     check(fitted is not judged and (judged.split is None or fitted.split != judged.split),
           "A temperature must be judged on other images than it was fitted on, but both evaluations are of the "
           "split", fitted.split, "Try learn.evaluate('test').plot_calibration(val=learn.evaluate('val')).")
@@ -305,6 +298,7 @@ def _on_logit_scale(value: float, error: float, z: float) -> tuple[float, float]
 
 # %% ../nbs/25_calibration.ipynb #684477b5
 @patch
+@checked
 def plot_roc(
     self: Evaluation,
     ax: "Axes | None" = None,   # where to draw; None: new axes
@@ -316,7 +310,7 @@ def plot_roc(
                         f"{len(self)} of {self.class_names[self.targets[0]]!r} only.")
     chance = np.linspace(0, 1, 101)
     axes = curves({"a coin": (chance, chance)}, "false positive rate", "true positive rate",
-                  of_split(self) + _finding(table), new_axes(5.4, 5.2) if ax is None else ax)
+                  of_split(self) + _finding(table), given_or_new(ax, 5.4, 5.2))
     axes.get_lines()[-1].set(color=GREY, linestyle="--", linewidth=1)
     for i, (label, (x, y)) in enumerate(_chosen_curves(self, table, mean)):
         axes.plot(x, y, color=PALETTE[i % 7], linestyle=LINES[i % 4], label=label.replace("$", r"\$"))

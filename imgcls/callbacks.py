@@ -11,17 +11,15 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch',
-           'NetworkError', 'EMA', 'Mix', 'parse_every', 'SaveCheckpoints', 'restore', 'KeepRun', 'Control', 'Replay']
+           'NetworkError', 'EMA', 'Mix', 'parse_every', 'SaveCheckpoints', 'KeepRun', 'Control', 'Replay']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
 import os
 import platform
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,24 +28,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imgcls.checkpointing import (
-    CheckpointWriter, keep_previous, load_checkpoint, save_weights, write_checkpoint,
-)
-from .core import CheckpointError, ImgclsError, check, checked
+from .checkpointing import CheckpointWriter, keep_previous, save_weights, write_checkpoint
+from .core import ImgclsError, check
 from .history import History
 from .optimizers import Position, set_learning_rate
 from .predictions import wilson_interval
-from .runs import Run, Summary, writing
+from .runs import Run, Summary
 from .seeding import give_way
 from .settings import get_logger
-from .training import Callback, Order, State, load_state_dict, state_dict
+from .training import Callback, Order, State, state_dict
 
 # %% ../nbs/34_callbacks.ipynb #cf613da2
 class Scheduling(Callback):
     "Sets the learning rate before each step."
     order = Order.PREPARE
 
-    @checked
     def __init__(
         self,
         schedule: Callable[[Position], float],  # position -> factor of the base learning rate
@@ -73,7 +68,6 @@ class EarlyStopping(Callback):
     "Ends training when validation accuracy has stopped rising."
     order = Order.RECORD
 
-    @checked
     def __init__(
         self,
         patience: int,          # epochs without a new best that are borne, > 0
@@ -98,12 +92,11 @@ class EarlyStopping(Callback):
 class ClipGradients(Callback):
     "Shortens the gradient where it is longer than `max_norm`."
 
-    @checked
     def __init__(
         self,
         max_norm: float,        # greatest length of the gradient, > 0
     ):
-        check(0 < max_norm < math.inf, "`max_norm` must be > 0", max_norm)
+        check(max_norm > 0, "`max_norm` must be > 0", max_norm)
         self.max_norm = max_norm
 
     def on_grads(self, state: State) -> None:
@@ -115,19 +108,29 @@ class TrainingDiverged(ImgclsError, ArithmeticError):
 
 
 class StopOnNaN(Callback):
-    "Ends a run whose loss has become nan or infinite."
+    "Ends a run whose loss has become nan or infinite, and says where validation gives no numbers."
     order = Order.RECORD
 
-    @checked
     def __init__(
         self,
-        seconds: float = 5.0,       # time between two looks, >= 0
+        seconds: float = 5.0,       # time between two looks
     ):
-        check(seconds >= 0, "`seconds` must be >= 0", seconds)
         self.seconds, self._next = seconds, 0.0
 
     def on_fit_start(self, state: State) -> None: self._next = time.monotonic() + self.seconds
-    def on_epoch_end(self, state: State) -> None: self._look(state)
+
+    def on_epoch_end(self, state: State) -> None:
+        self._look(state)
+        lost = state.val_metrics.n_lost if state.val_batches is not None else 0
+        if not lost or state.history.latest("lost images") is not None: return     # said once in a run
+        text = f"{lost:,} of {state.val_metrics.n:,} images have logits that are not numbers"
+        state.history.note(state.step, state.epoch, "lost images", f"validation: {text}")
+        get_logger().warning(f"validation: {text}. An epoch with such images has no val accuracy and is never the "
+                             "best. Is there a BatchNorm or a division that fails in evaluation mode?")
+
+    def on_fit_end(self, state: State) -> None:
+        if "val_accuracy" in state.history.last and state.history.best("val_accuracy") is None:
+            get_logger().warning("No epoch has a val accuracy that is a number: there is no best epoch and no best.pt.")
 
     def on_batch_end(self, state: State) -> None:
         if time.monotonic() < self._next: return
@@ -148,12 +151,10 @@ class CheckFirstBatch(Callback):
     "Says what is wrong with a network or a loss, before anything is learned."
     order = Order.PREPARE
 
-    @checked
     def __init__(
         self,
         n_outputs: int,             # logits an image, as many as classes
     ):
-        check(n_outputs > 0, "`n_outputs` must be > 0", n_outputs)
         self.n_outputs, self._done = n_outputs, False
 
     def on_loss(self, state: State) -> None:
@@ -179,7 +180,6 @@ class EMA(Callback):
     "Keeps an exponential moving average of weights and buffers; validation sees it."
     order = Order.RECORD
 
-    @checked
     def __init__(
         self,
         decay: float,               # weight of the past at each step, in (0, 1); 0.99 looks back 100 steps
@@ -220,17 +220,15 @@ def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Mix(Callback):
     "Blends images and labels of a batch."
 
-    @checked
     def __init__(
         self,
-        n_classes: int,             # classes of the data, > 0
+        n_classes: int,             # classes of the data
         mixup_alpha: float = 0.0,   # parameter of mixup's Beta distribution, >= 0; 0: no mixup
         cutmix_alpha: float = 0.0,  # the same for cutmix
     ):
         from torchvision.transforms import v2
-        check(n_classes > 0, "`n_classes` must be > 0", n_classes)
-        check(0 <= mixup_alpha < math.inf, "`mixup_alpha` must be >= 0", mixup_alpha)
-        check(0 <= cutmix_alpha < math.inf, "`cutmix_alpha` must be >= 0", cutmix_alpha)
+        check(mixup_alpha >= 0, "`mixup_alpha` must be >= 0", mixup_alpha)
+        check(cutmix_alpha >= 0, "`cutmix_alpha` must be >= 0", cutmix_alpha)
         mixes = [(v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)]
         self.mixes = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in mixes if alpha]
         check(bool(self.mixes), "One of `mixup_alpha` and `cutmix_alpha` must be > 0", 0.0)
@@ -240,7 +238,6 @@ class Mix(Callback):
         state.images, state.targets = self.mixes[which](state.images, state.targets)
 
 # %% ../nbs/34_callbacks.ipynb #f8d06440
-@checked
 def parse_every(
     every: str | None,      # '300 s', '500 steps', or None
 ) -> tuple[float | None, int | None]:       # seconds, steps
@@ -248,7 +245,7 @@ def parse_every(
     if every is None: return None, None
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|steps?)", every.strip())
     number = float(match[1]) if match else 0
-    check(0 < number < math.inf and (match[2] == "s" or number.is_integer()),
+    check(number > 0 and (match[2] == "s" or number.is_integer()),
           "`checkpoint_every` must be a time or a number of steps", every, "Try '300 s' or '500 steps'.")
     return (number, None) if match[2] == "s" else (None, int(number))
 
@@ -257,11 +254,10 @@ class SaveCheckpoints(Callback):
     "Keeps `last.pt`, and `best.pt` when validation accuracy rises."
     order = Order.SAVE
 
-    @checked
     def __init__(
         self,
         folder: str | Path,             # where best.pt and last.pt go
-        callbacks: Sequence[Callback],  # whose state is saved too
+        callbacks: list[Callback],      # whose state is saved too
         extra: Callable[[], Mapping[str, Any]] = dict,  # more to save: config, class names
         every: str | None = None,       # also inside an epoch: '300 s' or '500 steps'; None: not
         about: Callable[[], Mapping[str, Any]] = dict,  # what goes into best.safetensors beside weights
@@ -269,9 +265,6 @@ class SaveCheckpoints(Callback):
         self.folder, self.callbacks, self.extra, self.about = Path(folder), callbacks, extra, about
         self.every_seconds, self.every_steps = parse_every(every)
         self.writer = CheckpointWriter()
-        self.written: list[Callable[[], None]] = []     # called when all is on the disk, by the thread that wrote it
-        self.kept: dict[str, Any] | None = None         # the epoch whose state is in best.pt, as the history has it
-        self._owed: tuple[dict, dict, dict] | None = None   # a best epoch that is not on the disk: state, row, about
 
     @property
     def last(self) -> Path: return self.folder/"last.pt"
@@ -283,9 +276,7 @@ class SaveCheckpoints(Callback):
     def previous(self) -> Path: return self.folder/"last.previous.pt"
 
     def on_fit_start(self, state: State) -> None:
-        with writing(self.folder): self.folder.mkdir(parents=True, exist_ok=True)
-        self._sent = None
-        self.kept = self._epoch_on_disk(state)
+        self._saved = None
         self.save(state)               # a changed plan is safe before the first step of it
 
     def on_batch_end(self, state: State) -> None:
@@ -297,131 +288,47 @@ class SaveCheckpoints(Callback):
     def on_epoch_end(self, state: State) -> None: self.save(state)
 
     def on_fit_end(self, state: State) -> None:
-        try: self.writer.wait()
-        except Exception as error: get_logger().warning(f"{error} Trying once more.")
-        try:
-            if not state.in_step: self.save(state)
-            elif self._owed is not None: self.writer.save({}, lambda _: self._write_owed())
-            self.writer.wait()
-        except Exception as error:
-            if state.error is None: state.status, state.error = "failed", error
-            if self._owed is not None and self.last.exists(): state.in_step = True      # goes back to the disk's
-            raise
-        if state.status == "completed":
-            with suppress(OSError): self.previous.unlink(missing_ok=True)
+        if not state.in_step: self.save(state)
+        self.writer.wait()
+        if state.status == "completed": self.previous.unlink(missing_ok=True)
 
     def save(self, state: State) -> None:
         "Keep the state as it is now, unless nothing has happened since the last time."
         at = (state.epoch, state.batch, state.step, len(state.history.events))
-        if at == self._sent: return                 # nothing has happened since
+        if at == self._saved: return                # nothing has happened since
         best = state.history.best("val_accuracy")
         is_best = best is not None and state.batch == 0 and int(best["epoch"]) == state.epoch
-        about = dict(self.about()) if is_best else {}
-        self._sent = at
-        try: self.writer.save({**self.extra(), **state_dict(state, self.callbacks)},
-                              lambda snapshot: self._write(snapshot, best if is_best else None, about))
-        except BaseException:
-            self._sent = None
-            raise
+        self.writer.save({**self.extra(), **state_dict(state, self.callbacks)},
+                         lambda snapshot: self._write(snapshot, is_best))
+        self._saved = at
         self._mark(state)
 
-    def _write(self, snapshot: dict[str, Any], best: dict[str, Any] | None, about: dict[str, Any]) -> None:
+    def _write(self, snapshot: dict[str, Any], is_best: bool) -> None:
         "The best one first: killed in between, the run goes on from the old `last.pt` and writes it again."
-        try:
-            bad = [name for name, value in snapshot["network"].items() if not value.isfinite().all()]
-            if bad: raise TrainingDiverged(f"{bad[0]} is no longer finite: nothing is saved, {self.last.name} stays "
-                                           "what it was. Try a smaller lr, or clip_norm=1.0.")
-            if best is not None: self._owed = snapshot, best, about
-            self._write_owed()
-            keep_previous(self.last)
-            write_checkpoint(snapshot, self.last)
-        except BaseException:
-            self._sent = None                       # the next time, it is written again
-            raise
-        for tell in self.written: tell()
-
-    def _write_owed(self) -> None:
-        "What has been the best, until it is on the disk."
-        check(self.folder.is_dir(), "The folder of the checkpoints is gone", str(self.folder),
-              "Put it back and call resume(), or start a new run with a new Learner.", CheckpointError)
-        if self._owed is None: return
-        snapshot, best, about = self._owed
-        weights = snapshot["callbacks"].get("EMA", {}).get("average") or snapshot["network"]
-        save_weights(weights, self.folder/"best.safetensors", about)
-        write_checkpoint(snapshot, self.best)
-        self.kept, self._owed = best, None
-
-    def _epoch_on_disk(self, state: State) -> dict[str, Any] | None:
-        "The row of the epoch that best.pt is of."
-        best = state.history.best("val_accuracy")
-        if best is None or self._owed is not None: return self.kept
-        try: epoch = load_checkpoint(self.best)["epoch"]
-        except CheckpointError: epoch = None
-        if epoch is not None and (epoch == best["epoch"] or epoch > state.epoch): return best   # or will be made again
-        there = "missing" if epoch is None else f"of epoch {epoch}"
-        get_logger().warning(f"{self.best.name} is {there}: the weights of epoch {best['epoch']}, the best so far, "
-                             "are lost.")
-        rows = state.history.epochs.to_dict("records")
-        return next((row for row in rows if row["epoch"] == epoch), None)
+        bad = [name for name, value in snapshot["network"].items() if not value.isfinite().all()]
+        if bad: raise TrainingDiverged(f"{bad[0]} is no longer finite: nothing is saved, {self.last.name} stays what "
+                                       "it was. Try a smaller lr, or clip_norm=1.0.")
+        if is_best:
+            weights = snapshot["callbacks"].get("EMA", {}).get("average") or snapshot["network"]
+            save_weights(weights, self.folder/"best.safetensors", self.about())
+        keep_previous(self.last)
+        write_checkpoint(snapshot, *([self.best] if is_best else []), self.last)
 
     def _mark(self, state: State) -> None:
         self._time, self._step = time.monotonic(), state.step
-
-# %% ../nbs/34_callbacks.ipynb #741eccda
-@checked
-def restore(
-    state: State,                           # its network and optimizer are changed in place
-    saved: Mapping[str, Any],               # what `load_checkpoint` read
-    callbacks: Sequence[Callback] = (),     # theirs is taken up too
-) -> None:
-    "Go on where a checkpoint left off; what does not fit is a CheckpointError."
-    steps = saved["epoch"] * state.steps_per_epoch + -(-saved["batch"] // state.accumulate)
-    check(saved["batch"] <= state.n_batches and saved["step"] == steps,
-          f"A checkpoint at epoch {saved['epoch']}, batch {saved['batch']} of {state.n_batches} must have done {steps} "
-          "steps", saved["step"], "Is it of other data, or of another batch size?", CheckpointError)
-    groups = [dict(group) for group in state.optimizer.param_groups]
-    try:
-        load_state_dict(state, saved, callbacks)
-        _check_optimizer(state.optimizer, groups)
-    except ImgclsError: raise
-    except Exception as error:
-        raise CheckpointError(f"The checkpoint holds what cannot be taken up ({type(error).__name__}: {error}). "
-                              "Use another checkpoint.") from error
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
-    "Its settings are of the same kinds as before, and what it remembers has the shapes of the weights."
-    for old, group in zip(before, optimizer.param_groups, strict=True):
-        for name, value in old.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                check(isinstance(group.get(name), (int, float)) and math.isfinite(group[name]),
-                      f"The optimizer's `{name}` must be a number", group.get(name), error=CheckpointError)
-    for weight, remembered in optimizer.state.items():
-        for name in _LIKE_WEIGHTS & {*remembered}:
-            check(remembered[name] is None or getattr(remembered[name], "shape", None) == weight.shape,
-                  f"The optimizer's `{name}` must have the shape {tuple(weight.shape)}", remembered[name],
-                  error=CheckpointError)
-
-
-_LIKE_WEIGHTS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "acc_delta"}
 
 # %% ../nbs/34_callbacks.ipynb #8035f2ba
 class KeepRun(Callback):
     "Keeps a run's summary and history up to date."
     order = Order.SAVE
 
-    @checked
     def __init__(
         self,
         run: Run,                   # whose folder
         summary: Summary,           # what is known already; changed in place
         n_val: int = 0,             # validation images, for the interval of their accuracy
-        saver: SaveCheckpoints | None = None,   # whose best.pt it speaks of, before it in the list; None: of no file
     ):
-        check(n_val >= 0, "`n_val` must be >= 0", n_val)
-        self.run, self.summary, self.n_val, self.saver = run, summary, n_val, saver
-        self._busy = threading.Lock()       # checkpoints are written by another thread
-        if saver is not None: saver.written.append(self._best_is_kept)
+        self.run, self.summary, self.n_val = run, summary, n_val
 
     def on_fit_start(self, state: State) -> None:
         self._started, self._before = time.monotonic(), self.summary.seconds
@@ -440,34 +347,21 @@ class KeepRun(Callback):
 
     def _write(self, state: State) -> None:
         summary = self.summary
-        with self._busy, writing(self.run.history_path):
-            summary.epoch, summary.n_epochs, summary.step = state.epoch, state.n_epochs, state.step
-            summary.seconds = self._before + time.monotonic() - self._started - state.idle
-            summary.best = self._described(self.saver.kept if self.saver else state.history.best("val_accuracy"))
-            self.run.write_summary(summary)
-            state.history.write_csv(self.run.history_path)
-
-    def _best_is_kept(self) -> None:
-        with self._busy:
-            best = self._described(self.saver.kept)
-            if best == self.summary.best: return
-            self.summary.best = best
-            self.run.write_summary(self.summary)
-
-    def _described(self, best: Mapping[str, Any] | None) -> dict[str, Any]:
-        "The best epoch, without what says nothing of how good it is."
-        if best is None: return {}
-        right = round(best["val_accuracy"] * self.n_val)
-        left_out = ("train_accuracy", "train_loss", "seconds")
-        return {**{name: value for name, value in best.items() if name not in left_out},
-                "val_accuracy_interval": wilson_interval(right, self.n_val)}
+        summary.epoch, summary.n_epochs, summary.step = state.epoch, state.n_epochs, state.step
+        summary.seconds = self._before + time.monotonic() - self._started - state.idle
+        best = state.history.best("val_accuracy")
+        if best is not None:
+            right = round(best["val_accuracy"] * self.n_val)
+            summary.best = {**best, "val_accuracy_interval": wilson_interval(right, self.n_val)}
+            for name in ("train_accuracy", "train_loss", "seconds"): summary.best.pop(name, None)
+        self.run.write_summary(summary)
+        state.history.write_csv(self.run.history_path)
 
 # %% ../nbs/34_callbacks.ipynb #1266253c
 class Control(Callback):
     "Pause, resume, stop, save, and a factor for the learning rate, from any thread."
     order = Order.STEER
 
-    @checked
     def __init__(
         self,
         save: Callable[[State], None] | None = None,        # keeps a checkpoint; None: there are none
@@ -485,7 +379,6 @@ class Control(Callback):
         "Go on after a pause."
         self.paused = False
 
-    @checked
     def stop(
         self,
         why: str = "by hand",           # for the message and the history
@@ -497,13 +390,12 @@ class Control(Callback):
         "Write a checkpoint after the step at hand."
         self._to_save = True
 
-    @checked
     def set_lr_factor(
         self,
         factor: float,                  # of the scheduled learning rate, > 0; 1: as scheduled
     ) -> None:
         "Train with a multiple of the scheduled learning rate, from the next step on; validation is finished first."
-        check(0 < factor < math.inf, "The factor must be a number > 0", factor)
+        check(isinstance(factor, (int, float)) and 0 < factor < math.inf, "The factor must be a number > 0", factor)
         self._factor = float(factor)
 
     def on_batch_end(self, state: State) -> None:
@@ -551,7 +443,6 @@ class Replay(Callback):
     "Makes the live changes of another run at the same steps."
     order = Order.RECORD
 
-    @checked
     def __init__(
         self,
         history: History,           # of the run to be made again

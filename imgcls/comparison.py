@@ -14,14 +14,14 @@ __all__ = ['MOST', 'named', 'overlay', 'RunComparison', 'compare_runs']
 # %% ../nbs/44_comparison.ipynb #5ff29d12
 import html
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 from fastcore.basics import patch
 
-from .core import CheckpointError, DataError, check, near_miss
+from .core import CheckpointError, DataError, check, checked, near_miss
 from .history import History
 from .plots import curves, picture_html
 from .predictions import html_table
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% ../nbs/44_comparison.ipynb #13340b3d
+@checked
 def named(
-    runs: Sequence[Run],
+    runs: Sequence[Run],    # of any folders
 ) -> dict[str, Run]:        # in the same order; a run that is given twice is there once
     "Runs by a name of their own."
     runs = list(dict.fromkeys(runs))
@@ -46,8 +47,9 @@ def named(
 MOST = 8        # runs in one picture
 
 
+@checked
 def overlay(
-    histories: dict[str, History],      # name -> its epochs
+    histories: Mapping[str, History],   # name -> its epochs
     metric: str = "val_accuracy",       # a column of the epoch table
 ) -> "Axes":                            # shows itself
     "One curve for each run."
@@ -67,8 +69,10 @@ def overlay(
 def _finding(histories: dict[str, History], metric: str) -> str:
     "The best value, and whose it is; of a learning rate or of seconds none is best."
     if metric in ("lr", "seconds"): return ""
-    best = {name: history.best(metric) for name, history in histories.items()}
-    word, sign = ("lowest", -1) if metric.endswith("loss") else ("best", 1)
+    known = [history.higher_is_better(metric) for history in histories.values()]
+    higher = next((word for word in known if word is not None), None)
+    best = {name: history.best(metric, higher is not False) for name, history in histories.items()}
+    word, sign = {True: ("best", 1), False: ("lowest", -1), None: ("highest", 1)}[higher]
     winner = max(best, key=lambda name: sign * best[name][metric])
     label = metric.replace("_", " ")
     return f"{word} {label} {best[winner][metric]:.4f}: {winner}, epoch {best[winner]['epoch']}"
@@ -77,6 +81,7 @@ def _finding(histories: dict[str, History], metric: str) -> str:
 class RunComparison(Widget):
     "Curves of several runs in one picture, and a table of what differs."
 
+    @checked
     def __init__(
         self,
         runs: Sequence[Run],                # to choose from
@@ -136,6 +141,7 @@ def table(self: RunComparison) -> "DataFrame":
 
 
 @patch
+@checked
 def plot(
     self: RunComparison,
     metric: str | None = None,      # a column of the epoch table; None: the one that is shown
@@ -164,6 +170,7 @@ def _short(value: object) -> object:
 
 
 @patch
+@checked
 def choose(
     self: RunComparison,
     *names: str,                    # of runs in `.runs`, up to 8
@@ -179,6 +186,7 @@ def choose(
 
 
 @patch
+@checked
 def show(
     self: RunComparison,
     metric: str,                    # a column of the epoch table, see `.metrics`
@@ -214,14 +222,15 @@ def _checked(self: RunComparison, metric: str) -> str:
     return metric
 
 # %% ../nbs/44_comparison.ipynb #d341ad3a
+@checked
 def compare_runs(
-    *runs: str | Path | Run | Any,      # names, folders, runs or learners; none: all runs there are
+    *runs: Any,                         # names, folders, runs or learners, or one list of them; none: all there are
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
 ) -> RunComparison:                     # shows itself; .table .plot() .choose()
     "Runs side by side: curves, differences, results."
     folder = Path(root or find_settings().runs).resolve()       # a name alone might be found elsewhere first
     every = lambda: [Run(folder/name) for name in list_runs(root).name]
-    given = [getattr(run, "run", run) for run in (runs[0] if len(runs) == 1 and isinstance(runs[0], list) else runs)]
+    given = [getattr(run, "run", run) for run in (runs[0] if len(runs) == 1 and isinstance(runs[0], list | tuple) else runs)]
     for run in given:
         check(isinstance(run, (str, Path, Run)), "A run is given by name, folder, or as a learner that has one", run)
     chosen = [Run.open(run, root) for run in given] if runs else every()

@@ -337,6 +337,7 @@ def run_epoch(state: State, events: Events) -> None:
     row = {f"train_{name}": value for name, value in state.train_metrics.compute().items()}
     if state.val_batches is not None:
         row |= {f"val_{name}": value for name, value in state.val_metrics.compute().items()}
+    state.history.directions |= state.train_metrics.directions
     state.history.record_epoch(epoch=state.epoch + 1, step=state.step, **row, lr=state.lr,
                                seconds=state.seconds)
     state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
