@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import DataError, check, listed, near_miss
+from .core import DataError, check, checked, listed, near_miss
 from .edits import ImageData, readable
 from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image, shade, table, tag
 from .images import load_image
@@ -115,8 +115,9 @@ class Browser(Gallery):
         return f"Browser: {len(self._rows):,} of {sum(self.data.sizes.values()):,} images: {self._words()}"
 
 
+@checked
 def browse(
-    data: ImageData,            # of a learner: learn.data
+    data: Any,                  # an ImageData; of a learner: learn.data
     page_size: int = 24,        # images on a page
     seed: int = 42,             # of the augmentation: `learn.config.seed`
 ) -> Browser:                   # shows itself
@@ -237,14 +238,15 @@ def _words(self: Browser) -> str:
 
 # %% ../nbs/46_browser.ipynb #1a8299eb
 @patch
+@checked
 def show(
     self: Browser,
     split: str = "train",           # one of the data's
     label: str | None = None,       # class name; None: every class
-    view: Literal["as they are", "as the network sees them"] | None = None,
+    view: str | None = None,        # 'as they are' or 'as the network sees them'
     # None: as they are, unless an epoch is given or there are no files
     epoch: int | None = None,       # of training, from 0; None: 0
-    order: Literal["mixed", "in order"] = "mixed",  # a mixture of all, always the same; or as they stand
+    order: str = "mixed",           # 'mixed': a mixture of all, always the same; 'in order': as they stand
 ) -> Browser:                       # itself
     "Show the images of a split, perhaps of one class."
     self.data.dataset(split)        # a wrong name is answered there
@@ -253,7 +255,7 @@ def show(
     check(view in VIEWS, f"`view` must be one of {listed(VIEWS)}", view, near_miss(view, VIEWS).strip())
     files = self._paths[split] is not None
     check(files or view == VIEWS[1], f"`view` must be {VIEWS[1]!r} where there are no files", view)
-    check(epoch is None or (isinstance(epoch, int) and epoch >= 0), "`epoch` must be a whole number >= 0", epoch)
+    check(epoch is None or epoch >= 0, "`epoch` must be a whole number >= 0", epoch)
     check(order in ORDERS, f"`order` must be one of {listed(ORDERS)}", order, near_miss(order, ORDERS).strip())
     choice = _Choice(split, number, view, epoch or 0, order)
     check(epoch is None or _has_epochs(choice), f"`epoch` needs split='train' and view={VIEWS[1]!r}", (split, view),

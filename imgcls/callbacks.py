@@ -11,7 +11,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch',
-           'NetworkError', 'EMA', 'Mix', 'parse_every', 'SaveCheckpoints', 'KeepRun', 'Control', 'Replay']
+           'NetworkError', 'EMA', 'average_in', 'Mix', 'parse_every', 'SaveCheckpoints', 'KeepRun', 'Control', 'Replay']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
@@ -216,6 +216,15 @@ class EMA(Callback):
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in weights.items()}
 
+# %% ../nbs/34_callbacks.ipynb #11aa0fa3
+def average_in(
+    kept: Mapping[str, Any],        # what callbacks keep, by their names: a checkpoint's `callbacks`
+    weights: Mapping[str, Tensor],  # the network's own
+) -> Mapping[str, Tensor] | None:   # None: nobody keeps one
+    "The average of the weights, where a callback keeps one under `average`."
+    averages = (state.get("average") for state in kept.values() if isinstance(state, Mapping))
+    return next((a for a in averages if isinstance(a, Mapping) and a.keys() == weights.keys()), None)
+
 # %% ../nbs/34_callbacks.ipynb #844edea4
 class Mix(Callback):
     "Blends images and labels of a batch."
@@ -309,7 +318,7 @@ class SaveCheckpoints(Callback):
         if bad: raise TrainingDiverged(f"{bad[0]} is no longer finite: nothing is saved, {self.last.name} stays what "
                                        "it was. Try a smaller lr, or clip_norm=1.0.")
         if is_best:
-            weights = snapshot["callbacks"].get("EMA", {}).get("average") or snapshot["network"]
+            weights = average_in(snapshot["callbacks"], snapshot["network"]) or snapshot["network"]
             save_weights(weights, self.folder/"best.safetensors", self.about())
         keep_previous(self.last)
         write_checkpoint(snapshot, *([self.best] if is_best else []), self.last)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import numpy as np
@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .calibration import Evaluation
-from .core import DataError, ImgclsError, check, listed, near_miss
+from .core import DataError, ImgclsError, check, checked, listed, near_miss
 from .edits import readable
 from .images import decode, load_image
 from .interpretation import overlay
@@ -90,12 +90,13 @@ SIDE, LARGE = 104, 480      # pixels: the longer side of an image in a tile, and
 class Gallery(Widget):
     "Images a page at a time, one of which can be opened."
 
+    @checked
     def __init__(
         self,
         page_size: int = 24,        # images on a page
         choice: Any = None,         # a frozen dataclass: which images to begin with, in the words of `find`
     ):
-        check(isinstance(page_size, int) and page_size > 0, "`page_size` must be a whole number > 0", page_size)
+        check(page_size > 0, "`page_size` must be a whole number > 0", page_size)
         self.page_size, self._page, self._opened = page_size, 0, None
         self._choice, self._rows = choice, self.find(choice)
         self._html, self._showing = None, False
@@ -198,26 +199,28 @@ def choose(
 
 # %% ../nbs/42_explorer.ipynb #35b542fa
 @patch
+@checked
 def page_to(
     self: Gallery,
     k: int,                 # which page, from 0
 ) -> Gallery:               # itself
     "Turn to a page."
     pages = page_of(len(self.rows), 0, self.page_size)[2]
-    check(isinstance(k, (int, np.integer)) and 0 <= k < pages, f"`k` must be a page from 0 to {pages - 1}", k)
+    check(0 <= k < pages, f"`k` must be a page from 0 to {pages - 1}", k)
     self._page, self._opened = int(k), None
     self.draw()
     return self
 
 
 @patch
+@checked
 def open(
     self: Gallery,
     i: int,                 # the image's number, one of `rows` or any other
 ) -> Gallery:               # itself
     "Show an image in full size."
     n = self.n_images
-    check(isinstance(i, (int, np.integer)) and 0 <= i < n, f"`i` must be an image from 0 to {n - 1}", i)
+    check(0 <= i < n, f"`i` must be an image from 0 to {n - 1}", i)
     self._opened = int(i)
     place = self._place()
     if place is not None: self._page = place // self.page_size
@@ -509,6 +512,7 @@ class Explorer(Gallery):
         low, high = e.accuracy_interval
         head = (f"<b>{escaped(e.split or 'evaluation')}</b>: {int(e.correct.sum()):,} of {len(e):,} right, "
                 f"accuracy {e.accuracy:.3f} [{low:.3f}, {high:.3f}]")
+        if e.weights: head += tag("div", escaped(e.weights), "opacity:0.75")
         if self._counts is None: return head + _pairs(e, true, predicted)
         return head + _matrix(self._counts, e.class_names, true, predicted)
 
@@ -517,8 +521,9 @@ class Explorer(Gallery):
         return f"Explorer: {len(self._rows):,} of {len(self.evaluation):,} images: {words}"
 
 
+@checked
 def explore(
-    evaluation: Evaluation,     # of learn.evaluate('val'), say
+    evaluation: Any,            # an Evaluation: of learn.evaluate('val'), say
     page_size: int = 24,        # images on a page
 ) -> Explorer:                  # shows itself
     "Look at the images behind the confusion matrix."
@@ -536,6 +541,7 @@ def on_click(self: Explorer, part: str) -> None:
 
 # %% ../nbs/42_explorer.ipynb #05f1e00b
 @patch
+@checked
 def cell(
     self: Explorer,
     true: str,              # class name
@@ -546,18 +552,17 @@ def cell(
 
 
 @patch
+@checked
 def only(
     self: Explorer,
     true: str | None = None,            # class name; None: any
     predicted: str | None = None,       # class name; None: any
     correct: bool | None = None,        # right ones or wrong ones; None: both
-    confidence: tuple[float, float] = (0.0, 1.0),   # from, to; both included
-    order: Literal["loss", "unsure", "row"] = "loss",   # highest loss first, least sure first, as they stand
+    confidence: Sequence[float] = (0.0, 1.0),       # from, to; both included
+    order: str = "loss",                # 'loss': highest first; 'unsure': least sure first; 'row': as they stand
 ) -> Explorer:                          # itself
     "Show the images that all of this is true of; everything when nothing is said."
-    check(correct in (None, True, False), "`correct` must be True, False or None", correct)
-    pair = isinstance(confidence, (tuple, list)) and len(confidence) == 2
-    check(pair and 0 <= confidence[0] <= confidence[1] <= 1, "`confidence` must be (from, to), 0 <= from <= to <= 1",
+    check(len(confidence) == 2 and 0 <= confidence[0] <= confidence[1] <= 1, "`confidence` must be (from, to), 0 <= from <= to <= 1",
           confidence)
     check(order in ORDERS, f"`order` must be one of {', '.join(ORDERS)}", order, near_miss(order, ORDERS).strip())
     true, predicted = (None if name is None else self._number(name) for name in (true, predicted))
@@ -584,6 +589,7 @@ def detail(self: Explorer, i: int) -> str:
 
 
 @patch
+@checked
 def open(
     self: Explorer,
     i: int,                 # the row, one of `rows` or any other

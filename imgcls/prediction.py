@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .core import ConfigError, DataError, ImgclsError, check
+from .core import ConfigError, DataError, ImgclsError, check, checked
 from .explorer import CUT, SIDE_BY_SIDE, escaped, tag
 from .images import as_image, images_in, load_image
 from .interpretation import Explanation, _asked, _explained, _prepared, overlay
@@ -45,7 +45,7 @@ class Answer:
     predictions: Predictions            # of this one image
     explanation: Explanation | None     # where it looks; None: it cannot be said
     why_not: str = ""                   # the reason for that
-    asked: str = ""                     # which weights, and how far they were trained
+    asked: str = ""                     # which weights: 'best weights, epoch 2'
 
     @property
     def label(self) -> str:
@@ -55,16 +55,15 @@ class Answer:
     def __repr__(self) -> str: return f"Answer({self.name!r}: {self.label!r} {self.predictions.confidence[0]:.4f})"
 
 
-def _answer(learner: Learner, weights: str, number: int, name: str, picture: str, tensor: Tensor, shown: Tensor,
+def _answer(learner: Learner, weights: str | None, number: int, name: str, picture: str, tensor: Tensor, shown: Tensor,
             label: str | None = None) -> Answer:
     "Ask the network. Where it has no map to look at, it has an answer all the same."
     asked = _asked(learner, tensor, weights)
     found, why_not = None, ""
     try: found = _explained(asked, tensor, shown, label, None)
     except ConfigError as error: why_not = str(error)
-    epochs = f", {learner.state.epoch} epochs trained" if weights == "current" else ""
     return Answer(number, name, picture, tensor, shown, Predictions(asked[2][None], asked[1]), found, why_not,
-                  f"{weights} weights{epochs}")
+                  str(asked[3]))
 
 # %% ../nbs/45_prediction.ipynb #580c8815
 KEPT, SIDE, MOST_BARS = 8, 200, 10      # images; pixels of their longer side; classes with a bar
@@ -73,13 +72,13 @@ KEPT, SIDE, MOST_BARS = 8, 200, 10      # images; pixels of their longer side; c
 class PredictWidget(Widget):
     "Takes images, and shows what a network says of them."
 
+    @checked
     def __init__(
         self,
-        learn: Learner,             # whom to ask
-        weights: str = "current",   # 'current', 'best' or 'last': of the run's checkpoints
+        learn: Learner,                 # whom to ask
+        weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
     ):
-        check(isinstance(learn, Learner), "`learn` must be a Learner", learn)
-        network_with(learn, weights)       # an error now rather than at the first image
+        with preserve_rng(): network_with(learn, weights)       # an error now rather than at the first image
         self.learn, self.weights = learn, weights
         self._entries: list[Answer | str] = []
         self._number = 0
@@ -92,10 +91,12 @@ class PredictWidget(Widget):
 
     def __repr__(self) -> str:
         newest = f", {self.answers[0]}" if self.answers else ""
-        return f"PredictWidget({len(self.answers)} images{newest})"
+        n = len(self.answers)
+        return f"PredictWidget({n} image{'s' * (n != 1)}{newest})"
 
 
 @patch
+@checked
 def show(
     self: PredictWidget,
     image: Any,                     # what learn.predict takes: path, PIL image, array, or up to eight of them
@@ -151,6 +152,7 @@ def _decoded(name: str, content: bytes) -> Image.Image:
 
 # %% ../nbs/45_prediction.ipynb #21573f25
 @patch
+@checked
 def explain(
     self: PredictWidget,
     label: str,             # name of a class
@@ -219,9 +221,10 @@ def _bars(answer: Answer) -> str:
                "align-items:center;align-content:start")
 
 # %% ../nbs/45_prediction.ipynb #4279df70
+@checked
 def predict_widget(
     learn: Learner,                 # whom to ask
-    weights: str = "current",       # 'current', 'best' or 'last': of the run's checkpoints
+    weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
 ) -> PredictWidget:                 # shows itself; .show(image) .explain(label) .answers
     "Drop an image, and see what the network says of it."
     return PredictWidget(learn, weights)

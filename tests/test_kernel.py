@@ -57,3 +57,23 @@ def test_interrupt_button(tmp_path: Path, workers: int):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_a_table_says_how_the_background_ended(tmp_path: Path):
+    "What `fit(background=True)` has shown is changed in place when the training is stopped."
+    (tmp_path/"settings.ini").write_text("[imgcls]\n")
+    manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path))
+    try:
+        assert run(client, SETUP.format(workers=0))[0] == "ok"
+        shown = run(client, "learn.fit(background=True)")[1]
+        table, = (s for s in shown if "in the background" in s.get("data", {}).get("text/html", ""))
+        shown = run(client, "learn.control.stop()\ntry: learn.wait()\nexcept KeyboardInterrupt: pass")[1]
+        changed = [s["data"]["text/html"] for s in shown if s["kind"] == "update_display_data"
+                   and s["transient"]["display_id"] == table["transient"]["display_id"]]
+        assert len(changed) == 1 and "in the background" not in changed[0]
+        assert re.search(r"\(interrupted at .*; learn\.resume\(\) goes on<", changed[0]), changed[0]
+        shown = run(client, "learn")[1]             # at rest it is an ordinary table again
+        assert [s["kind"] for s in shown] == ["execute_result"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
