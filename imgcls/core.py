@@ -180,7 +180,8 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _container_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin is Callable: return callable(value)
-    if origin is type: return isinstance(value, type) and (inner[0] is Any or issubclass(value, inner[0]))
+    if origin is type:
+        return isinstance(value, type) and (inner[0] is Any or isinstance(inner[0], TypeVar) or issubclass(value, inner[0]))
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if isinstance(value, (str, bytes, Mapping)): return False       # a text is no list, nor is a dict
@@ -226,19 +227,22 @@ class Registry(Mapping[str, Callable[..., Any]]):
         kind: str,                   # what is registered, singular: 'network'
         builders: Mapping[str, Callable[..., Any]] | None = None,  # the first entries
         plural: str | None = None,   # name of the variable that holds it; None: kind + 's'
+        hint: str = "",              # where to see them all, if they are too many for a message; "": the first ones
     ):
-        self.kind, self.plural = kind, plural or f"{kind}s"
+        self.kind, self.plural, self.hint = kind, plural or f"{kind}s", hint
         self._builders = dict(builders or {})
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name in self._builders: return self._builders[name]
-        raise ConfigError(f"Unknown {self.kind} {name!r}.{near_miss(name, self._builders)} "
-                          f"See {self.plural}().")
+        if isinstance(name, str) and name in self._builders: return self._builders[name]
+        there_are = self.hint or f"There are: {', '.join(self()) or 'none yet'}."
+        raise ConfigError(f"Unknown {self.kind} {shown(name) if not isinstance(name, str) else repr(name)}."
+                          f"{near_miss(name, self._builders)} {there_are}")
 
-    def __contains__(self, name: object) -> bool: return name in self._builders
+    def __contains__(self, name: object) -> bool: return isinstance(name, str) and name in self._builders
     def __iter__(self) -> Iterator[str]: return iter(self._builders)
     def __len__(self) -> int: return len(self._builders)
 
+    @checked
     def __call__(
         self,
         contains: str = "",     # keep the names that contain this
@@ -246,6 +250,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         "The registered names."
         return sorted(name for name in self._builders if contains in name)
 
+    @checked
     def register(
         self,
         builder: Callable[..., Any] | str,  # function or class; a name makes it a decorator
@@ -253,7 +258,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     ) -> Callable[..., Any]:                # the builder again, so that this decorates
         "Add a builder under a name."
         if isinstance(builder, str): return lambda b: self.register(b, builder)
-        name = name or builder.__name__
+        name = name or getattr(builder, "__name__", "")
+        check(bool(name), "A builder without a name of its own needs one", builder, "register(builder, 'my_name').")
         old = self._builders.get(name)
         if old is not None and _place(old) != _place(builder):
             raise ConfigError(f"The {self.kind} {name!r} exists already ({_place(old)}). "

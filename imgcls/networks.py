@@ -13,14 +13,14 @@ frozen entirely, with its BatchNorm statistics; looking at a network changes not
 # %% auto #0
 __all__ = ['networks', 'ModelConfig', 'simple_cnn', 'tiny_net', 'head_of', 'replace_head', 'replace_input', 'pretrained_weights',
            'torchvision_network', 'NetworkRegistry', 'build_network', 'load_weights', 'freeze_backbone', 'unfreeze',
-           'train_mode', 'count_parameters', 'summary']
+           'trained_names', 'set_trained', 'train_mode', 'count_parameters', 'summary']
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
 import hashlib
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .core import CheckpointError, DataError, ImgclsError, Registry, check, near_miss
+from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return found
 
 # %% ../nbs/20_networks.ipynb #7c8f2187
+@checked
 def freeze_backbone(
     network: nn.Module,     # changed in place
 ) -> None:
@@ -305,11 +306,29 @@ def freeze_backbone(
     head_of(network)[1].requires_grad_(True)
 
 
+@checked
 def unfreeze(
     network: nn.Module,     # changed in place
 ) -> None:
     "Let all weights be trained again."
     network.requires_grad_(True)
+
+
+@checked
+def trained_names(
+    network: nn.Module,
+) -> list[str]:             # dotted names, in the network's order
+    "The parameters that are to be trained."
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+@checked
+def set_trained(
+    network: nn.Module,     # changed in place
+    names: Collection[str],     # from `trained_names`; all others are frozen
+) -> None:
+    "Train these parameters and no others."
+    for name, parameter in network.named_parameters(): parameter.requires_grad_(name in names)
 
 
 def train_mode(

@@ -12,8 +12,8 @@ chosen optimizer or schedule is an error."""
 
 # %% auto #0
 __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw', 'parameter_groups', 'build_optimizer',
-           'Position', 'SchedulerConfig', 'constant', 'step', 'cosine', 'one_cycle', 'plateau', 'build_schedule',
-           'set_learning_rate', 'learning_rates', 'plot_schedule']
+           'follow_network', 'held_names', 'hold_again', 'Position', 'SchedulerConfig', 'constant', 'step', 'cosine',
+           'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'learning_rates', 'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
@@ -126,9 +126,6 @@ def parameter_groups(
         group["params"].append(parameter)
     check(bool(groups), "The network needs parameters to train", groups,
           "All are frozen, or there are none.")
-    check(factor == 1 or any(name.startswith("backbone") for name in groups),
-          "`backbone_lr_factor` needs a backbone that is trained", factor,
-          "It is frozen: leave the factor out.")
     return list(groups.values())
 
 # %% ../nbs/23_optimizers.ipynb #9a3784d6
@@ -154,6 +151,68 @@ def _check_ignored(optimizer: Optimizer, name: str, wanted: float) -> None:
     untouched = inside is None or inside == wanted or (known and inside == known.default)
     check(bool(untouched), f"The config says {name}={wanted}, so the optimizer must not say otherwise",
           inside, f"Set `{name}` in the config only.")
+
+# %% ../nbs/23_optimizers.ipynb #8d7633ab
+def follow_network(
+    optimizer: Optimizer,       # from `build_optimizer`; changed in place
+    network: nn.Module,         # as it is to be trained from now on
+    config: OptimizerConfig,    # for the groups of what is new; `lr` is the base rate of now
+    head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
+    builder: Callable[[list[dict[str, Any]]], Optimizer] | None = None,  # what built it; None: what the config names
+) -> None:
+    "Let the optimizer train what the network wants trained."
+    here = {id(p): p for p in network.parameters()}
+    check(any(p.requires_grad for p in here.values()), "The network needs parameters to train", "all are frozen",
+          "Try networks.unfreeze(network).")
+    for group in optimizer.param_groups: _let_go(optimizer, group, here)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, parameter in here.items():
+        if key not in held or not parameter.requires_grad: parameter.grad = None
+    new = [p for key, p in here.items() if p.requires_grad and key not in held]
+    if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder))
+
+
+def _let_go(optimizer: Optimizer, group: dict[str, Any], here: Mapping[int, nn.Parameter]) -> None:
+    "Parameters that are the network's no more. Groups that a builder added are its own business."
+    if "name" not in group: return
+    gone = [p for p in group["params"] if id(p) not in here]
+    for parameter in gone: optimizer.state.pop(parameter, None)
+    group["params"] = [p for p in group["params"] if id(p) in here]
+
+
+def _take_up(optimizer: Optimizer, other: Optimizer) -> None:
+    "The parameters of another optimizer, each into the group of the same name."
+    known = {group.get("name"): group for group in optimizer.param_groups}
+    for group in other.param_groups:
+        if group.get("name") in known: known[group["name"]]["params"].extend(group["params"])
+        else: optimizer.add_param_group(group)
+    optimizer.state.update(other.state)         # some, Adagrad for one, make it at once
+
+
+def held_names(
+    optimizer: Optimizer,
+    network: nn.Module,
+) -> list[list[str | None]]:    # one list a group, in the optimizer's order; None: not of the network
+    "Which parameters an optimizer holds, and where."
+    names = {id(p): name for name, p in network.named_parameters()}
+    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def hold_again(
+    optimizer: Optimizer,                           # changed in place; its memory is to be loaded next
+    network: nn.Module,
+    names: Iterable[Iterable[str | None]],          # from `held_names`
+) -> None:
+    "Put the parameters into a saved order."
+    names = [list(group) for group in names]
+    now = held_names(optimizer, network)
+    if names == now: return
+    parameters = dict(network.named_parameters())
+    foreign = iter([p for group, held in zip(optimizer.param_groups, now, strict=True)
+                    for p, name in zip(group["params"], held, strict=True) if name is None])
+    optimizer.param_groups[:] = [
+        {**optimizer.defaults, "params": [next(foreign) if name is None else parameters[name] for name in group]}
+        for group in names]
 
 # %% ../nbs/23_optimizers.ipynb #2d5705f0
 @dataclass(frozen=True)
