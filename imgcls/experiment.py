@@ -13,14 +13,16 @@ __all__ = ['presets', 'ALIASES', 'TrainingConfig', 'ExperimentConfig', 'Knobs', 
 
 # %% ../nbs/36_experiment.ipynb #f6273aa7
 import html
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from .callbacks import parse_every
-from .config import describe, diff, from_dict, load_config, override
-from .core import ConfigError, Registry, check, near_miss
+from .config import describe, diff, from_dict, load_config, override, parse_yaml
+from .core import ConfigError, Registry, check, checked, near_miss
 from .datasets import DataConfig
 from .losses import LossConfig
 from .metrics import metrics as metric_builders
@@ -92,6 +94,7 @@ class Knobs(list[dict[str, Any]]):
     def __repr__(self) -> str: return "\n".join(f"{row['key']}: {row['value']}" for row in self)
 
 
+@checked
 def knobs(
     config: Any = ExperimentConfig,     # a config, or a class of them
 ) -> Knobs:                             # shows itself as a table
@@ -130,9 +133,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "epochs": ("training.num_epochs",),
     "learning_rate": ("optimizer.lr",),
     "wd": ("optimizer.weight_decay",),
+    "pretrained": ("model.weights",),
 }
 
 
+@checked
 def load_experiment(
     config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
     # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
@@ -140,9 +145,8 @@ def load_experiment(
 ) -> tuple[ExperimentConfig, dict[str, Any]]:           # the tree, and what the overrides changed
     "The experiment that is meant."
     base = _base(config)
-    if isinstance(changes, Mapping):
-        changes = {k: [v, v] if k == "size" and isinstance(v, int) else v for k, v in changes.items()}
-    else: changes = [_square(change) for change in changes]
+    if isinstance(changes, Mapping): changes = {key: _meant(key, value) for key, value in changes.items()}
+    else: changes = [_meant_by(change) for change in changes]
     changed = override(base, changes, ALIASES)
     return changed, _in_short({key: new for key, (_, new) in diff(base, changed).items()})
 
@@ -161,11 +165,22 @@ def _base(config: ExperimentConfig | Mapping[str, Any] | str | Path | None) -> E
     if isinstance(config, ExperimentConfig): return config
     if isinstance(config, Mapping): return from_dict(ExperimentConfig, config)
     if str(config) in presets: return presets[str(config)]()
-    if Path(config).exists(): return load_config(ExperimentConfig, config)
+    if Path(config).is_file(): return load_config(ExperimentConfig, config)
     raise ConfigError(f"There is no file {str(config)!r} and no preset of that name."
                       f"{near_miss(config, presets)} Presets: {', '.join(presets())}.")
 
 
-def _square(change: str) -> str:
-    key, _, value = change.partition("=")
-    return f"{key}=[{value}, {value}]" if key.lstrip("-") == "size" and value.isdigit() else change
+def _meant(key: str, value: Any) -> Any:
+    "One number is a square; yes and no are weights."
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if key == "size" and whole: return [int(value), int(value)]
+    if key == "pretrained" and isinstance(value, bool): return "DEFAULT" if value else None
+    return value
+
+
+def _meant_by(change: Any) -> Any:
+    "The same for what is typed in a shell."
+    key, equals, text = str(change).partition("=")
+    key = key.strip().lstrip("-")
+    if not equals or key not in ("size", "pretrained"): return change
+    return f"{key}={json.dumps(_meant(key, parse_yaml(text, key)))}"

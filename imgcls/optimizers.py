@@ -13,7 +13,8 @@ chosen optimizer or schedule is an error."""
 # %% auto #0
 __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw', 'parameter_groups', 'build_optimizer',
            'follow_network', 'held_names', 'hold_again', 'Position', 'SchedulerConfig', 'constant', 'step', 'cosine',
-           'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'learning_rates', 'plot_schedule']
+           'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of', 'learning_rates',
+           'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .core import Registry, check
+from .core import Registry, check, checked
 from .plots import curves
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def _check_settings(config: Any, registry: Registry, settings: Mapping[str, tupl
         owners = [kind for kind, names in settings.items() if name in names]
         check(config.type in owners or getattr(config, name) is None,
               f"`{name}` belongs to {' and '.join(owners)}, not to {config.type}",
-              getattr(config, name), "Leave it out.")
+              getattr(config, name), _INSTEAD.get(name, "Leave it out."))
+
+
+_INSTEAD = {"patience": "For stopping early: early_stopping=3."}
 
 # %% ../nbs/23_optimizers.ipynb #ab6a4751
 optimizers = Registry("optimizer")
@@ -104,6 +108,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=True)
 
 # %% ../nbs/23_optimizers.ipynb #a8c2af45
+@checked
 def parameter_groups(
     network: nn.Module,         # only parameters that require gradients are taken
     config: OptimizerConfig,    # lr, weight_decay, backbone_lr_factor, decay_norm_and_bias
@@ -129,6 +134,7 @@ def parameter_groups(
     return list(groups.values())
 
 # %% ../nbs/23_optimizers.ipynb #9a3784d6
+@checked
 def build_optimizer(
     network: nn.Module,         # whose weights will move
     config: OptimizerConfig,    # how
@@ -152,7 +158,8 @@ def _check_ignored(optimizer: Optimizer, name: str, wanted: float) -> None:
     check(bool(untouched), f"The config says {name}={wanted}, so the optimizer must not say otherwise",
           inside, f"Set `{name}` in the config only.")
 
-# %% ../nbs/23_optimizers.ipynb #8d7633ab
+# %% ../nbs/23_optimizers.ipynb #d7bdffe8
+@checked
 def follow_network(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place
     network: nn.Module,         # as it is to be trained from now on
@@ -189,6 +196,7 @@ def _take_up(optimizer: Optimizer, other: Optimizer) -> None:
     optimizer.state.update(other.state)         # some, Adagrad for one, make it at once
 
 
+@checked
 def held_names(
     optimizer: Optimizer,
     network: nn.Module,
@@ -198,6 +206,7 @@ def held_names(
     return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
 
 
+@checked
 def hold_again(
     optimizer: Optimizer,                           # changed in place; its memory is to be loaded next
     network: nn.Module,
@@ -340,6 +349,7 @@ def _drops(losses: Iterable[float], patience: int) -> int:
     return drops
 
 # %% ../nbs/23_optimizers.ipynb #20d9a786
+@checked
 def build_schedule(
     config: SchedulerConfig,            # which curve
 ) -> Callable[[Position], float]:       # the factor of base_lr for the next step, >= 0
@@ -361,7 +371,34 @@ def set_learning_rate(
     "Set each group's learning rate to its base times a factor."
     for group in optimizer.param_groups: group["lr"] = group["base_lr"] * factor
 
+# %% ../nbs/23_optimizers.ipynb #786387ad
+@checked
+def set_base_lr(
+    optimizer: Optimizer,       # from `build_optimizer`; changed in place
+    lr: float,                  # base learning rate of the head, > 0
+    config: OptimizerConfig,    # `backbone_lr_factor` is read here
+) -> None:
+    "Give each group another `base_lr`; those that a builder added keep theirs."
+    check(0 < lr < math.inf, "`lr` must be > 0", lr, "Try lr=1e-3.")
+    for group in optimizer.param_groups:
+        if "name" in group: group["base_lr"] = lr * _share(group, config)
+
+
+@checked
+def base_lr_of(
+    optimizer: Optimizer,       # from `build_optimizer`
+    config: OptimizerConfig,    # it was built from this
+) -> float:
+    "The base learning rate of the head as it is now."
+    group = next((g for g in optimizer.param_groups if "name" in g), None)
+    return config.lr if group is None else group["base_lr"] / _share(group, config)
+
+
+def _share(group: Mapping[str, Any], config: OptimizerConfig) -> float:
+    return config.backbone_lr_factor if group["name"].startswith("backbone") else 1.0
+
 # %% ../nbs/23_optimizers.ipynb #926e7d24
+@checked
 def learning_rates(
     config: SchedulerConfig,        # which curve
     lr: float,                      # base learning rate
@@ -370,6 +407,7 @@ def learning_rates(
     val_losses: tuple[float, ...] = (),  # plateau only: validation loss after each epoch
 ) -> np.ndarray:                    # one a step
     "The learning rate of every step of a run."
+    check(0 < lr < math.inf, "`lr` must be > 0", lr)
     check(steps_per_epoch >= 1, "`steps_per_epoch` must be >= 1", steps_per_epoch)
     check(n_epochs >= 1, "`n_epochs` must be >= 1", n_epochs)
     factor = build_schedule(config)
@@ -377,6 +415,7 @@ def learning_rates(
                      for step in range(steps_per_epoch * n_epochs)])
 
 
+@checked
 def plot_schedule(
     config: SchedulerConfig,        # which curve
     lr: float,                      # base learning rate
