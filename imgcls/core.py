@@ -11,12 +11,13 @@ that a stranger would catch (`ValueError`, `RuntimeError`, `ImportError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError',
            'ArgumentError', 'DataError', 'CheckpointError', 'MissingExtra', 'shown', 'check', 'near_miss', 'listed',
-           'checked', 'fits', 'in_words', 'Registry', 'write_atomic']
+           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
 import functools
 import inspect
+import linecache
 import numbers
 import os
 import secrets
@@ -217,6 +218,36 @@ def in_words(
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path",
           type(None): "None", None: "None", Any: "anything", object: "anything"}
+
+# %% ../nbs/00_core.ipynb #18f1a7bd
+def meanings(
+    function: Callable[..., Any],   # written with one parameter a line
+) -> dict[str, str]:                # parameter -> the comment beside it; those without one are left out
+    "What the comments of a signature say."
+    code, found, last, begun = inspect.unwrap(function).__code__, {}, None, False
+    for line in linecache.getlines(code.co_filename)[code.co_firstlineno - 1:]:
+        words, _, comment = (part.strip() for part in line.partition("#"))
+        begun = begun or words.startswith("def ")
+        if not begun: continue
+        if words.endswith(":"): break
+        name = words.partition(":")[0].partition("=")[0].strip("* ,")
+        last = name if name.isidentifier() else last
+        if comment and last: found[last] = f"{found.get(last, '')} {comment}".strip()
+    return found
+
+
+@checked
+def explain_methods(
+    cls: type,                      # changed in place: the docstrings of its public methods
+) -> None:
+    "Append the meaning of every argument to the docstrings."
+    for name, method in vars(cls).items():
+        function = getattr(method, "__func__", method)
+        if name.startswith("_") or not inspect.isfunction(function): continue
+        found = meanings(function)
+        if not found or "Arguments:" in (function.__doc__ or ""): continue
+        lines = "\n".join(f"    {argument}: {meaning}" for argument, meaning in found.items())
+        function.__doc__ = f"{inspect.getdoc(function) or ''}\n\nArguments:\n\n{lines}"
 
 # %% ../nbs/00_core.ipynb #b38518fd
 class Registry(Mapping[str, Callable[..., Any]]):

@@ -13,7 +13,8 @@ frozen entirely, with its BatchNorm statistics; looking at a network changes not
 # %% auto #0
 __all__ = ['networks', 'CHECKPOINT_VERSION', 'ModelConfig', 'simple_cnn', 'tiny_net', 'head_of', 'replace_head', 'replace_input',
            'pretrained_weights', 'torchvision_network', 'NetworkRegistry', 'build_network', 'load_weights',
-           'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode', 'count_parameters', 'summary']
+           'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode',
+           'count_parameters', 'summary']
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
 import hashlib
@@ -92,6 +93,8 @@ def tiny_net(
 
 
 def _classifier(layers: list[nn.Module], width: int, n_classes: int, dropout: float) -> nn.Module:
+    check(n_classes >= 1, "`n_classes` must be >= 1", n_classes)
+    check(0 <= dropout < 1, "`dropout` must be in [0, 1)", dropout)
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
     return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), pool=pool,
                                      head=nn.Linear(width, n_classes)))
@@ -99,6 +102,7 @@ def _classifier(layers: list[nn.Module], width: int, n_classes: int, dropout: fl
 
 def _convolution(n_in: int, n_out: int, stride: int = 1) -> list[nn.Module]:
     "BatchNorm has a bias, so the convolution needs none."
+    check(n_in >= 1 and n_out >= 1, "Channels must be >= 1", (n_in, n_out))
     return [nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
 
 # %% ../nbs/20_networks.ipynb #cbd1e817
@@ -176,8 +180,9 @@ def torchvision_network(
     "A torchvision classifier with a head for these classes."
     from torchvision import models
     if weights is not None: weights = "DEFAULT" if _is_default(weights) else weights
-    known = {"DEFAULT", *pretrained_weights(name)}
-    check(weights is None or weights in known, f"`weights` of {name} must be one of {', '.join(sorted(known))}", weights)
+    names = pretrained_weights(name)
+    check(weights is None or weights in names or (bool(names) and weights == "DEFAULT"),
+          f"`weights` of {name} must be one of {', '.join(names) or 'none'}", weights)
     chosen = None if weights is None else models.get_model_weights(name)[weights]
     extra: dict[str, Any] = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if extra and chosen is None: extra["init_weights"] = True      # silence a warning on the default
@@ -292,7 +297,7 @@ def load_weights(
 ) -> dict[str, Any]:        # what the file says beside the weights: class_names, architecture, ...
     "Load a network's weights from a file; what doesn't fit exactly is an error."
     path = Path(path).expanduser()
-    (state, about), wanted = _read_state(path), network.state_dict()
+    (state, about), wanted = read_weights(path), network.state_dict()
     if new_head:
         head = head_of(network)[0] + "."
         state = {k: v for k, v in state.items() if not k.startswith(head)}
@@ -309,8 +314,12 @@ def load_weights(
     return about
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    "The state dict in a file, and what else is said."
+@checked
+def read_weights(
+    path: str | Path,           # a state dict, an imgcls checkpoint, or .safetensors
+) -> tuple[dict[str, Tensor], dict[str, Any]]:      # name -> tensor, and what the file says beside them
+    "The weights in a file, verified; nothing in it is run."
+    path = Path(path).expanduser()
     if path.suffix == ".safetensors": return _read_safetensors(path)
     try:
         if zipfile.is_zipfile(path): _check_zip(path)

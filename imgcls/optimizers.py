@@ -158,7 +158,7 @@ def _check_ignored(optimizer: Optimizer, name: str, wanted: float) -> None:
     check(bool(untouched), f"The config says {name}={wanted}, so the optimizer must not say otherwise",
           inside, f"Set `{name}` in the config only.")
 
-# %% ../nbs/23_optimizers.ipynb #d7bdffe8
+# %% ../nbs/23_optimizers.ipynb #0c2a73a0
 @checked
 def follow_network(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place
@@ -177,6 +177,7 @@ def follow_network(
         if key not in held or not parameter.requires_grad: parameter.grad = None
     new = [p for key, p in here.items() if p.requires_grad and key not in held]
     if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder))
+    _begin_momentum(optimizer)
 
 
 def _let_go(optimizer: Optimizer, group: dict[str, Any], here: Mapping[int, nn.Parameter]) -> None:
@@ -197,6 +198,15 @@ def _take_up(optimizer: Optimizer, other: Optimizer) -> None:
 
 
 @checked
+def _begin_momentum(optimizer: Optimizer) -> None:
+    "torch's fused SGD wants a buffer of all parameters of a group or of none; zeros give the step that none gives."
+    if not isinstance(optimizer, torch.optim.SGD): return
+    for group in optimizer.param_groups:
+        without = [p for p in group["params"] if optimizer.state[p].get("momentum_buffer") is None]
+        if not group["fused"] or len(without) == len(group["params"]): continue
+        for parameter in without: optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def held_names(
     optimizer: Optimizer,
     network: nn.Module,
@@ -371,7 +381,7 @@ def set_learning_rate(
     "Set each group's learning rate to its base times a factor."
     for group in optimizer.param_groups: group["lr"] = group["base_lr"] * factor
 
-# %% ../nbs/23_optimizers.ipynb #786387ad
+# %% ../nbs/23_optimizers.ipynb #4c184ac8
 @checked
 def set_base_lr(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place

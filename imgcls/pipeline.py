@@ -30,7 +30,7 @@ def write_reports(
     weights: str = "best",              # 'best' or 'last': which of its checkpoints
 ) -> dict[str, Evaluation]:             # split -> what came out
     "Evaluate every split and write it all down in the run's folder."
-    run, summary = learner.run, learner.summary
+    run, summary = learner.run, learner.run_summary
     if weights == "best" and not run.best.exists(): weights = "last"    # no validation split, no best
     results, figures, log = {}, {}, get_logger()
     for split in learner.data.datasets:
@@ -62,7 +62,7 @@ def train(
     resume: str | Path | None = None,   # a run to go on with, instead of a config
     own: Mapping[str, Any] | None = None,   # for Learner(...): network, loss, callbacks, name, runs, progress
     **changes: Any,                     # config keys: lr=0.01, batch_size=32
-) -> Learner:                           # trained; `.run` is its folder, `.summary` how it went
+) -> Learner:                           # trained; `.run` is its folder, `.run_summary` how it went
     "From a config to a trained, evaluated, reported classifier."
     if resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
     else: learner = _resumed(resume, config, overrides, changes, own)
