@@ -102,11 +102,9 @@ class Learner:
         _check_texts(name=name, runs=runs, progress=progress, scheduler=scheduler)
         _check_lr(lr)
         setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
-        named = {"model.architecture": network, "loss.type": loss, "optimizer.type": optimizer}
-        changes |= {key: value for key, value in named.items() if isinstance(value, str)}
         said = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
-                "weights": weights}
-        changes |= {key: value for key, value in said.items() if value is not None}
+                "weights": weights, "model.architecture": network, "loss.type": loss, "optimizer.type": optimizer}
+        changes = _said_once(said, changes, made_already=(nn.Module, Callable))
         changes = _weights_by_name(changes, data.class_names)
         named_metrics, own_metrics = _sorted_out(metrics)
         base, _ = load_experiment(config)
@@ -135,6 +133,9 @@ class Learner:
         if own_metrics: self.objects["metrics"] = ", ".join(map(_name_of, own_metrics))
         self.state = _make_state(self, network, loss, optimizer, [*self.config.training.metrics, *own_metrics])
         self.callbacks = _make_callbacks(self)
+
+    def __getattr__(self, name: str) -> Any:        # only asked for what is not there
+        raise AttributeError(name if name.startswith("_") else f"Learner has no {name!r}.{_our_verb(name)}")
 
     @property
     def network(self) -> nn.Module: return self.state.network
@@ -206,6 +207,14 @@ def _check_lr(lr: Any) -> None:
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
 
+def _said_once(said: Mapping[str, Any], changes: Mapping[str, Any], made_already: tuple[Any, ...]) -> dict[str, Any]:
+    "Arguments and further keys together."
+    said = {key: value for key, value in said.items() if value is not None and not isinstance(value, made_already)}
+    twice = [key for key in said if key in changes]
+    check(not twice, "A setting must be given once", twice, "It is an argument of its own, too.")
+    return {**said, **changes}
+
+
 def _weights_by_name(changes: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     "Class weights given by the names of the classes, in class order."
     for key in ("class_weights", "loss.class_weights"):
@@ -255,7 +264,7 @@ def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
     check(config.training.early_stopping is None, "`early_stopping` needs a val split", list(data.datasets))
     check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
-# %% ../nbs/37_learner.ipynb #3b1b9de7
+# %% ../nbs/37_learner.ipynb #b568ed47
 def _first_image(data: ImageData) -> Tensor:
     "One training image, as the network will get it."
     dataset = data.dataset("train")
@@ -278,7 +287,7 @@ def _check_reads(network: nn.Module, image: Tensor, runtime: Runtime) -> None:
                           f"{first.in_channels}. Give it another: networks.replace_input(network, {len(image)})."
                           ) from None
 
-# %% ../nbs/37_learner.ipynb #5a12d5a9
+# %% ../nbs/37_learner.ipynb #2407f4e6
 class FollowNetwork(Callback):
     "Lets the optimizer train what the network wants trained, whoever changes that and when."
     order = Order.RECORD            # after those that change it, before those that save
@@ -353,7 +362,7 @@ def unfreeze(
     networks_unfreeze(self.network)
     return self
 
-# %% ../nbs/37_learner.ipynb #ac84e9fd
+# %% ../nbs/37_learner.ipynb #1bcf0ff2
 def _checked_fit(n_epochs: int | None, epochs: int | None, lr: Any) -> int | None:
     "The number of epochs, by either name."
     check(n_epochs is None or epochs is None, "`n_epochs` and `epochs` are the same, give one of them", (n_epochs, epochs))
@@ -937,7 +946,7 @@ def _endless(batches: Batches) -> Iterator[Any]:
         yield from batches.epoch(epoch)
         epoch += 1
 
-# %% ../nbs/37_learner.ipynb #c8f3d3dd
+# %% ../nbs/37_learner.ipynb #48e3d305
 @patch
 @checked
 def save(
@@ -981,7 +990,7 @@ def load(
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self
 
-# %% ../nbs/37_learner.ipynb #1a326aa1
+# %% ../nbs/37_learner.ipynb #8dbd228a
 @patch
 @checked
 def summary(
@@ -1029,12 +1038,10 @@ _VERBS_ELSEWHERE = {
 }
 
 
-@patch
-def __getattr__(self: Learner, name: str) -> Any:
-    if name.startswith("_"): raise AttributeError(name)
-    here = f" Here it is: {_VERBS_ELSEWHERE[name]}." if name in _VERBS_ELSEWHERE else near_miss(
-        name, [known for known in dir(type(self)) if not known.startswith("_")])
-    raise AttributeError(f"Learner has no {name!r}.{here}")
+def _our_verb(name: str) -> str:
+    "What another library's verb is here; or the verb that was meant."
+    if name in _VERBS_ELSEWHERE: return f" Here it is: {_VERBS_ELSEWHERE[name]}."
+    return near_miss(name, [known for known in dir(Learner) if not known.startswith("_")])
 
-# %% ../nbs/37_learner.ipynb #90fc022f
+# %% ../nbs/37_learner.ipynb #473482a9
 explain_methods(Learner)
