@@ -67,7 +67,7 @@ def parse_yaml(
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
 
-# %% ../nbs/02_config.ipynb #28cd3f46
+# %% ../nbs/02_config.ipynb #91db1edc
 def _words_elsewhere() -> Iterable[tuple[str, str]]:
     "A word of another library, and what it is here."
     for here, there in {
@@ -76,7 +76,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
         "`weight_decay`": "wd decay l2",
         "`momentum`": "mom moms",
-        "`backbone_lr_factor`, the backbone's learning rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
+        "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
         "`optimizer`": "opt opt_func optim",
         "`scheduler`": "sched lr_scheduler lr_schedule",
         "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
@@ -150,8 +150,8 @@ def _build(cls: type[T], tree: Any, path: str, problems: list[str], lines: Mappi
         dotted = f"{path}.{key}" if path else str(key)
         if key not in hints:
             meant = near_miss(key, hints) or our_word(str(key))
-            problem(dotted if path else "", f"Unknown key {key!r}{f' (line {lines[dotted]})' if dotted in lines else ''}."
-                    f"{meant} There are: {', '.join(hints)}.")
+            problem(dotted if path or dotted in lines else "",
+                    f"Unknown key {key!r}.{meant} There are: {', '.join(hints)}.")
         elif is_dataclass(hints[key]):
             values[key] = _build(hints[key], {} if value is None else value, dotted, problems, lines)
         else:
@@ -337,8 +337,8 @@ def override(
     for key, value, is_text in _pairs(changes):
         for dotted in find_keys(config, key, aliases):
             if dotted in named:
-                both = f"`{key}` is" if named[dotted] == key else f"`{named[dotted]}` and `{key}` both mean {dotted}, which is"
-                raise ConfigError(f"{both} given twice. Keep one.")
+                both = f"`{named[dotted]}` and `{key}` both mean {dotted}, which"
+                raise ConfigError(f"{f'`{key}`' if named[dotted] == key else both} is given twice. Keep one.")
             named[dotted] = key
             *parents, last = dotted.split(".")
             branch = tree

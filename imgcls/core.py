@@ -182,7 +182,8 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _container_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin is Callable: return callable(value)
     if origin is type:
-        return isinstance(value, type) and (inner[0] is Any or isinstance(inner[0], TypeVar) or issubclass(value, inner[0]))
+        anything = inner[0] is Any or isinstance(inner[0], TypeVar)
+        return isinstance(value, type) and (anything or issubclass(value, inner[0]))
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if isinstance(value, (str, bytes, Mapping)): return False       # a text is no list, nor is a dict
@@ -219,7 +220,7 @@ def in_words(
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path",
           type(None): "None", None: "None", Any: "anything", object: "anything"}
 
-# %% ../nbs/00_core.ipynb #18f1a7bd
+# %% ../nbs/00_core.ipynb #5763d689
 def meanings(
     function: Callable[..., Any],   # written with one parameter a line
 ) -> dict[str, str]:                # parameter -> the comment beside it; those without one are left out

@@ -102,7 +102,7 @@ def knobs(
     "Every knob with its value and meaning."
     return Knobs(describe(config))
 
-# %% ../nbs/36_experiment.ipynb #9d29152a
+# %% ../nbs/36_experiment.ipynb #9c0ce116
 class KnobsDoc:
     "A class's docstring with its arguments and every key of the config."
 

@@ -86,7 +86,7 @@ class Learner:
         batch_size: int | None = None,              # images a batch, > 0; None: config's
         num_epochs: int | None = None,              # epochs planned, > 0; None: config's
         scheduler: str | None = None,               # of the learning rate: a name in schedulers(); None: config's
-        weights: str | Path | None = None,          # 'DEFAULT': pretrained; or a file; None: config's, random by default
+        weights: str | Path | None = None,          # 'DEFAULT': pretrained; or a file; None: config's, random at first
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
@@ -264,7 +264,7 @@ def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
     check(config.training.early_stopping is None, "`early_stopping` needs a val split", list(data.datasets))
     check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
-# %% ../nbs/37_learner.ipynb #b568ed47
+# %% ../nbs/37_learner.ipynb #512e08ff
 def _first_image(data: ImageData) -> Tensor:
     "One training image, as the network will get it."
     dataset = data.dataset("train")
@@ -287,7 +287,7 @@ def _check_reads(network: nn.Module, image: Tensor, runtime: Runtime) -> None:
                           f"{first.in_channels}. Give it another: networks.replace_input(network, {len(image)})."
                           ) from None
 
-# %% ../nbs/37_learner.ipynb #2407f4e6
+# %% ../nbs/37_learner.ipynb #ea5519b8
 class FollowNetwork(Callback):
     "Lets the optimizer train what the network wants trained, whoever changes that and when."
     order = Order.RECORD            # after those that change it, before those that save
@@ -295,7 +295,7 @@ class FollowNetwork(Callback):
     def __init__(
         self,
         config: OptimizerConfig,    # for the groups of what is new
-        builder: Callable[..., torch.optim.Optimizer] | None = None,    # what built the optimizer; None: as config says
+        builder: Callable[..., torch.optim.Optimizer] | None = None,    # what built it; None: as config says
     ):
         self.config, self.builder = config, builder
         self._parameters: list[nn.Parameter] = []
@@ -317,14 +317,17 @@ class FollowNetwork(Callback):
         network, optimizer = state.network, state.optimizer
         self._parameters = list(network.parameters())
         self._flags = [p.requires_grad for p in self._parameters]
-        config = replace(self.config, lr=base_lr_of(optimizer, self.config))
-        head = head_of(network)[1].parameters() if config.backbone_lr_factor != 1 else None
-        before = held_names(optimizer, network)
-        follow_network(optimizer, network, config, head, self.builder)
-        trained = trained_names(network)
+        before, trained = held_names(optimizer, network), trained_names(network)
+        self.take_up(state)
         if trained != state.trained or held_names(optimizer, network) != before:
             state.history.note(state.step, state.epoch, "trained", what_is_trained(network))
         state.trained = trained
+
+    def take_up(self, state: State) -> None:
+        "Hold the optimizer against the network."
+        config = replace(self.config, lr=base_lr_of(state.optimizer, self.config))
+        head = head_of(state.network)[1].parameters() if config.backbone_lr_factor != 1 else None
+        follow_network(state.optimizer, state.network, config, head, self.builder)
 
 
 def what_is_trained(
@@ -348,7 +351,7 @@ def freeze(
     _check_idle(self)
     _recover(self)
     freeze_backbone(self.network)
-    return self
+    return _taken_up(self)
 
 
 @patch
@@ -360,12 +363,20 @@ def unfreeze(
     _check_idle(self)
     _recover(self)
     networks_unfreeze(self.network)
-    return self
+    return _taken_up(self)
 
-# %% ../nbs/37_learner.ipynb #1bcf0ff2
+
+def _taken_up(learner: Learner) -> Learner:
+    "At once, so that `lr_find` trains the same; the next fit writes it down."
+    for callback in learner.callbacks:
+        if isinstance(callback, FollowNetwork): callback.take_up(learner.state)
+    return learner
+
+# %% ../nbs/37_learner.ipynb #deae53fc
 def _checked_fit(n_epochs: int | None, epochs: int | None, lr: Any) -> int | None:
     "The number of epochs, by either name."
-    check(n_epochs is None or epochs is None, "`n_epochs` and `epochs` are the same, give one of them", (n_epochs, epochs))
+    check(n_epochs is None or epochs is None, "`n_epochs` and `epochs` are the same, give one of them",
+          (n_epochs, epochs))
     _check_lr(lr)
     number = isinstance(lr, numbers.Real) and not isinstance(lr, bool)
     check(lr is None or (number and 0 < lr < math.inf), "`lr` must be a number > 0", lr, "Try lr=1e-3.")
@@ -946,7 +957,7 @@ def _endless(batches: Batches) -> Iterator[Any]:
         yield from batches.epoch(epoch)
         epoch += 1
 
-# %% ../nbs/37_learner.ipynb #48e3d305
+# %% ../nbs/37_learner.ipynb #bacc236f
 @patch
 @checked
 def save(
@@ -990,7 +1001,7 @@ def load(
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self
 
-# %% ../nbs/37_learner.ipynb #8dbd228a
+# %% ../nbs/37_learner.ipynb #f5b91290
 @patch
 @checked
 def summary(
@@ -1027,12 +1038,14 @@ _VERBS_ELSEWHERE = {
     **dict.fromkeys(("plot_loss", "plot_metrics", "plot_losses"), "learn.plot_history()"),
     **dict.fromkeys(("vocab", "classes_", "classes"), "learn.class_names"),
     **dict.fromkeys(("train", "partial_fit", "train_one_epoch"), "learn.fit(1)"),
-    **dict.fromkeys(("cbs", "add_cb", "add_callback", "add_cbs"), "Learner(..., callbacks=[...]), or learn.fit(callbacks=[...])"),
+    **dict.fromkeys(("cbs", "add_cb", "add_callback", "add_cbs"),
+                    "Learner(..., callbacks=[...]), or learn.fit(callbacks=[...])"),
     **dict.fromkeys(("to_fp16", "to_bf16", "half"), "Learner(..., precision='bfloat16')"),
     **dict.fromkeys(("to", "cuda", "cpu"), "Learner(..., device='cuda')"),
     **dict.fromkeys(("save_model", "save_weights", "state_dict"), "learn.save('weights')"),
     **dict.fromkeys(("load_model", "load_weights", "load_state_dict"), "learn.load('weights.safetensors')"),
-    **dict.fromkeys(("interpret", "plot_top_losses"), "explore(learn.evaluate('val')), with `from imgcls import explore`"),
+    **dict.fromkeys(("interpret", "plot_top_losses"),
+                    "explore(learn.evaluate('val')), with `from imgcls import explore`"),
     **dict.fromkeys(("find_lr", "lr_finder"), "learn.lr_find()"),
     **dict.fromkeys(("explain", "verify_resume"), "there with `from imgcls import Learner`"),
 }
@@ -1043,5 +1056,5 @@ def _our_verb(name: str) -> str:
     if name in _VERBS_ELSEWHERE: return f" Here it is: {_VERBS_ELSEWHERE[name]}."
     return near_miss(name, [known for known in dir(Learner) if not known.startswith("_")])
 
-# %% ../nbs/37_learner.ipynb #473482a9
+# %% ../nbs/37_learner.ipynb #a69fb20e
 explain_methods(Learner)

@@ -355,8 +355,9 @@ def _check_version(path: Path, found: dict[str, Any]) -> None:
     "A later imgcls may mean something else by the same names."
     version = found.get("version", 0)
     if not isinstance(version, int) or version > CHECKPOINT_VERSION:
-        raise CheckpointError(f"{path.name} was written by imgcls {found.get('imgcls')} in format {version!r}; this imgcls "
-                              f"reads up to format {CHECKPOINT_VERSION}. Update with: pip install -U imgcls")
+        raise CheckpointError(
+            f"{path.name} was written by imgcls {found.get('imgcls')} in format {version!r}; this imgcls reads up to "
+            f"format {CHECKPOINT_VERSION}. Update with: pip install -U imgcls")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -158,7 +158,7 @@ def _check_ignored(optimizer: Optimizer, name: str, wanted: float) -> None:
     check(bool(untouched), f"The config says {name}={wanted}, so the optimizer must not say otherwise",
           inside, f"Set `{name}` in the config only.")
 
-# %% ../nbs/23_optimizers.ipynb #0c2a73a0
+# %% ../nbs/23_optimizers.ipynb #213c227c
 @checked
 def follow_network(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place
@@ -381,7 +381,7 @@ def set_learning_rate(
     "Set each group's learning rate to its base times a factor."
     for group in optimizer.param_groups: group["lr"] = group["base_lr"] * factor
 
-# %% ../nbs/23_optimizers.ipynb #4c184ac8
+# %% ../nbs/23_optimizers.ipynb #7584960a
 @checked
 def set_base_lr(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place

@@ -197,7 +197,7 @@ def _check_listener(cls: type, name: str, method: Any) -> None:
         raise ConfigError(f"{cls.__name__}.{name} must take itself and the state, nothing else. "
                           f"Write: def {name}(self, state).") from None
 
-# %% ../nbs/33_training.ipynb #c14f19bf
+# %% ../nbs/33_training.ipynb #98f00e0d
 FOREIGN_EVENTS = {          # as fastai, Keras, Lightning, skorch and transformers call them -> ours
     **dict.fromkeys(("before_fit", "on_train_begin", "on_train_start"), "on_fit_start"),
     **dict.fromkeys(("before_epoch", "before_train", "on_epoch_begin", "on_train_epoch_start"), "on_epoch_start"),
