@@ -243,7 +243,7 @@ def explain_methods(
 ) -> None:
     "Append the meaning of every argument to the docstrings."
     for name, method in vars(cls).items():
-        function = getattr(method, "__func__", method)
+        function = getattr(method, "__func__", getattr(method, "f", method))    # class methods, fastcore's too
         if name.startswith("_") or not inspect.isfunction(function): continue
         found = meanings(function)
         if not found or "Arguments:" in (function.__doc__ or ""): continue

@@ -624,7 +624,8 @@ def describe_run(
         device=str(state.runtime.device), parameters={"trainable": trained, "total": total},
         dataset_sizes=data.sizes, n_classes=data.n_classes, environment=dict(environment(state.runtime)),
         config=to_dict(learner.config),
-        notes=[*data.notes, *learner.notes, *(f"{key} was passed as an object: {what}" for key, what in learner.objects.items())])
+        notes=[*data.notes, *learner.notes,
+               *(f"{key} was passed as an object: {what}" for key, what in learner.objects.items())])
 
 
 def _extra(learner: Learner) -> dict[str, Any]:
