@@ -11,22 +11,17 @@ that a stranger would catch (`ValueError`, `RuntimeError`, `ImportError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError',
            'ArgumentError', 'DataError', 'CheckpointError', 'MissingExtra', 'shown', 'check', 'near_miss', 'listed',
-           'checked', 'fits', 'in_words', 'Registry', 'write_atomic', 'temporary_for', 'sweep', 'is_gone',
-           'verify_archive']
+           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
 import functools
-import hashlib
 import inspect
+import linecache
 import numbers
 import os
-import platform
-import re
 import secrets
-import struct
 import types
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -132,7 +127,7 @@ def checked(
 
 
 def _check_argument(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> None:
-    if value is parameter.default or parameter.name == "cls": return      # a patched class method has its class there
+    if value is parameter.default: return
     hint = _resolved(parameter.annotation, function)
     values = {parameter.VAR_POSITIONAL: tuple, parameter.VAR_KEYWORD: lambda found: found.values()}
     for one in values.get(parameter.kind, lambda found: (found,))(value):
@@ -186,7 +181,9 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _container_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin is Callable: return callable(value)
-    if origin is type: return isinstance(value, type) and (inner[0] is Any or issubclass(value, inner[0]))
+    if origin is type:
+        anything = inner[0] is Any or isinstance(inner[0], TypeVar)
+        return isinstance(value, type) and (anything or issubclass(value, inner[0]))
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if isinstance(value, (str, bytes, Mapping)): return False       # a text is no list, nor is a dict
@@ -223,6 +220,36 @@ def in_words(
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path",
           type(None): "None", None: "None", Any: "anything", object: "anything"}
 
+# %% ../nbs/00_core.ipynb #5763d689
+def meanings(
+    function: Callable[..., Any],   # written with one parameter a line
+) -> dict[str, str]:                # parameter -> the comment beside it; those without one are left out
+    "What the comments of a signature say."
+    code, found, last, begun = inspect.unwrap(function).__code__, {}, None, False
+    for line in linecache.getlines(code.co_filename)[code.co_firstlineno - 1:]:
+        words, _, comment = (part.strip() for part in line.partition("#"))
+        begun = begun or words.startswith("def ")
+        if not begun: continue
+        if words.endswith(":"): break
+        name = words.partition(":")[0].partition("=")[0].strip("* ,")
+        last = name if name.isidentifier() else last
+        if comment and last: found[last] = f"{found.get(last, '')} {comment}".strip()
+    return found
+
+
+@checked
+def explain_methods(
+    cls: type,                      # changed in place: the docstrings of its public methods
+) -> None:
+    "Append the meaning of every argument to the docstrings."
+    for name, method in vars(cls).items():
+        function = getattr(method, "__func__", getattr(method, "f", method))    # class methods, fastcore's too
+        if name.startswith("_") or not inspect.isfunction(function): continue
+        found = meanings(function)
+        if not found or "Arguments:" in (function.__doc__ or ""): continue
+        lines = "\n".join(f"    {argument}: {meaning}" for argument, meaning in found.items())
+        function.__doc__ = f"{inspect.getdoc(function) or ''}\n\nArguments:\n\n{lines}"
+
 # %% ../nbs/00_core.ipynb #b38518fd
 class Registry(Mapping[str, Callable[..., Any]]):
     "Builders by name; a wrong name is answered with the nearest right one."
@@ -232,19 +259,22 @@ class Registry(Mapping[str, Callable[..., Any]]):
         kind: str,                   # what is registered, singular: 'network'
         builders: Mapping[str, Callable[..., Any]] | None = None,  # the first entries
         plural: str | None = None,   # name of the variable that holds it; None: kind + 's'
+        hint: str = "",              # where to see them all, if they are too many for a message; "": the first ones
     ):
-        self.kind, self.plural = kind, plural or f"{kind}s"
+        self.kind, self.plural, self.hint = kind, plural or f"{kind}s", hint
         self._builders = dict(builders or {})
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name in self._builders: return self._builders[name]
-        raise ConfigError(f"Unknown {self.kind} {name!r}.{near_miss(name, self._builders)} "
-                          f"See {self.plural}().")
+        if isinstance(name, str) and name in self._builders: return self._builders[name]
+        there_are = self.hint or f"There are: {', '.join(self()) or 'none yet'}."
+        raise ConfigError(f"Unknown {self.kind} {shown(name) if not isinstance(name, str) else repr(name)}."
+                          f"{near_miss(name, self._builders)} {there_are}")
 
-    def __contains__(self, name: object) -> bool: return name in self._builders
+    def __contains__(self, name: object) -> bool: return isinstance(name, str) and name in self._builders
     def __iter__(self) -> Iterator[str]: return iter(self._builders)
     def __len__(self) -> int: return len(self._builders)
 
+    @checked
     def __call__(
         self,
         contains: str = "",     # keep the names that contain this
@@ -252,6 +282,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         "The registered names."
         return sorted(name for name in self._builders if contains in name)
 
+    @checked
     def register(
         self,
         builder: Callable[..., Any] | str,  # function or class; a name makes it a decorator
@@ -259,7 +290,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     ) -> Callable[..., Any]:                # the builder again, so that this decorates
         "Add a builder under a name."
         if isinstance(builder, str): return lambda b: self.register(b, builder)
-        name = name or builder.__name__
+        name = name or getattr(builder, "__name__", "")
+        check(bool(name), "A builder without a name of its own needs one", builder, "register(builder, 'my_name').")
         old = self._builders.get(name)
         if old is not None and _place(old) != _place(builder):
             raise ConfigError(f"The {self.kind} {name!r} exists already ({_place(old)}). "
@@ -282,7 +314,7 @@ def write_atomic(
     "Replace a file in one step."
     path = Path(os.path.realpath(path))     # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_for(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -300,58 +332,3 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try: os.fsync(descriptor)
     finally: os.close(descriptor)
-
-
-def temporary_for(
-    path: Path,             # what will be replaced
-) -> Path:                  # in the same folder, a name that nobody else has
-    "Where to write before a file is replaced."
-    return path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def sweep(
-    folder: str | Path,     # and all folders in it
-) -> list[Path]:            # what was removed
-    "Remove the temporary files of processes of this machine that are gone."
-    found = [(file, re.fullmatch(r"\..+\.(\w+)-(\d+)-\w{8}\.tmp", file.name)) for file in Path(folder).rglob(".*.tmp")]
-    dead = [file for file, match in found if match and match[1] == _machine() and is_gone(int(match[2]))]
-    for file in dead: file.unlink(missing_ok=True)
-    return dead
-
-
-def _machine() -> str: return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-
-
-def is_gone(
-    pid: int,               # of a process on this machine
-) -> bool:                  # False also where nobody can tell
-    "Has this process ended?"
-    if os.name == "nt": return False        # there, asking would end it
-    try: os.kill(pid, 0)                    # signal 0 only asks
-    except (ProcessLookupError, OverflowError): return True
-    except OSError: return False            # alive, and somebody else's
-    return False
-
-# %% ../nbs/00_core.ipynb #8cacfafd
-def verify_archive(
-    path: str | Path,       # a zip archive, as `torch.save` writes them
-) -> None:
-    "An error unless every part is stored uncompressed and matches its checksum."
-    try:
-        with zipfile.ZipFile(path) as file:
-            parts = file.infolist()
-            stored = all(part.compress_type == zipfile.ZIP_STORED and part.compress_size == part.file_size
-                         for part in parts)
-            fits_in = sum(part.file_size for part in parts) <= os.path.getsize(path)
-            damaged = file.testzip() if stored and fits_in else None
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, struct.error) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is no complete checkpoint ({str(error) or type(error).__name__}): it was cut "
-            "short, is damaged, or is another kind of file. Use another checkpoint.") from None
-    if not (stored and fits_in):
-        size = sum(part.file_size for part in parts)
-        raise CheckpointError(f"{str(path)!r} holds compressed or overlapping parts, which torch never writes: it "
-                              f"would grow to {size:,} bytes. Nothing was loaded. Use a file that torch.save wrote.")
-    if damaged:
-        raise CheckpointError(f"{str(path)!r} is damaged: its part {damaged!r} does not match its "
-                              "checksum. Use another checkpoint.")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import Logits, Registry, Targets, check
+from .core import Logits, Registry, Targets, check, checked
 
 # %% ../nbs/21_losses.ipynb #23a1a9d5
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,14 @@ class LossConfig:
               "`focal_gamma` belongs to focal, not to cross_entropy", self.focal_gamma, "Leave it out.")
         check(self.focal_gamma is None or 0 <= self.focal_gamma < math.inf,
               "`focal_gamma` must be >= 0", self.focal_gamma)
-        if self.class_weights in (None, "balanced"): return
-        check(not isinstance(self.class_weights, str), "`class_weights` must be numbers or 'balanced'",
-              self.class_weights)
+        if self.class_weights is None or self.class_weights == "balanced": return
+        check(isinstance(self.class_weights, (list, tuple)), "`class_weights` must be numbers or 'balanced'",
+              self.class_weights, "A dict, by class name, can be given to Learner(...).")
         check(all(0 < weight < math.inf for weight in self.class_weights),
               "`class_weights` must be > 0", self.class_weights)
 
 # %% ../nbs/21_losses.ipynb #f969358a
+@checked
 def class_weights(
     chosen: Sequence[float] | Literal["balanced"] | None,  # from the config; None: no weights
     class_counts: Sequence[int],    # training images of each class, in class order
@@ -54,7 +55,7 @@ def class_weights(
     "The weight of each class in the loss."
     if chosen is None: return None
     n_classes = len(class_counts)
-    if chosen != "balanced":
+    if not isinstance(chosen, str):
         check(len(chosen) == n_classes, f"`class_weights` must have {n_classes} numbers, one a class",
               chosen)
         return torch.tensor(chosen, dtype=torch.float32)
@@ -79,6 +80,7 @@ def cross_entropy(
 class FocalLoss(nn.Module):
     "Cross-entropy in which images that are already right count less."
 
+    @checked
     def __init__(
         self,
         gamma: float = 2.0,             # >= 0; 0 is cross-entropy
@@ -86,6 +88,8 @@ class FocalLoss(nn.Module):
         label_smoothing: float = 0.0,   # share of the target spread over all classes, in [0, 1)
     ):
         super().__init__()
+        check(0 <= gamma < math.inf, "`gamma` must be >= 0", gamma)
+        check(0 <= label_smoothing < 1, "`label_smoothing` must be in [0, 1)", label_smoothing)
         self.gamma, self.label_smoothing = gamma, label_smoothing
         self.register_buffer("weights", weights)
 
@@ -114,6 +118,7 @@ def focal(
     return FocalLoss(gamma, weights, config.label_smoothing)
 
 # %% ../nbs/21_losses.ipynb #7fed820d
+@checked
 def build_loss(
     config: LossConfig,             # which loss
     class_counts: Sequence[int],    # training images of each class, in class order
@@ -125,6 +130,7 @@ def build_loss(
 class FunctionLoss(nn.Module):
     "A function of logits and targets, as a module."
 
+    @checked
     def __init__(
         self,
         function: Callable[[Logits, Targets], Tensor],  # returns one number, differentiable
@@ -148,5 +154,5 @@ def as_loss(
     "A loss of one's own, ready for training."
     if isinstance(loss, nn.Module): return loss
     check(callable(loss) and not isinstance(loss, type),
-          "A loss is a module or a function of (logits, targets)", loss, "See losses().")
+          "A loss is a module or a function of (logits, targets)", loss, f"By name: {', '.join(losses())}.")
     return FunctionLoss(loss)

@@ -12,8 +12,9 @@ chosen optimizer or schedule is an error."""
 
 # %% auto #0
 __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw', 'parameter_groups', 'build_optimizer',
-           'Position', 'SchedulerConfig', 'constant', 'step', 'cosine', 'one_cycle', 'plateau', 'build_schedule',
-           'set_learning_rate', 'learning_rates', 'plot_schedule']
+           'follow_network', 'held_names', 'hold_again', 'Position', 'SchedulerConfig', 'constant', 'step', 'cosine',
+           'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of', 'learning_rates',
+           'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .core import Registry, check
+from .core import Registry, check, checked
 from .plots import curves
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def _check_settings(config: Any, registry: Registry, settings: Mapping[str, tupl
         owners = [kind for kind, names in settings.items() if name in names]
         check(config.type in owners or getattr(config, name) is None,
               f"`{name}` belongs to {' and '.join(owners)}, not to {config.type}",
-              getattr(config, name), "Leave it out.")
+              getattr(config, name), _INSTEAD.get(name, "Leave it out."))
+
+
+_INSTEAD = {"patience": "For stopping early: early_stopping=3."}
 
 # %% ../nbs/23_optimizers.ipynb #ab6a4751
 optimizers = Registry("optimizer")
@@ -104,6 +108,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=True)
 
 # %% ../nbs/23_optimizers.ipynb #a8c2af45
+@checked
 def parameter_groups(
     network: nn.Module,         # only parameters that require gradients are taken
     config: OptimizerConfig,    # lr, weight_decay, backbone_lr_factor, decay_norm_and_bias
@@ -126,12 +131,10 @@ def parameter_groups(
         group["params"].append(parameter)
     check(bool(groups), "The network needs parameters to train", groups,
           "All are frozen, or there are none.")
-    check(factor == 1 or any(name.startswith("backbone") for name in groups),
-          "`backbone_lr_factor` needs a backbone that is trained", factor,
-          "It is frozen: leave the factor out.")
     return list(groups.values())
 
 # %% ../nbs/23_optimizers.ipynb #9a3784d6
+@checked
 def build_optimizer(
     network: nn.Module,         # whose weights will move
     config: OptimizerConfig,    # how
@@ -154,6 +157,81 @@ def _check_ignored(optimizer: Optimizer, name: str, wanted: float) -> None:
     untouched = inside is None or inside == wanted or (known and inside == known.default)
     check(bool(untouched), f"The config says {name}={wanted}, so the optimizer must not say otherwise",
           inside, f"Set `{name}` in the config only.")
+
+# %% ../nbs/23_optimizers.ipynb #213c227c
+@checked
+def follow_network(
+    optimizer: Optimizer,       # from `build_optimizer`; changed in place
+    network: nn.Module,         # as it is to be trained from now on
+    config: OptimizerConfig,    # for the groups of what is new; `lr` is the base rate of now
+    head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
+    builder: Callable[[list[dict[str, Any]]], Optimizer] | None = None,  # what built it; None: what the config names
+) -> None:
+    "Let the optimizer train what the network wants trained."
+    here = {id(p): p for p in network.parameters()}
+    check(any(p.requires_grad for p in here.values()), "The network needs parameters to train", "all are frozen",
+          "Try networks.unfreeze(network).")
+    for group in optimizer.param_groups: _let_go(optimizer, group, here)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for key, parameter in here.items():
+        if key not in held or not parameter.requires_grad: parameter.grad = None
+    new = [p for key, p in here.items() if p.requires_grad and key not in held]
+    if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder))
+    _begin_momentum(optimizer)
+
+
+def _let_go(optimizer: Optimizer, group: dict[str, Any], here: Mapping[int, nn.Parameter]) -> None:
+    "Parameters that are the network's no more. Groups that a builder added are its own business."
+    if "name" not in group: return
+    gone = [p for p in group["params"] if id(p) not in here]
+    for parameter in gone: optimizer.state.pop(parameter, None)
+    group["params"] = [p for p in group["params"] if id(p) in here]
+
+
+def _take_up(optimizer: Optimizer, other: Optimizer) -> None:
+    "The parameters of another optimizer, each into the group of the same name."
+    known = {group.get("name"): group for group in optimizer.param_groups}
+    for group in other.param_groups:
+        if group.get("name") in known: known[group["name"]]["params"].extend(group["params"])
+        else: optimizer.add_param_group(group)
+    optimizer.state.update(other.state)         # some, Adagrad for one, make it at once
+
+
+@checked
+def _begin_momentum(optimizer: Optimizer) -> None:
+    "torch's fused SGD wants a buffer of all parameters of a group or of none; zeros give the step that none gives."
+    if not isinstance(optimizer, torch.optim.SGD): return
+    for group in optimizer.param_groups:
+        without = [p for p in group["params"] if optimizer.state[p].get("momentum_buffer") is None]
+        if not group["fused"] or len(without) == len(group["params"]): continue
+        for parameter in without: optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def held_names(
+    optimizer: Optimizer,
+    network: nn.Module,
+) -> list[list[str | None]]:    # one list a group, in the optimizer's order; None: not of the network
+    "Which parameters an optimizer holds, and where."
+    names = {id(p): name for name, p in network.named_parameters()}
+    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+@checked
+def hold_again(
+    optimizer: Optimizer,                           # changed in place; its memory is to be loaded next
+    network: nn.Module,
+    names: Iterable[Iterable[str | None]],          # from `held_names`
+) -> None:
+    "Put the parameters into a saved order."
+    names = [list(group) for group in names]
+    now = held_names(optimizer, network)
+    if names == now: return
+    parameters = dict(network.named_parameters())
+    foreign = iter([p for group, held in zip(optimizer.param_groups, now, strict=True)
+                    for p, name in zip(group["params"], held, strict=True) if name is None])
+    optimizer.param_groups[:] = [
+        {**optimizer.defaults, "params": [next(foreign) if name is None else parameters[name] for name in group]}
+        for group in names]
 
 # %% ../nbs/23_optimizers.ipynb #2d5705f0
 @dataclass(frozen=True)
@@ -281,6 +359,7 @@ def _drops(losses: Iterable[float], patience: int) -> int:
     return drops
 
 # %% ../nbs/23_optimizers.ipynb #20d9a786
+@checked
 def build_schedule(
     config: SchedulerConfig,            # which curve
 ) -> Callable[[Position], float]:       # the factor of base_lr for the next step, >= 0
@@ -302,7 +381,34 @@ def set_learning_rate(
     "Set each group's learning rate to its base times a factor."
     for group in optimizer.param_groups: group["lr"] = group["base_lr"] * factor
 
+# %% ../nbs/23_optimizers.ipynb #7584960a
+@checked
+def set_base_lr(
+    optimizer: Optimizer,       # from `build_optimizer`; changed in place
+    lr: float,                  # base learning rate of the head, > 0
+    config: OptimizerConfig,    # `backbone_lr_factor` is read here
+) -> None:
+    "Give each group another `base_lr`; those that a builder added keep theirs."
+    check(0 < lr < math.inf, "`lr` must be > 0", lr, "Try lr=1e-3.")
+    for group in optimizer.param_groups:
+        if "name" in group: group["base_lr"] = lr * _share(group, config)
+
+
+@checked
+def base_lr_of(
+    optimizer: Optimizer,       # from `build_optimizer`
+    config: OptimizerConfig,    # it was built from this
+) -> float:
+    "The base learning rate of the head as it is now."
+    group = next((g for g in optimizer.param_groups if "name" in g), None)
+    return config.lr if group is None else group["base_lr"] / _share(group, config)
+
+
+def _share(group: Mapping[str, Any], config: OptimizerConfig) -> float:
+    return config.backbone_lr_factor if group["name"].startswith("backbone") else 1.0
+
 # %% ../nbs/23_optimizers.ipynb #926e7d24
+@checked
 def learning_rates(
     config: SchedulerConfig,        # which curve
     lr: float,                      # base learning rate
@@ -311,6 +417,7 @@ def learning_rates(
     val_losses: tuple[float, ...] = (),  # plateau only: validation loss after each epoch
 ) -> np.ndarray:                    # one a step
     "The learning rate of every step of a run."
+    check(0 < lr < math.inf, "`lr` must be > 0", lr)
     check(steps_per_epoch >= 1, "`steps_per_epoch` must be >= 1", steps_per_epoch)
     check(n_epochs >= 1, "`n_epochs` must be >= 1", n_epochs)
     factor = build_schedule(config)
@@ -318,6 +425,7 @@ def learning_rates(
                      for step in range(steps_per_epoch * n_epochs)])
 
 
+@checked
 def plot_schedule(
     config: SchedulerConfig,        # which curve
     lr: float,                      # base learning rate

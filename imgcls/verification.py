@@ -124,7 +124,7 @@ def _write_run(learner: Learner, folder: Path, steps: int) -> Run:
     training = replace(learner.config.training, num_epochs=max(state.n_epochs, needed), early_stopping=None)
     save_config(replace(learner.config, training=training), run.config_path)
     save_manifest(learner.data, run.folder/"data.csv")
-    run.write_summary(learner.summary or describe_run(learner))
+    run.write_summary(learner.run_summary or describe_run(learner))
     saved = checkpoint_of(learner)
     saved["n_epochs"] = training.num_epochs
     save_checkpoint(saved, run.last)
