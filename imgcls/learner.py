@@ -36,7 +36,7 @@ from imgcls.callbacks import (
 from .checkpointing import load_checkpoint
 from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
 from imgcls.core import (
-    CheckpointError, ConfigError, DataError, Logits, Targets, check, write_atomic,
+    CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, write_atomic,
 )
 from .data import OBJECTS, data_from_config, load_manifest, save_manifest
 from .datasets import DataConfig
@@ -46,7 +46,7 @@ from .history import History
 from .images import as_image, images_in
 from .loaders import Batches
 from .losses import as_loss, build_loss
-from .lr_finder import LRFinding, lr_range_test
+from .lr_finder import LRFinding, find_lr
 from .metrics import Metric, build_metrics
 from .networks import build_network, count_parameters, head_of
 from .optimizers import build_optimizer, build_schedule
@@ -736,20 +736,21 @@ def control(self: Learner) -> Control:
 
 # %% ../nbs/37_learner.ipynb #6956c654
 @patch
+@checked
 def lr_find(
     self: Learner,
-    lowest: float = 1e-6,       # first learning rate
-    highest: float = 10.0,      # last learning rate
-    n_steps: int = 100,         # steps between them
-) -> LRFinding:                 # shows itself; .suggestion .plot()
-    "Try rising learning rates on a copy; the learner is left as it is."
+    lowest: float = 1e-5,       # smallest learning rate tried, > 0
+    highest: float = 10.0,      # no larger one is tried; at most a billion times the smallest
+    n_steps: int = 30,          # steps of each short training, 10 to 1,000; at most ten are made with the defaults
+) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
+    "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
     batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
                       num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder")
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
-        try: return lr_range_test(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
-                                  lowest, highest, n_steps)
+        try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
+                            lowest, highest, n_steps, config.optimizer.lr)
         finally: stream.close()
 
 
