@@ -101,7 +101,7 @@ def plot(
     axes.lines[0].set_marker("o")
     axes.set_xscale("log")
     axes.axhline(before, color=GREY, linestyle="--")
-    axes.annotate("without learning", (0.01, before), xycoords=("axes fraction", "data"), va="bottom", color=GREY)
+    axes.annotate("without learning", (0.01, before), xycoords=("axes fraction", "data"), va="top", color=GREY)
     if lr: axes.axvline(lr, color=GREY, linestyle=":")
     return axes
 
@@ -173,7 +173,7 @@ def _bar(n_steps: int) -> tqdm:
     live = sys.stderr is not None and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
     return tqdm(total=n_steps, desc="trying learning rates", unit="step", leave=False, disable=not live)
 
-# %% ../nbs/26_lr_finder.ipynb #3ddb2850
+# %% ../nbs/26_lr_finder.ipynb #1df88ee5
 def _train_briefly(
     network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tensor], batches: list[Any], runtime: Runtime,
     seed: int, factor: float, bar: tqdm,
