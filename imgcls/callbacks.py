@@ -11,15 +11,18 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch',
-           'NetworkError', 'EMA', 'average_in', 'Mix', 'parse_every', 'SaveCheckpoints', 'KeepRun', 'Control', 'Replay']
+           'NetworkError', 'EMA', 'average_in', 'Mix', 'parse_every', 'SaveCheckpoints', 'restore', 'KeepRun',
+           'Control', 'Replay']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
-import math
 import os
 import platform
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,21 +31,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpointing import CheckpointWriter, keep_previous, save_weights, write_checkpoint
-from .core import ImgclsError, check
+from imgcls.checkpointing import (
+    CheckpointWriter, keep_previous, load_checkpoint, save_weights, write_checkpoint,
+)
+from .core import CheckpointError, ImgclsError, check, checked
 from .history import History
 from .optimizers import Position, set_learning_rate
 from .predictions import wilson_interval
-from .runs import Run, Summary
+from .runs import Run, Summary, writing
 from .seeding import give_way
 from .settings import get_logger
-from .training import Callback, Order, State, state_dict
+from .training import Callback, Order, State, load_state_dict, state_dict
 
 # %% ../nbs/34_callbacks.ipynb #cf613da2
 class Scheduling(Callback):
     "Sets the learning rate before each step."
     order = Order.PREPARE
 
+    @checked
     def __init__(
         self,
         schedule: Callable[[Position], float],  # position -> factor of the base learning rate
@@ -68,6 +74,7 @@ class EarlyStopping(Callback):
     "Ends training when validation accuracy has stopped rising."
     order = Order.RECORD
 
+    @checked
     def __init__(
         self,
         patience: int,          # epochs without a new best that are borne, > 0
@@ -92,11 +99,12 @@ class EarlyStopping(Callback):
 class ClipGradients(Callback):
     "Shortens the gradient where it is longer than `max_norm`."
 
+    @checked
     def __init__(
         self,
         max_norm: float,        # greatest length of the gradient, > 0
     ):
-        check(max_norm > 0, "`max_norm` must be > 0", max_norm)
+        check(0 < max_norm < math.inf, "`max_norm` must be > 0", max_norm)
         self.max_norm = max_norm
 
     def on_grads(self, state: State) -> None:
@@ -111,10 +119,12 @@ class StopOnNaN(Callback):
     "Ends a run whose loss has become nan or infinite, and says where validation gives no numbers."
     order = Order.RECORD
 
+    @checked
     def __init__(
         self,
-        seconds: float = 5.0,       # time between two looks
+        seconds: float = 5.0,       # time between two looks, >= 0
     ):
+        check(seconds >= 0, "`seconds` must be >= 0", seconds)
         self.seconds, self._next = seconds, 0.0
 
     def on_fit_start(self, state: State) -> None: self._next = time.monotonic() + self.seconds
@@ -151,10 +161,12 @@ class CheckFirstBatch(Callback):
     "Says what is wrong with a network or a loss, before anything is learned."
     order = Order.PREPARE
 
+    @checked
     def __init__(
         self,
         n_outputs: int,             # logits an image, as many as classes
     ):
+        check(n_outputs > 0, "`n_outputs` must be > 0", n_outputs)
         self.n_outputs, self._done = n_outputs, False
 
     def on_loss(self, state: State) -> None:
@@ -180,6 +192,7 @@ class EMA(Callback):
     "Keeps an exponential moving average of weights and buffers; validation sees it."
     order = Order.RECORD
 
+    @checked
     def __init__(
         self,
         decay: float,               # weight of the past at each step, in (0, 1); 0.99 looks back 100 steps
@@ -229,15 +242,17 @@ def average_in(
 class Mix(Callback):
     "Blends images and labels of a batch."
 
+    @checked
     def __init__(
         self,
-        n_classes: int,             # classes of the data
+        n_classes: int,             # classes of the data, > 0
         mixup_alpha: float = 0.0,   # parameter of mixup's Beta distribution, >= 0; 0: no mixup
         cutmix_alpha: float = 0.0,  # the same for cutmix
     ):
         from torchvision.transforms import v2
-        check(mixup_alpha >= 0, "`mixup_alpha` must be >= 0", mixup_alpha)
-        check(cutmix_alpha >= 0, "`cutmix_alpha` must be >= 0", cutmix_alpha)
+        check(n_classes > 0, "`n_classes` must be > 0", n_classes)
+        check(0 <= mixup_alpha < math.inf, "`mixup_alpha` must be >= 0", mixup_alpha)
+        check(0 <= cutmix_alpha < math.inf, "`cutmix_alpha` must be >= 0", cutmix_alpha)
         mixes = [(v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)]
         self.mixes = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in mixes if alpha]
         check(bool(self.mixes), "One of `mixup_alpha` and `cutmix_alpha` must be > 0", 0.0)
@@ -247,6 +262,7 @@ class Mix(Callback):
         state.images, state.targets = self.mixes[which](state.images, state.targets)
 
 # %% ../nbs/34_callbacks.ipynb #f8d06440
+@checked
 def parse_every(
     every: str | None,      # '300 s', '500 steps', or None
 ) -> tuple[float | None, int | None]:       # seconds, steps
@@ -254,7 +270,7 @@ def parse_every(
     if every is None: return None, None
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|steps?)", every.strip())
     number = float(match[1]) if match else 0
-    check(number > 0 and (match[2] == "s" or number.is_integer()),
+    check(0 < number < math.inf and (match[2] == "s" or number.is_integer()),
           "`checkpoint_every` must be a time or a number of steps", every, "Try '300 s' or '500 steps'.")
     return (number, None) if match[2] == "s" else (None, int(number))
 
@@ -263,10 +279,11 @@ class SaveCheckpoints(Callback):
     "Keeps `last.pt`, and `best.pt` when validation accuracy rises."
     order = Order.SAVE
 
+    @checked
     def __init__(
         self,
         folder: str | Path,             # where best.pt and last.pt go
-        callbacks: list[Callback],      # whose state is saved too
+        callbacks: Sequence[Callback],  # whose state is saved too
         extra: Callable[[], Mapping[str, Any]] = dict,  # more to save: config, class names
         every: str | None = None,       # also inside an epoch: '300 s' or '500 steps'; None: not
         about: Callable[[], Mapping[str, Any]] = dict,  # what goes into best.safetensors beside weights
@@ -274,6 +291,9 @@ class SaveCheckpoints(Callback):
         self.folder, self.callbacks, self.extra, self.about = Path(folder), callbacks, extra, about
         self.every_seconds, self.every_steps = parse_every(every)
         self.writer = CheckpointWriter()
+        self.written: list[Callable[[], None]] = []     # called when all is on the disk, by the thread that wrote it
+        self.kept: dict[str, Any] | None = None         # the epoch whose state is in best.pt, as the history has it
+        self._owed: tuple[dict, dict, dict] | None = None   # a best epoch that is not on the disk: state, row, about
 
     @property
     def last(self) -> Path: return self.folder/"last.pt"
@@ -285,7 +305,9 @@ class SaveCheckpoints(Callback):
     def previous(self) -> Path: return self.folder/"last.previous.pt"
 
     def on_fit_start(self, state: State) -> None:
-        self._saved = None
+        with writing(self.folder): self.folder.mkdir(parents=True, exist_ok=True)
+        self._sent = None
+        self.kept = self._epoch_on_disk(state)
         self.save(state)               # a changed plan is safe before the first step of it
 
     def on_batch_end(self, state: State) -> None:
@@ -297,47 +319,131 @@ class SaveCheckpoints(Callback):
     def on_epoch_end(self, state: State) -> None: self.save(state)
 
     def on_fit_end(self, state: State) -> None:
-        if not state.in_step: self.save(state)
-        self.writer.wait()
-        if state.status == "completed": self.previous.unlink(missing_ok=True)
+        try: self.writer.wait()
+        except Exception as error: get_logger().warning(f"{error} Trying once more.")
+        try:
+            if not state.in_step: self.save(state)
+            elif self._owed is not None: self.writer.save({}, lambda _: self._write_owed())
+            self.writer.wait()
+        except Exception as error:
+            if state.error is None: state.status, state.error = "failed", error
+            if self._owed is not None and self.last.exists(): state.in_step = True      # goes back to the disk's
+            raise
+        if state.status == "completed":
+            with suppress(OSError): self.previous.unlink(missing_ok=True)
 
     def save(self, state: State) -> None:
         "Keep the state as it is now, unless nothing has happened since the last time."
         at = (state.epoch, state.batch, state.step, len(state.history.events))
-        if at == self._saved: return                # nothing has happened since
+        if at == self._sent: return                 # nothing has happened since
         best = state.history.best("val_accuracy")
         is_best = best is not None and state.batch == 0 and int(best["epoch"]) == state.epoch
-        self.writer.save({**self.extra(), **state_dict(state, self.callbacks)},
-                         lambda snapshot: self._write(snapshot, is_best))
-        self._saved = at
+        about = dict(self.about()) if is_best else {}
+        self._sent = at
+        try: self.writer.save({**self.extra(), **state_dict(state, self.callbacks)},
+                              lambda snapshot: self._write(snapshot, best if is_best else None, about))
+        except BaseException:
+            self._sent = None
+            raise
         self._mark(state)
 
-    def _write(self, snapshot: dict[str, Any], is_best: bool) -> None:
+    def _write(self, snapshot: dict[str, Any], best: dict[str, Any] | None, about: dict[str, Any]) -> None:
         "The best one first: killed in between, the run goes on from the old `last.pt` and writes it again."
-        bad = [name for name, value in snapshot["network"].items() if not value.isfinite().all()]
-        if bad: raise TrainingDiverged(f"{bad[0]} is no longer finite: nothing is saved, {self.last.name} stays what "
-                                       "it was. Try a smaller lr, or clip_norm=1.0.")
-        if is_best:
-            weights = average_in(snapshot["callbacks"], snapshot["network"]) or snapshot["network"]
-            save_weights(weights, self.folder/"best.safetensors", self.about())
-        keep_previous(self.last)
-        write_checkpoint(snapshot, *([self.best] if is_best else []), self.last)
+        try:
+            bad = [name for name, value in snapshot["network"].items() if not value.isfinite().all()]
+            if bad: raise TrainingDiverged(f"{bad[0]} is no longer finite: nothing is saved, {self.last.name} stays "
+                                           "what it was. Try a smaller lr, or clip_norm=1.0.")
+            if best is not None: self._owed = snapshot, best, about
+            self._write_owed()
+            keep_previous(self.last)
+            write_checkpoint(snapshot, self.last)
+        except BaseException:
+            self._sent = None                       # the next time, it is written again
+            raise
+        for tell in self.written: tell()
+
+    def _write_owed(self) -> None:
+        "What has been the best, until it is on the disk."
+        check(self.folder.is_dir(), "The folder of the checkpoints is gone", str(self.folder),
+              "Put it back and call resume(), or start a new run with a new Learner.", CheckpointError)
+        if self._owed is None: return
+        snapshot, best, about = self._owed
+        weights = average_in(snapshot["callbacks"], snapshot["network"]) or snapshot["network"]
+        save_weights(weights, self.folder/"best.safetensors", about)
+        write_checkpoint(snapshot, self.best)
+        self.kept, self._owed = best, None
+
+    def _epoch_on_disk(self, state: State) -> dict[str, Any] | None:
+        "The row of the epoch that best.pt is of."
+        best = state.history.best("val_accuracy")
+        if best is None or self._owed is not None: return self.kept
+        try: epoch = load_checkpoint(self.best)["epoch"]
+        except CheckpointError: epoch = None
+        if epoch is not None and (epoch == best["epoch"] or epoch > state.epoch): return best   # or will be made again
+        there = "missing" if epoch is None else f"of epoch {epoch}"
+        get_logger().warning(f"{self.best.name} is {there}: the weights of epoch {best['epoch']}, the best so far, "
+                             "are lost.")
+        rows = state.history.epochs.to_dict("records")
+        return next((row for row in rows if row["epoch"] == epoch), None)
 
     def _mark(self, state: State) -> None:
         self._time, self._step = time.monotonic(), state.step
+
+# %% ../nbs/34_callbacks.ipynb #741eccda
+@checked
+def restore(
+    state: State,                           # its network and optimizer are changed in place
+    saved: Mapping[str, Any],               # what `load_checkpoint` read
+    callbacks: Sequence[Callback] = (),     # theirs is taken up too
+) -> None:
+    "Go on where a checkpoint left off; what does not fit is a CheckpointError."
+    steps = saved["epoch"] * state.steps_per_epoch + -(-saved["batch"] // state.accumulate)
+    check(saved["batch"] <= state.n_batches and saved["step"] == steps,
+          f"A checkpoint at epoch {saved['epoch']}, batch {saved['batch']} of {state.n_batches} must have done {steps} "
+          "steps", saved["step"], "Is it of other data, or of another batch size?", CheckpointError)
+    groups = [dict(group) for group in state.optimizer.param_groups]
+    try:
+        load_state_dict(state, saved, callbacks)
+        _check_optimizer(state.optimizer, groups)
+    except ImgclsError: raise
+    except Exception as error:
+        raise CheckpointError(f"The checkpoint holds what cannot be taken up ({type(error).__name__}: {error}). "
+                              "Use another checkpoint.") from error
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
+    "Its settings are of the same kinds as before, and what it remembers has the shapes of the weights."
+    for old, group in zip(before, optimizer.param_groups, strict=True):
+        for name, value in old.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                check(isinstance(group.get(name), (int, float)) and math.isfinite(group[name]),
+                      f"The optimizer's `{name}` must be a number", group.get(name), error=CheckpointError)
+    for weight, remembered in optimizer.state.items():
+        for name in _LIKE_WEIGHTS & {*remembered}:
+            check(remembered[name] is None or getattr(remembered[name], "shape", None) == weight.shape,
+                  f"The optimizer's `{name}` must have the shape {tuple(weight.shape)}", remembered[name],
+                  error=CheckpointError)
+
+
+_LIKE_WEIGHTS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "acc_delta"}
 
 # %% ../nbs/34_callbacks.ipynb #8035f2ba
 class KeepRun(Callback):
     "Keeps a run's summary and history up to date."
     order = Order.SAVE
 
+    @checked
     def __init__(
         self,
         run: Run,                   # whose folder
         summary: Summary,           # what is known already; changed in place
         n_val: int = 0,             # validation images, for the interval of their accuracy
+        saver: SaveCheckpoints | None = None,   # whose best.pt it speaks of, before it in the list; None: of no file
     ):
-        self.run, self.summary, self.n_val = run, summary, n_val
+        check(n_val >= 0, "`n_val` must be >= 0", n_val)
+        self.run, self.summary, self.n_val, self.saver = run, summary, n_val, saver
+        self._busy = threading.Lock()       # checkpoints are written by another thread
+        if saver is not None: saver.written.append(self._best_is_kept)
 
     def on_fit_start(self, state: State) -> None:
         self._started, self._before = time.monotonic(), self.summary.seconds
@@ -356,28 +462,43 @@ class KeepRun(Callback):
 
     def _write(self, state: State) -> None:
         summary = self.summary
-        summary.epoch, summary.n_epochs, summary.step = state.epoch, state.n_epochs, state.step
-        summary.seconds = self._before + time.monotonic() - self._started - state.idle
-        best = state.history.best("val_accuracy")
-        if best is not None:
-            right = round(best["val_accuracy"] * self.n_val)
-            summary.best = {**best, "val_accuracy_interval": wilson_interval(right, self.n_val)}
-            for name in ("train_accuracy", "train_loss", "seconds"): summary.best.pop(name, None)
-        self.run.write_summary(summary)
-        state.history.write_csv(self.run.history_path)
+        with self._busy, writing(self.run.history_path):
+            summary.epoch, summary.n_epochs, summary.step = state.epoch, state.n_epochs, state.step
+            summary.seconds = self._before + time.monotonic() - self._started - state.idle
+            summary.best = self._described(self.saver.kept if self.saver else state.history.best("val_accuracy"))
+            self.run.write_summary(summary)
+            state.history.write_csv(self.run.history_path)
+
+    def _best_is_kept(self) -> None:
+        with self._busy:
+            best = self._described(self.saver.kept)
+            if best == self.summary.best: return
+            self.summary.best = best
+            self.run.write_summary(self.summary)
+
+    def _described(self, best: Mapping[str, Any] | None) -> dict[str, Any]:
+        "The best epoch, without what says nothing of how good it is."
+        if best is None: return {}
+        right = round(best["val_accuracy"] * self.n_val)
+        left_out = ("train_accuracy", "train_loss", "seconds")
+        return {**{name: value for name, value in best.items() if name not in left_out},
+                "val_accuracy_interval": wilson_interval(right, self.n_val)}
 
 # %% ../nbs/34_callbacks.ipynb #1266253c
 class Control(Callback):
     "Pause, resume, stop, save, and a factor for the learning rate, from any thread."
     order = Order.STEER
 
+    @checked
     def __init__(
         self,
         save: Callable[[State], None] | None = None,        # keeps a checkpoint; None: there are none
         changed: Callable[[State], None] | None = None,     # is told of every pause and change, to show it
+        saved: Callable[[State], None] | None = None,       # is told of every checkpoint that was asked for
     ):
         self.paused = False             # does it pause, or will after the step at hand?
-        self._save, self._changed = save or _nothing, changed or _nothing
+        self.waiting = False            # does it pause now?
+        self._save, self._changed, self._saved = save or _nothing, changed or _nothing, saved or _nothing
         self._why, self._factor, self._to_save = None, None, False
 
     def pause(self) -> None:
@@ -388,6 +509,7 @@ class Control(Callback):
         "Go on after a pause."
         self.paused = False
 
+    @checked
     def stop(
         self,
         why: str = "by hand",           # for the message and the history
@@ -399,12 +521,13 @@ class Control(Callback):
         "Write a checkpoint after the step at hand."
         self._to_save = True
 
+    @checked
     def set_lr_factor(
         self,
         factor: float,                  # of the scheduled learning rate, > 0; 1: as scheduled
     ) -> None:
         "Train with a multiple of the scheduled learning rate, from the next step on; validation is finished first."
-        check(isinstance(factor, (int, float)) and 0 < factor < math.inf, "The factor must be a number > 0", factor)
+        check(0 < factor <= sys.float_info.max, "The factor must be a number > 0", factor)
         self._factor = float(factor)
 
     def on_batch_end(self, state: State) -> None:
@@ -417,10 +540,12 @@ class Control(Callback):
         "Do what was wished. In validation the network may hold other weights, so what must be saved waits."
         self._grant(state, may_save)
         if not self.paused or state.stop_reason: return
+        self.waiting = True
         self._note(state, "paused", "", may_save)
         while self.paused and not state.stop_reason:
             state.idle += give_way(lambda: self.paused and not self._has_wish(may_save))
             self._grant(state, may_save)
+        self.waiting = False
         if not state.stop_reason: self._note(state, "continued", "", may_save)
 
     def _has_wish(self, may_save: bool) -> bool:
@@ -437,6 +562,7 @@ class Control(Callback):
         if self._to_save and may_save:
             self._to_save = False
             self._save(state)
+            self._saved(state)
 
     def _note(self, state: State, event: str, text: str, may_save: bool) -> None:
         state.history.note(state.step, state.epoch, event, text)
@@ -452,6 +578,7 @@ class Replay(Callback):
     "Makes the live changes of another run at the same steps."
     order = Order.RECORD
 
+    @checked
     def __init__(
         self,
         history: History,           # of the run to be made again

@@ -34,6 +34,8 @@ from imgcls.core import (
     CheckpointError, checked, fits, in_words, near_miss, shown, temporary_for, verify_archive, write_atomic,
 )
 from .history import History
+from .seeding import at_work
+from .settings import get_logger
 
 # %% ../nbs/32_checkpointing.ipynb #630d8612
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device)
@@ -286,6 +288,8 @@ def load_weights_file(
 # %% ../nbs/32_checkpointing.ipynb #53d2ad11
 class CheckpointWriter:
     "Saves checkpoints behind the training, one at a time."
+    STALL = 30.0        # seconds of waiting after which it says what it waits for
+    LIMIT = 900.0       # seconds of waiting after which it gives up
 
     def __init__(self):
         self._done = threading.Event()      # an Event: an interrupted Thread.join loses the thread
@@ -301,7 +305,11 @@ class CheckpointWriter:
         snapshot = plain(state)
         self.wait()
         self._done.clear()
-        threading.Thread(target=self._run, args=(lambda: write(snapshot),), name="imgcls-checkpoint").start()
+        work = lambda: write(snapshot)
+        threading.Thread(target=self._at_work, args=(work,), name="imgcls checkpoint").start()
+
+    def _at_work(self, write: Callable[[], Any]) -> None:
+        with at_work(): self._run(write)    # no process is forked meanwhile
 
     def _run(self, write: Callable[[], Any]) -> None:
         try: write()
@@ -310,6 +318,13 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         "Return when the last save is safe on the disk; raise its error if it failed."
-        self._done.wait()
+        started = time.monotonic()
+        while not self._done.wait(self.STALL):
+            waited = time.monotonic() - started
+            if waited >= self.LIMIT:
+                raise CheckpointError(f"A checkpoint has not been written in {waited:.0f} s: the disk does not "
+                                      "answer. The file that was there before is untouched.")
+            get_logger().warning(f"Waiting for a checkpoint to be written, for {waited:.0f} s so far. "
+                                 "Is the disk slow or gone?")
         error, self._error = self._error, None
         if error is not None: raise error

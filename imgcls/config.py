@@ -62,10 +62,10 @@ def parse_yaml(
 ) -> Any:               # plain Python values
     "Read YAML safely."
     try: return yaml.load(text, _Loader)   # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:    # the last three: dates, keys, nesting
+        raise ConfigError(f"{source or 'The text'} is not valid YAML: {error}") from None
 
 # %% ../nbs/02_config.ipynb #91db1edc
 def _words_elsewhere() -> Iterable[tuple[str, str]]:
@@ -171,7 +171,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     if hint is Any: return value
     if origin in (Union, types.UnionType): return _coerce_union(value, inner)
     if origin is Literal:
-        if any(value == a and type(value) is type(a) for a in inner): return value
+        if any(type(value) is type(a) and value == a for a in inner): return value
         raise _Mismatch(f"must be one of {', '.join(map(repr, inner))}. Got {shown(value)}."
                         f"{near_miss(value, [a for a in inner if isinstance(a, str)])}")
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -274,9 +274,12 @@ def load_config(
     path = Path(path)
     try: text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot read the config {str(path)!r}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"Cannot read the config {str(path)!r}: it is no text in UTF-8.") from None
+        raise ConfigError(f"Cannot read the config {str(path)[:500]!r}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"The config {str(path)!r} is not UTF-8: line {line} holds the byte "
+                          f"{error.object[error.start:error.start + 1]!r}. Save it as UTF-8.") from None
+    except ValueError as error: raise ConfigError(f"Cannot read the config {str(path)!r}: {error}.") from None
     tree = parse_yaml(text, path.name)
     if tree is None: return from_dict(cls, None)
     check(isinstance(tree, Mapping), f"{path.name} must hold keys and values", tree, "Write lines such as seed: 42.")

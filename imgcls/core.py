@@ -11,17 +11,23 @@ that a stranger would catch (`ValueError`, `RuntimeError`, `ImportError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError',
            'ArgumentError', 'DataError', 'CheckpointError', 'MissingExtra', 'shown', 'check', 'near_miss', 'listed',
-           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic']
+           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'temporary_for',
+           'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
 import functools
+import hashlib
 import inspect
 import linecache
 import numbers
 import os
+import platform
+import re
 import secrets
+import struct
 import types
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -127,7 +133,7 @@ def checked(
 
 
 def _check_argument(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> None:
-    if value is parameter.default: return
+    if value is parameter.default or (parameter.name == "cls" and isinstance(value, type)): return   # of a class method
     hint = _resolved(parameter.annotation, function)
     values = {parameter.VAR_POSITIONAL: tuple, parameter.VAR_KEYWORD: lambda found: found.values()}
     for one in values.get(parameter.kind, lambda found: (found,))(value):
@@ -147,7 +153,7 @@ def _wrong_call(function: Callable[..., Any], signature: inspect.Signature, give
                 error: TypeError) -> str:
     "What is wrong with a call, with the name that was probably meant."
     name = function.__qualname__.removesuffix(".__init__").rsplit(".", 1)[-1]
-    known = [n for n in signature.parameters if n != "self"]
+    known = [n for n in signature.parameters if n not in ("self", "cls")]
     unknown = [n for n in given if n not in known]
     if unknown:
         return (f"{name}() has no argument {unknown[0]!r}.{near_miss(unknown[0], known)} "
@@ -314,7 +320,7 @@ def write_atomic(
     "Replace a file in one step."
     path = Path(os.path.realpath(path))     # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_for(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -332,3 +338,58 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try: os.fsync(descriptor)
     finally: os.close(descriptor)
+
+
+def temporary_for(
+    path: Path,             # what will be replaced
+) -> Path:                  # in the same folder, a name that nobody else has
+    "Where to write before a file is replaced."
+    return path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(
+    folder: str | Path,     # and all folders in it
+) -> list[Path]:            # what was removed
+    "Remove the temporary files of processes of this machine that are gone."
+    found = [(file, re.fullmatch(r"\..+\.(\w+)-(\d+)-\w{8}\.tmp", file.name)) for file in Path(folder).rglob(".*.tmp")]
+    dead = [file for file, match in found if match and match[1] == _machine() and is_gone(int(match[2]))]
+    for file in dead: file.unlink(missing_ok=True)
+    return dead
+
+
+def _machine() -> str: return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def is_gone(
+    pid: int,               # of a process on this machine
+) -> bool:                  # False also where nobody can tell
+    "Has this process ended?"
+    if os.name == "nt": return False        # there, asking would end it
+    try: os.kill(pid, 0)                    # signal 0 only asks
+    except (ProcessLookupError, OverflowError): return True
+    except OSError: return False            # alive, and somebody else's
+    return False
+
+# %% ../nbs/00_core.ipynb #8cacfafd
+def verify_archive(
+    path: str | Path,       # a zip archive, as `torch.save` writes them
+) -> None:
+    "An error unless every part is stored uncompressed and matches its checksum."
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+            stored = all(part.compress_type == zipfile.ZIP_STORED and part.compress_size == part.file_size
+                         for part in parts)
+            fits_in = sum(part.file_size for part in parts) <= os.path.getsize(path)
+            damaged = file.testzip() if stored and fits_in else None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, struct.error) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is no complete checkpoint ({str(error) or type(error).__name__}): it was cut "
+            "short, is damaged, or is another kind of file. Use another checkpoint.") from None
+    if not (stored and fits_in):
+        size = sum(part.file_size for part in parts)
+        raise CheckpointError(f"{str(path)!r} holds compressed or overlapping parts, which torch never writes: it "
+                              f"would grow to {size:,} bytes. Nothing was loaded. Use a file that torch.save wrote.")
+    if damaged:
+        raise CheckpointError(f"{str(path)!r} is damaged: its part {damaged!r} does not match its "
+                              "checksum. Use another checkpoint.")

@@ -31,7 +31,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import CheckpointError, ConfigError, DataError, check, checked, near_miss, write_atomic
+from imgcls.core import (
+    CheckpointError, ConfigError, DataError, check, checked, listed, near_miss, shown, write_atomic,
+)
 from .plots import curves, new_axes
 
 if TYPE_CHECKING:
@@ -379,13 +381,27 @@ def load_state_dict(
     missing = {"version", "steps", "epochs", "events"} - set(state)
     if missing or state["version"] != 1:
         raise CheckpointError("A saved history has version 1, steps, epochs and events. Got "
-                              f"version {state.get('version')} and {sorted(state)}.")
-    step, loss, lr = (state["steps"][name].cpu().numpy().copy() for name in ("step", "loss", "lr"))
-    self._pending, self._chunks = [], [(step, loss, lr)]
-    self._epochs = [dict(row) for row in state["epochs"]]
-    self._events = [dict(row) for row in state["events"]]
+                              f"version {state.get('version')} and {list(state)}.")
+    steps, saved = _saved_steps(state["steps"]), History()
+    try:
+        for row in state["epochs"]: saved.record_epoch(**row)
+        for row in state["events"]: saved.note(**row)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"A saved history has a row for each epoch and event, in their order: {error}") from None
+    self._pending, self._chunks, self._epochs, self._events = [], [steps], saved._epochs, saved._events
     self.directions = dict(state.get("directions", {}))     # missing in those of earlier versions
-    self._last_step = int(step[-1]) if len(step) else 0
+    self._last_step = int(steps[0][-1]) if len(steps[0]) else 0
+
+
+def _saved_steps(steps: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Three columns of one length: whole numbers that never fall, and two of floats."
+    kinds = {"step": torch.int64, "loss": torch.float64, "lr": torch.float64}
+    columns = [steps.get(name) for name in kinds] if isinstance(steps, Mapping) else [None]
+    if not (all(isinstance(c, Tensor) and c.ndim == 1 and c.dtype == kind
+                for c, kind in zip(columns, kinds.values(), strict=False))
+            and len({len(c) for c in columns}) == 1 and bool((columns[0].diff() >= 0).all())):
+        raise CheckpointError(f"The steps of a saved history are three columns of one length. Got {shown(steps)}.")
+    return tuple(column.cpu().numpy().copy() for column in columns)
 
 # %% ../nbs/30_history.ipynb #0a01a026
 @patch
@@ -467,18 +483,18 @@ def read_csv(
     check(isinstance(path, (str, os.PathLike)), "`path` must be a text or a path", path)
     try:
         with open(path, encoding="utf-8", newline="") as file: lines = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{os.fspath(path)} is no history ({error}).") from error
-    check(bool(lines) and lines[0][:2] == ["epoch", "step"],
-          f"{os.fspath(path)} must begin with the columns epoch and step",
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read {os.fspath(path)}: {error}") from None
+    check(bool(lines) and lines[0][:2] == ["epoch", "step"] and len({*lines[0]}) == len(lines[0]),
+          f"{os.fspath(path)} must begin with the columns epoch and step, and name each once",
           lines[0] if lines else "", error=DataError)
     history = cls()
     for number, line in enumerate(lines[1:], start=2):
         try:
             cells = {name: _number(text) for name, text in zip(lines[0], line, strict=True) if text}
             history.record_epoch(**cells)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{os.fspath(path)}, line {number}: not an epoch: {line} ({error})."
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DataError(f"{os.fspath(path)}, line {number}: not an epoch: {listed(line, 12)} ({error})."
                             ) from error
     return history
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss
+from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def read_weights(
     path = Path(path).expanduser()
     if path.suffix == ".safetensors": return _read_safetensors(path)
     try:
-        if zipfile.is_zipfile(path): _check_zip(path)
+        if zipfile.is_zipfile(path): verify_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (ImgclsError, FileNotFoundError): raise
     except Exception as error:          # whatever a broken or hostile file makes torch raise

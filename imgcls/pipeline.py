@@ -1,7 +1,7 @@
 """How does an experiment run from its config to its reports?
 
-`train(config)` is the main job: find the images, train, and report on every split from the weights with
-the best validation accuracy. It is what the command line calls, and what a notebook calls for a run that
+`train(config)` is the main job: find the images, train, and report on every split from the weights that
+validation chose (`37_learner`, *Which weights answer*). It is what the command line calls, and what a notebook calls for a run that
 needs no watching.
 
 Guaranteed: every report says which weights it is about, every accuracy comes with its 95 % interval, and
@@ -17,36 +17,38 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .core import ConfigError, check, write_atomic
+from .core import ConfigError, check, checked, write_atomic
 from .experiment import ExperimentConfig
 from .learner import Learner
 from .calibration import Evaluation
 from .progress import log_figures
+from .runs import Run
 from .settings import get_logger, log_file
 
 # %% ../nbs/38_pipeline.ipynb #b98fb314
+@checked
 def write_reports(
     learner: Learner,                   # with a run
-    weights: str = "best",              # 'best' or 'last': which of its checkpoints
+    weights: str | None = None,         # 'best', 'last' or 'current'; None: best where val chose, else current
 ) -> dict[str, Evaluation]:             # split -> what came out
     "Evaluate every split and write it all down in the run's folder."
     run, summary = learner.run, learner.run_summary
-    if weights == "best" and not run.best.exists(): weights = "last"    # no validation split, no best
+    check(run is not None, "Reports belong to a run", "no fit yet", "Call fit() first.")
     results, figures, log = {}, {}, get_logger()
     for split in learner.data.datasets:
         evaluation = results[split] = learner.evaluate(split, weights)
-        about = f"{run.name}: {split} split, {len(evaluation)} images, weights/{weights}.pt"
+        about = f"{run.name}: {split} split, {len(evaluation)} images, {evaluation.weights}"
         write_atomic(run.report_path(split), f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n")
         evaluation.save_confusion_matrix(run.confusion_matrix_path(split))
         evaluation.to_csv(run.predictions_path(split))
         figures[f"confusion_matrix_{split}"] = evaluation.plot_confusion_matrix().figure
         low, high = evaluation.accuracy_interval
-        summary.final[split] = {"weights": f"{weights}.pt", "images": len(evaluation),
+        summary.final[split] = {"weights": evaluation.weights, "images": len(evaluation),
                                 "accuracy": evaluation.accuracy, "accuracy_interval": [low, high],
                                 "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval]}
         log.info(f"{split} accuracy {evaluation.accuracy:.4f} [{low:.4f}, {high:.4f}] on {len(evaluation)} "
-                 f"images ({weights}.pt)")
-    if weights == "best" and "test" not in results:
+                 f"images ({evaluation.weights})")
+    if evaluation.origin.weights == "best" and "test" not in results:
         note = "There is no test split: val accuracy chose best.pt, so it flatters a little."
         log.warning(note)
         if note not in summary.notes: summary.notes.append(note)
@@ -55,11 +57,12 @@ def write_reports(
     return results
 
 # %% ../nbs/38_pipeline.ipynb #9c30633c
+@checked
 def train(
     config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
     # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
     *overrides: str,                    # 'lr=0.01', as on the command line
-    resume: str | Path | None = None,   # a run to go on with, instead of a config
+    resume: Run | str | Path | None = None,     # a run to go on with, instead of a config
     own: Mapping[str, Any] | None = None,   # for Learner(...): network, loss, callbacks, name, runs, progress
     **changes: Any,                     # config keys: lr=0.01, batch_size=32
 ) -> Learner:                           # trained; `.run` is its folder, `.run_summary` how it went
@@ -68,14 +71,21 @@ def train(
     else: learner = _resumed(resume, config, overrides, changes, own)
     log = get_logger()
     log.info(repr(learner))
-    learner.fit() if resume is None else learner.resume()
+    learner.way_on = "train(resume={run!r}) goes on, in a shell imgcls-train --resume {run}"
+    state = learner.state
+    if resume is None: learner.fit()
+    elif state.epoch < state.n_epochs: learner.resume()
+    else:
+        n = state.n_epochs + 5
+        log.warning(f"Nothing to resume: training has reached its planned end, epoch {state.n_epochs}. "
+                    f"num_epochs={n} trains five more, in a shell --num_epochs {n}. The reports are written again.")
     with log_file(learner.run.log_path):
         write_reports(learner)
         log.info(f"Everything about this run is in {learner.run.folder}")
     return learner
 
 
-def _resumed(resume: str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
+def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
              own: Mapping[str, Any] | None) -> Learner:
     "A run opened again; only its length may be changed."
     wrong = [o for o in overrides if "=" not in o]
