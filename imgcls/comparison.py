@@ -230,7 +230,8 @@ def compare_runs(
     "Runs side by side: curves, differences, results."
     folder = Path(root or find_settings().runs).resolve()       # a name alone might be found elsewhere first
     every = lambda: [Run(folder/name) for name in list_runs(root).name]
-    given = [getattr(run, "run", run) for run in (runs[0] if len(runs) == 1 and isinstance(runs[0], list | tuple) else runs)]
+    listed = runs[0] if len(runs) == 1 and isinstance(runs[0], list | tuple) else runs
+    given = [getattr(run, "run", run) for run in listed]
     for run in given:
         check(isinstance(run, (str, Path, Run)), "A run is given by name, folder, or as a learner that has one", run)
     chosen = [Run.open(run, root) for run in given] if runs else every()

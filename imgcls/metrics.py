@@ -364,7 +364,8 @@ class FunctionMetric(Metric):
     @torch.no_grad()
     def update(self, logits: Logits, targets: Targets, loss: Tensor) -> None:
         "Add the function's value on this batch."
-        value, n = _called(self.name, self.function, logits, targets, given="(logits, targets) of a batch"), len(targets)
+        n = len(targets)
+        value = _called(self.name, self.function, logits, targets, given="(logits, targets) of a batch")
         check(isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex(),
               f"`{self.name}` must return one number as a tensor", value,
               "Return .mean() of the batch, without .item().")

@@ -196,8 +196,8 @@ def curves(
     from matplotlib.ticker import MaxNLocator
     check(len(series) > 0, "`series` must hold at least one curve", series)
     for name, pair in (*series.items(), *(band or {}).items()):
-        check(isinstance(pair, tuple | list) and len(pair) == 2, f"A curve must be two rows of numbers. {name!r} is not",
-              pair)
+        check(isinstance(pair, tuple | list) and len(pair) == 2,
+              f"A curve must be two rows of numbers. {name!r} is not", pair)
     unknown = [name for name in band or {} if name not in series]
     check(not unknown, "`band` must name curves of `series`", unknown, f"There are {list(series)}.")
     axes = given_or_new(ax)

@@ -350,8 +350,8 @@ def _check_logits(logits: Logits) -> None:
     lost = (~largest.isfinite()).nonzero().flatten().tolist()
     if lost:
         raise DataError(f"The logits of an image must be numbers. {len(lost):,} of {len(logits):,} images have NaN or "
-                        f"infinite ones, first in row {lost[0]}. No accuracy can be given. Look at these images, and at "
-                        "the network in evaluation mode (BatchNorm, divisions).")
+                        f"infinite ones, first in row {lost[0]}. No accuracy can be given. Look at these images, and "
+                        "at the network in evaluation mode (BatchNorm, divisions).")
 
 
 def _checked_targets(targets: np.ndarray, n: int, n_classes: int) -> np.ndarray:
@@ -660,7 +660,8 @@ def read_predictions(
         return Evaluation(probabilities, [names.index(name) for name in true], names, paths,
                           losses=np.array(columns["loss"], float))
     except (ValueError, KeyError, csv.Error) as error:
-        raise DataError(f"{os.fspath(path)} holds no predictions ({error}). Predictions.to_csv writes such files.") from error
+        raise DataError(f"{os.fspath(path)} holds no predictions ({error}). Predictions.to_csv writes such files."
+                        ) from error
 
 
 @patch
