@@ -16,7 +16,6 @@ __all__ = ['WEIGHTS', 'Learner', 'describe_run', 'checkpoint_of', 'network_with'
 # %% ../nbs/37_learner.ipynb #b57ea2d0
 import copy
 import html
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -254,7 +253,8 @@ def _placed(c: TransformConfig) -> str:
     "How an image gets its size."
     if c.resize is None: return "in their own size"
     size = " x ".join(map(str, c.resize))
-    if c.random_resized_crop: return "random parts ({:.0%} to {:.0%}) stretched to ".format(*c.random_resized_crop) + size
+    if c.random_resized_crop:
+        return "random parts ({:.0%} to {:.0%}) stretched to ".format(*c.random_resized_crop) + size
     return {"crop": "cropped to ", "pad": "padded to "}.get(c.resize_mode, "stretched to ") + size
 
 
@@ -767,7 +767,8 @@ def _saved(learner: Learner, name: str) -> dict[str, Any]:
         saved = load_checkpoint(file)
         names = ("network", "callbacks", "step", "epoch", "batch", "best_accuracy")
         missing = [name for name in names if name not in saved]
-        check(not missing, f"{file.name} must hold {', '.join(names)}", f"no {', '.join(missing)}", error=CheckpointError)
+        check(not missing, f"{file.name} must hold {', '.join(names)}", f"no {', '.join(missing)}",
+              error=CheckpointError)
         average = average_in(saved["callbacks"], saved["network"])      # and nothing else of what callbacks keep
         learner._read = (key, {**{name: saved[name] for name in names},
                                "callbacks": {} if average is None else {"": {"average": average}}})
