@@ -562,8 +562,8 @@ def only(
     order: str = "loss",                # 'loss': highest first; 'unsure': least sure first; 'row': as they stand
 ) -> Explorer:                          # itself
     "Show the images that all of this is true of; everything when nothing is said."
-    check(len(confidence) == 2 and 0 <= confidence[0] <= confidence[1] <= 1, "`confidence` must be (from, to), 0 <= from <= to <= 1",
-          confidence)
+    check(len(confidence) == 2 and 0 <= confidence[0] <= confidence[1] <= 1,
+          "`confidence` must be (from, to), 0 <= from <= to <= 1", confidence)
     check(order in ORDERS, f"`order` must be one of {', '.join(ORDERS)}", order, near_miss(order, ORDERS).strip())
     true, predicted = (None if name is None else self._number(name) for name in (true, predicted))
     return self.choose(_Choice(true, predicted, correct, order, tuple(map(float, confidence))))

@@ -16,7 +16,8 @@ learn = Learner(sample_digits(size=16), 'tiny_net', num_epochs=40, num_workers={
 
 def run(client, code: str, interrupt=None) -> tuple[str, list[dict]]:
     "Execute a cell; its status, and what it showed."
-    client.execute(code)
+    asked = client.execute(code)
+    mine = lambda message: message["parent_header"].get("msg_id") == asked      # a busy kernel answers others late
     if interrupt: interrupt()
     shown = []
     while True:
@@ -24,8 +25,9 @@ def run(client, code: str, interrupt=None) -> tuple[str, list[dict]]:
         kind, content = message["msg_type"], message["content"]
         if kind in ("display_data", "update_display_data", "execute_result", "error", "stream"):
             shown.append({"kind": kind, **content})
-        if kind == "status" and content["execution_state"] == "idle": break
-    return client.get_shell_msg(timeout=120)["content"]["status"], shown
+        if kind == "status" and content["execution_state"] == "idle" and mine(message): break
+    while not mine(reply := client.get_shell_msg(timeout=120)): pass
+    return reply["content"]["status"], shown
 
 
 @pytest.mark.parametrize("workers", [0, 2])
