@@ -1003,7 +1003,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'imgcls/networks.py'),
                                  'imgcls.networks._check_download': ('networks.html#_check_download', 'imgcls/networks.py'),
                                  'imgcls.networks._check_version': ('networks.html#_check_version', 'imgcls/networks.py'),
-                                 'imgcls.networks._check_zip': ('networks.html#_check_zip', 'imgcls/networks.py'),
                                  'imgcls.networks._classifier': ('networks.html#_classifier', 'imgcls/networks.py'),
                                  'imgcls.networks._convolution': ('networks.html#_convolution', 'imgcls/networks.py'),
                                  'imgcls.networks._hub_file': ('networks.html#_hub_file', 'imgcls/networks.py'),

@@ -15,6 +15,7 @@ __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'Trainin
            'Control', 'Replay']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
+import math
 import os
 import platform
 import re

@@ -16,6 +16,7 @@ __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets',
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
+import errno
 import functools
 import hashlib
 import inspect
@@ -319,6 +320,8 @@ def write_atomic(
 ) -> None:                  # an error leaves the old file whole and no other behind
     "Replace a file in one step."
     path = Path(os.path.realpath(path))     # a link stays a link
+    if path.exists() and not path.is_file():    # a folder; or a device, which would become a file
+        raise IsADirectoryError(errno.EISDIR, "it is no file that could be replaced", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_for(path)
     try:

@@ -179,7 +179,8 @@ class ImageData:
     ) -> Batches:
         "A split in batches."
         if num_workers is None: num_workers = self.num_workers
-        return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split)
+        return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
+                       self.config.worker_timeout)
 
     @property
     def num_workers(self) -> int:

@@ -39,6 +39,7 @@ from torch.utils.data import Dataset
 
 from .core import DataError, check, checked, listed, near_miss, shown, write_atomic
 from .images import EXTENSIONS, load_image
+from .settings import MAX_WORKERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -621,6 +622,7 @@ class DataConfig:
     mode: Literal["RGB", "L"] = "RGB"   # how images are loaded: in colour, or grey with one channel
     on_bad_image: Literal["error", "skip"] = "error"  # an image that cannot be read: stop, or leave it away
     num_workers: int | None = None      # processes that prepare batches, 0: none; None: settings.ini's
+    worker_timeout: float = 120.0       # seconds without a finished image after which silent workers are replaced
 
     def __post_init__(self):
         for name in ("val_ratio", "test_ratio"):
@@ -632,6 +634,10 @@ class DataConfig:
             value = getattr(self, name)
             check(value is None or (isinstance(value, numbers.Integral) and value >= 0),
                   f"`{name}` must be >= 0, a whole number", value)
+        check(self.num_workers is None or self.num_workers <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}",
+              self.num_workers)
+        check(isinstance(self.worker_timeout, numbers.Real) and 0 < self.worker_timeout < math.inf,
+              "`worker_timeout` must be a number of seconds > 0", self.worker_timeout)
         check(isinstance(self.mode, str) and self.mode in ("RGB", "L"), "`mode` must be 'RGB' or 'L' (grey)", self.mode)
         check(isinstance(self.on_bad_image, str) and self.on_bad_image in ("error", "skip"),
               "`on_bad_image` must be 'error' or 'skip'", self.on_bad_image)

@@ -340,14 +340,6 @@ def read_weights(
     return found, about
 
 
-def _check_zip(path: Path) -> None:
-    with zipfile.ZipFile(path) as file:
-        packed = any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist())
-        if packed: raise CheckpointError(f"{path.name} is compressed, as torch.save never does it: nothing was read.")
-        bad = file.testzip()
-    if bad: raise CheckpointError(f"{path.name} is damaged: wrong checksum in {bad}. Copy it again.")
-
-
 CHECKPOINT_VERSION = 1      # `32_checkpointing` writes it
 
 

@@ -289,17 +289,16 @@ def _width_in_inches(ax: "Axes") -> float: return ax.get_window_extent().width /
 
 def _draw_shares(ax: "Axes", share: np.ndarray, y_label: str) -> None:
     "The colours; grey where a class has no images, hence no share."
+    import seaborn
     from matplotlib.colors import Normalize, PowerNorm
     n = len(share)
     norm = Normalize(0, 1) if n <= NUMBERED else PowerNorm(0.5, 0, 1)
-    mesh = ax.pcolormesh(np.ma.masked_invalid(share), cmap="Blues", norm=norm, edgecolors="white",
-                         linewidth=0.5 if n <= NUMBERED else 0)
     label = f"share of the {y_label} class" + ("" if n <= NUMBERED else "; colour: its square root")
-    bar = ax.get_figure(root=True).colorbar(mesh, ax=ax, label=label, shrink=0.8, aspect=max(12, min(n, 30)))
-    bar.outline.set_visible(False)
-    ax.set(aspect="equal", xlim=(0, n), ylim=(n, 0), facecolor="#DDDDDD")
+    seaborn.heatmap(share, ax=ax, square=True, cmap="Blues", norm=norm, xticklabels=False, yticklabels=False,
+                    linewidths=0.5 if n <= NUMBERED else 0, linecolor="white",
+                    cbar_kws={"label": label, "shrink": 0.8, "aspect": max(12, min(n, 30))})
+    ax.set_facecolor("#DDDDDD")
     ax.grid(False)
-    ax.spines[:].set_visible(False)
 
 
 def _write_cells(ax: "Axes", counts: np.ndarray, share: np.ndarray, normalize: bool, cell: float) -> None:

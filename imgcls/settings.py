@@ -31,7 +31,7 @@ from .core import ConfigError, check, checked, near_miss
 
 # %% ../nbs/01_settings.ipynb #7b3ae3fd
 LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
-MAX_WORKERS = 512
+MAX_WORKERS = 512           # more would bring a machine down before the first batch
 
 
 @dataclass(frozen=True, kw_only=True)
