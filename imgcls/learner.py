@@ -629,6 +629,7 @@ def _recover(learner: Learner) -> None:
 def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, claim: "_Claim") -> Learner:
     "The loop, in the learner's run folder."
     if learner.run is None and "network" in learner.objects: _try_network(learner)
+    if learner.run is not None: check_contents(learner.data, learner.run.folder/"data.csv")
     run = _open_run(learner)
     with writing(run.config_path): _write_config(learner)
     saved = learner._heard = [*learner.callbacks, *callbacks]
