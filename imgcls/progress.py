@@ -38,7 +38,7 @@ from .core import ConfigError, Images, check, checked
 from .history import History
 from .plots import curves, image_grid, picture_html
 from .predictions import wilson_interval
-from .seeding import own_generator
+from .seeding import before_fork, own_generator
 from .settings import get_logger
 from .training import Callback, Order, State, TrainingInterrupted, place
 
@@ -580,6 +580,7 @@ class TensorBoard(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._writer = event_writer(self.folder, purge_step=state.step + 1 if state.step else None)
+        self._forget = before_fork(self._writer.flush)      # its thread is at rest while workers are forked
         self._written = state.step
         self._next = time.monotonic() + self.seconds
 
@@ -597,6 +598,7 @@ class TensorBoard(Callback):
 
     def on_fit_end(self, state: State) -> None:
         self._write_steps(state.history)
+        self._forget()
         self._writer.close()
 
     def _write_steps(self, history: History) -> None:
