@@ -72,7 +72,7 @@ class _Own(threading.local):
         "Before the shared ones are seeded anew: has somebody drawn from them?"
         before, self.seed = self.seed, seed
         if before is None or self.told or time.monotonic() < self.next_look: return
-        self.next_look = time.monotonic() + 0.01
+        self.next_look = time.monotonic() + 0.05
         self.moved.update(_drawn_from(before))
         drawn = [name for name, times in self.moved.items() if times > 2]
         if not drawn or self.pid != os.getpid(): return     # a loader's worker shares nothing
@@ -90,11 +90,9 @@ def _drawn_from(
     seed: int,              # what they were seeded with
 ) -> list[str]:             # those that have moved on since
     "From which of the generators that a process shares has somebody drawn?"
-    keys, position = np.random.get_state()[1:3]
-    fresh_keys, fresh_position = np.random.RandomState(seed & 0xFFFFFFFF).get_state()[1:3]
     gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    moved = {"Python's random": random.getstate() != random.Random(seed).getstate(),
-             "NumPy's np.random": position != fresh_position or not np.array_equal(keys, fresh_keys),
+    moved = {"Python's random": random.getstate()[1][-1] != 624,        # the place in a Mersenne Twister's 624 words:
+             "NumPy's np.random": np.random.get_state()[2] != 624,      # at their end where nobody has drawn
              "the GPU's generator": any(_has_moved(gpu, seed) for gpu in gpus)}
     return [name for name, has in moved.items() if has]
 
@@ -391,9 +389,9 @@ def _drawing(operation: Any) -> Callable[..., Any]:
     place = [argument.name for argument in operation._schema.arguments].index("generator")
 
     def draw(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        given = len(args) > place or kwargs.get("generator") is not None
-        tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        if not given and tensor.is_cpu: kwargs["generator"] = _own.generator
+        if len(args) <= place and kwargs.get("generator") is None:
+            tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            if tensor.is_cpu: kwargs["generator"] = _own.generator
         return operation.redispatch(keys & below, *args, **kwargs)
 
     return draw
