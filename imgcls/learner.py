@@ -517,6 +517,7 @@ def fit(
 ) -> Learner:                               # itself
     "Train, and show how it goes."
     n_epochs, callbacks = _checked_fit(n_epochs, epochs, lr), _listed(callbacks)
+    check(n_epochs is None or n_epochs > 0, "`n_epochs` must be a whole number > 0", n_epochs)
     with _Claim(self) as claim:
         _recover(self)
         goal = self.planned if n_epochs is None else self.state.epoch + int(n_epochs)
