@@ -402,20 +402,20 @@ def restore(
     check(saved["batch"] <= state.n_batches and saved["step"] == steps,
           f"A checkpoint at epoch {saved['epoch']}, batch {saved['batch']} of {state.n_batches} must have done {steps} "
           "steps", saved["step"], "Is it of other data, or of another batch size?", CheckpointError)
-    groups = [dict(group) for group in state.optimizer.param_groups]
+    settings = dict(state.optimizer.param_groups[0])
     try:
         load_state_dict(state, saved, callbacks)
-        _check_optimizer(state.optimizer, groups)
+        _check_optimizer(state.optimizer, settings)
     except ImgclsError: raise
     except Exception as error:
         raise CheckpointError(f"The checkpoint holds what cannot be taken up ({type(error).__name__}: {error}). "
                               "Use another checkpoint.") from error
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
-    "Its settings are of the same kinds as before, and what it remembers has the shapes of the weights."
-    for old, group in zip(before, optimizer.param_groups, strict=True):
-        for name, value in old.items():
+def _check_optimizer(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
+    "The settings of its groups are of the same kinds as before, and what it remembers has the shapes of the weights."
+    for group in optimizer.param_groups:
+        for name, value in settings.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 check(isinstance(group.get(name), (int, float)) and math.isfinite(group[name]),
                       f"The optimizer's `{name}` must be a number", group.get(name), error=CheckpointError)
