@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .checkpointing import first_difference, load_checkpoint, save_checkpoint
-from .config import save_config
+from .config import save_config, to_dict
 from .core import ImgclsError, check
 from .data import save_manifest
 from .history import History
@@ -119,11 +119,12 @@ def _write_run(learner: Learner, folder: Path, steps: int) -> Run:
     run, state = Run.create(folder, "origin"), learner.state
     needed = state.epoch + 1 + -(-steps // state.steps_per_epoch)
     training = replace(learner.config.training, num_epochs=max(state.n_epochs, needed), early_stopping=None)
-    save_config(replace(learner.config, training=training), run.config_path)
+    config = replace(learner.config, training=training)
+    save_config(config, run.config_path)
     save_manifest(learner.data, run.folder/"data.csv")
     run.write_summary(learner.summary or describe_run(learner))
     saved = checkpoint_of(learner)
-    saved["n_epochs"] = training.num_epochs
+    saved["n_epochs"], saved["config"] = training.num_epochs, to_dict(config)
     save_checkpoint(saved, run.last)
     return run
 
