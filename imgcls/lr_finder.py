@@ -180,7 +180,7 @@ def _bar(n_steps: int) -> tqdm:
     live = sys.stderr is not None and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
     return tqdm(total=n_steps, desc="trying learning rates", unit="step", leave=False, disable=not live)
 
-# %% ../nbs/26_lr_finder.ipynb #5896303a
+# %% ../nbs/26_lr_finder.ipynb #c8a3b09c
 def _train_briefly(
     network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tensor], batches: list[Any], runtime: Runtime,
     seed: int, factor: float, bar: tqdm,
