@@ -897,6 +897,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.losses.focal': ('losses.html#focal', 'imgcls/losses.py')},
             'imgcls.lr_finder': { 'imgcls.lr_finder.LRFinding': ('lr_finder.html#lrfinding', 'imgcls/lr_finder.py'),
                                   'imgcls.lr_finder.LRFinding.__repr__': ('lr_finder.html#lrfinding.__repr__', 'imgcls/lr_finder.py'),
+                                  'imgcls.lr_finder.LRFinding._learned': ('lr_finder.html#lrfinding._learned', 'imgcls/lr_finder.py'),
                                   'imgcls.lr_finder.LRFinding._repr_html_': ('lr_finder.html#lrfinding._repr_html_', 'imgcls/lr_finder.py'),
                                   'imgcls.lr_finder.LRFinding.plot': ('lr_finder.html#lrfinding.plot', 'imgcls/lr_finder.py'),
                                   'imgcls.lr_finder.LRFinding.reason': ('lr_finder.html#lrfinding.reason', 'imgcls/lr_finder.py'),
