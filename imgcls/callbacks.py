@@ -89,12 +89,14 @@ class EarlyStopping(Callback):
     def _ask(self, state: State) -> None:
         best = state.history.best("val_accuracy")
         if best is None: return
+        risen = next(row["epoch"] for row in state.history.epochs.to_dict("records")
+                     if row["val_accuracy"] == best["val_accuracy"])        # an equal one later is no rise
         extended = [event["epoch"] for event in state.history.events.to_dict("records")
                     if event["event"] in ("extended", "shortened")]
-        waited = state.epoch - max([int(best["epoch"]), *extended])
+        waited = state.epoch - max([int(risen), *extended])
         if waited >= self.patience:
             state.stop(f"validation accuracy has not risen for {waited} epochs (best "
-                       f"{best['val_accuracy']:.4f} in epoch {int(best['epoch'])})")
+                       f"{best['val_accuracy']:.4f} in epoch {int(risen)})")
 
 # %% ../nbs/34_callbacks.ipynb #995775dd
 class ClipGradients(Callback):

@@ -225,13 +225,18 @@ def best(
     metric: str = "val_accuracy",           # a column of the epoch table
     higher_is_better: bool | None = None,   # None: as the metric says, see above; yes where nothing is known
 ) -> dict[str, float | int] | None:         # the epoch's row; None when nothing was measured
-    "The epoch with the best value; the first one on a tie."
+    "The epoch with the best value; on a tie the one with the lowest val loss, then the first."
     values = self.column(metric)
     if higher_is_better is None: higher_is_better = self.higher_is_better(metric) is not False
     measured = [i for i, value in enumerate(values) if not math.isnan(value)]
     if not measured: return None
     sign = 1 if higher_is_better else -1
-    return dict(self._epochs[max(measured, key=lambda i: sign*values[i])])
+
+    def rank(i: int) -> tuple[float, float]:
+        loss = self._epochs[i].get("val_loss", math.inf)
+        return sign*values[i], -math.inf if math.isnan(loss) else -loss
+
+    return dict(self._epochs[max(measured, key=rank)])
 
 
 @patch

@@ -512,7 +512,7 @@ def fit(
     n_epochs: int | None = None,            # more epochs, one that was begun included; None: up to the planned number
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
-    lr: float | None = None,                # another base learning rate from here on, > 0; None: as it is
+    lr: Any = None,                         # another base learning rate from here on, a number > 0; None: as it is
     epochs: int | None = None,              # the same as `n_epochs`
 ) -> Learner:                               # itself
     "Train, and show how it goes."
@@ -1228,13 +1228,17 @@ def _endless(batches: Batches) -> Iterator[Any]:
 def save(
     self: Learner,
     path: str | Path,           # a file; .safetensors is added where it is missing
+    weights: str | None = None,     # as for `evaluate`: None, 'best', 'last' or 'current'
 ) -> Path:                      # where it is
-    "Write the current weights (their average, where one is kept) with the class names."
+    "Write weights alone, with the class names; they say which they are."
     _recover(self)
     path = Path(path).expanduser()
     if path.suffix != ".safetensors": path = path.with_name(f"{path.name}.safetensors")
     about = {key: value for key, value in _about(self).items() if key != "best"}
-    save_weights(network_with(self, "current").state_dict(), path, about | {"epoch": self.state.epoch})
+    with preserve_rng():                # its turn, if it trains meanwhile
+        network, origin = network_with(self, weights)
+        save_weights(network.state_dict(), path, about | {"epoch": origin.epoch, "weights": str(origin)})
+    get_logger().info(f"Saved to {path}: {origin}.")
     return path
 
 
@@ -1261,7 +1265,7 @@ def load(
     given = self.given
     self.state = _make_state(self, self.network, given["loss"], given["optimizer"],
                              [*self.config.training.metrics, *given["metrics"]])
-    self.run = self.run_summary = self.background = None
+    self.run = self.run_summary = self.background = self.hold = self._heard = None
     self.callbacks, self._waiting, self.notes = _make_callbacks(self), {}, [f"weights loaded from {path.name}"]
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .checkpointing import first_difference, load_checkpoint, save_checkpoint
 from .config import save_config, to_dict
-from .core import ImgclsError, check
+from .core import ImgclsError, check, checked
 from .data import save_manifest
 from .history import History
 from .learner import Learner, checkpoint_of, describe_run
@@ -85,6 +85,7 @@ class StopAtStep(Callback):
 
 # %% ../nbs/39_verification.ipynb #39cea256
 @patch
+@checked
 def verify_resume(
     self: Learner,
     steps: int = 20,                    # length of the stretch, optimizer updates, > 1
@@ -93,6 +94,7 @@ def verify_resume(
 ) -> ResumeReport:                      # shows itself; true when identical
     "Does an interruption change anything? Trains a short stretch twice; the learner is left as it is."
     check(steps > 1, "`steps` must be > 1", steps)
+    check(num_workers is None or num_workers >= 0, "`num_workers` must be >= 0", num_workers)
     at = random.SystemRandom().randrange(1, steps) if at is None else at
     check(0 < at < steps, f"`at` must be between 1 and {steps - 1}", at)
     with tempfile.TemporaryDirectory(prefix="imgcls-verify-") as folder:
@@ -101,7 +103,8 @@ def verify_resume(
         for name in ("straight", "interrupted"): shutil.copytree(origin.folder, Path(folder)/name)
         _go_on(self, Path(folder)/"straight", goal)
         _go_on(self, Path(folder)/"interrupted", self.state.step + at)
-        workers = self.data.num_workers if num_workers is None else num_workers
+        before = self.state.train_batches.num_workers
+        workers = before if num_workers is None else int(num_workers)
         alone = not (self.objects or self.given["callbacks"] or self.given["metrics"])
         if alone: _go_on_elsewhere(Path(folder)/"interrupted", goal, workers)
         else: _go_on(self, Path(folder)/"interrupted", goal, workers)
@@ -109,7 +112,7 @@ def verify_resume(
     found = _tensors(a)
     where = "a new process" if alone else "this process, from the file (objects of yours cannot be sent)"
     runtime, difference = self.state.runtime, first_difference(a, b)
-    return ResumeReport(difference is None, difference, steps, at, where, (self.data.num_workers, workers),
+    return ResumeReport(difference is None, difference, steps, at, where, (before, workers),
                         len(found), sum(t.numel() for t in found), str(runtime.device), runtime.precision,
                         self.config.deterministic, torch.get_num_threads())
 
@@ -122,7 +125,7 @@ def _write_run(learner: Learner, folder: Path, steps: int) -> Run:
     config = replace(learner.config, training=training)
     save_config(config, run.config_path)
     save_manifest(learner.data, run.folder/"data.csv")
-    run.write_summary(learner.summary or describe_run(learner))
+    run.write_summary(learner.run_summary or describe_run(learner))
     saved = checkpoint_of(learner)
     saved["n_epochs"], saved["config"] = training.num_epochs, to_dict(config)
     save_checkpoint(saved, run.last)
