@@ -233,7 +233,7 @@ def first_difference(
 def _tensors_differ(a: Tensor, b: Tensor, path: str) -> str | None:
     if a.dtype != b.dtype or a.shape != b.shape:
         return f"{path} is {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-    bits = lambda t: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    bits = lambda t: t.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
     if torch.equal(bits(a), bits(b)): return None
     unequal = (a != b).reshape(-1).nonzero()
     where = int(unequal[0]) if len(unequal) else 0
