@@ -129,6 +129,7 @@ def _write_run(learner: Learner, folder: Path, steps: int) -> Run:
     saved = checkpoint_of(learner)
     saved["n_epochs"], saved["config"] = training.num_epochs, to_dict(config)
     save_checkpoint(saved, run.last)
+    if learner.run is not None and learner.run.best.exists(): shutil.copy2(learner.run.best, run.best)
     return run
 
 
