@@ -1472,6 +1472,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.seeding._rest': ('seeding.html#_rest', 'imgcls/seeding.py'),
                                 'imgcls.seeding._take_locks': ('seeding.html#_take_locks', 'imgcls/seeding.py'),
                                 'imgcls.seeding._take_turn': ('seeding.html#_take_turn', 'imgcls/seeding.py'),
+                                'imgcls.seeding._teller': ('seeding.html#_teller', 'imgcls/seeding.py'),
                                 'imgcls.seeding.at_work': ('seeding.html#at_work', 'imgcls/seeding.py'),
                                 'imgcls.seeding.before_fork': ('seeding.html#before_fork', 'imgcls/seeding.py'),
                                 'imgcls.seeding.derive': ('seeding.html#derive', 'imgcls/seeding.py'),

@@ -154,13 +154,28 @@ def training_turn() -> Iterator[None]:
         yield
         return
     with turns.changed:
-        while turns.looker not in (None, me) or any(thread != me for thread in turns.free): turns.changed.wait(0.05)
+        tell = _teller("Training waits for a thread that looks (an evaluation, say) before it begins.")
+        while turns.looker not in (None, me) or any(thread != me for thread in turns.free):
+            turns.changed.wait(0.05)
+            tell()
         turns.trainer, turns.open = me, False
     try: yield
     finally:
         with turns.changed:
             turns.trainer = None
             turns.changed.notify_all()
+
+
+def _teller(what: str, after: float = 30.0) -> Callable[[], None]:
+    "Says once, after some seconds, what is waited for."
+    due = [time.monotonic() + after]
+
+    def tell() -> None:
+        if due and time.monotonic() > due[0]:
+            due.clear()
+            get_logger().warning(what)
+
+    return tell
 
 
 def give_way(
@@ -173,7 +188,10 @@ def give_way(
     with turns.changed:
         turns.open = True
         turns.changed.notify_all()
-        while turns.waiting or (hold is not None and hold()): turns.changed.wait(0.05)
+        tell = _teller("Training waits for a cell that looks (an evaluation, say) to be done.")
+        while turns.waiting or (hold is not None and hold()):
+            turns.changed.wait(0.05)
+            if turns.waiting: tell()
         turns.open = False
     set_rng_state(state)            # a pause may be long, and cells draw
     return time.perf_counter() - started
