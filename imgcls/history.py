@@ -244,7 +244,7 @@ def best(
 def best_in_words(
     self: History,
     metric: str = "val_accuracy",   # a column of the epoch table
-) -> str:                           # 'best val accuracy 0.9500 at epoch 3'; '' when nothing was measured
+) -> str:                           # 'best val accuracy 0.9500 at epoch 4'; '' when nothing was measured
     "The best value and its epoch, or that there is none."
     row, name = self.best(metric), metric.replace("_", " ")
     if row is not None:

@@ -110,7 +110,7 @@ class Predictions:
 def _array(values: Numbers) -> np.ndarray:
     if not isinstance(values, Tensor):
         try: return np.asarray(values)
-        except ValueError as error: raise DataError(f"There must be one number for each place. {error}") from error
+        except ValueError as error: raise DataError(f"Rows must be of one length. {error}") from error
     values = values.detach().cpu()
     return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
 
