@@ -146,7 +146,8 @@ STATE_FIELDS = {        # what `training.state_dict` saves, and of which kind
     "callbacks": Mapping[str, Mapping[str, Any]]}
 RUN_FIELDS = {          # what a learner adds: where the state belongs to
     "config": Mapping[str, Any], "class_names": Sequence[str], "fingerprint": str, "objects": Mapping[str, str],
-    "best_accuracy": float | None, "environment": Mapping[str, Any]}
+    "best_accuracy": float | None, "environment": Mapping[str, Any], "planned": int,
+    "trained": Sequence[str], "held": Sequence[Sequence[str | None]]}
 
 
 @checked
@@ -162,6 +163,8 @@ def load_checkpoint(
             if name in state: _refuse_unless(fits(state[name], kind), f"`{name}` must be {in_words(kind)}", state[name])
             elif name in STATE_FIELDS or name in needs:
                 raise CheckpointError(f"It has no `{name}`.{near_miss(name, map(str, state))}")
+        _refuse_unless(len(state.get("trained", "?")) > 0, "`trained` must name what is trained", state.get("trained"))
+        _refuse_unless(state.get("planned", 1) > 0, "`planned` must be > 0", state.get("planned"))
         _check_position(state)
         _check_averages(state)
     except CheckpointError as error:
