@@ -287,7 +287,7 @@ def before_fork(
 
 def _rest() -> None:
     "Before a fork: wait until nobody works."
-    held = _forks.held.given_back = []
+    held = _forks.held.__dict__.setdefault("to_give_back", [])     # a second time where the module was loaded twice
     for rest in list(_forks.to_rest.values()):
         with suppress(Exception): rest()        # its own error is raised where it works
     turns, me = _turns, threading.get_ident()
@@ -303,6 +303,26 @@ def _rest() -> None:
                 _forked_beside("the training in the background")
     if _forks.working.acquire(timeout=FORK_PATIENCE): held.append(_forks.working.release)
     else: _forked_beside("the thread that writes checkpoints")
+    for lock in _generator_locks(): _take(lock, held)
+
+
+def _generator_locks() -> list[Any]:
+    "Of NumPy's generator, and of the seeds that torch keeps for devices not yet in use."
+    locks = [getattr(module, "_initialization_lock", None) for module in (torch.cuda, torch.xpu, torch.mtia)]
+    return [lock for lock in (np.random.get_bit_generator().lock, *locks) if lock is not None]
+
+
+def _take(lock: Any, held: list[Callable[[], Any]]) -> None:
+    "A thread keeps a list of what it holds for its fork: this module may have been loaded twice (autoreload)."
+    mine = threading.current_thread().__dict__.setdefault("_imgcls_fork_locks", [])
+    if any(lock is one for one in mine) or not lock.acquire(timeout=5): return
+    mine.append(lock)
+
+    def give_back() -> None:
+        mine[:] = [one for one in mine if one is not lock]
+        lock.release()
+
+    held.append(give_back)
 
 
 def _forked_beside(what: str) -> None:
@@ -311,13 +331,15 @@ def _forked_beside(what: str) -> None:
 
 
 def _go_on() -> None:
-    "After a fork, in the process that forked."
-    for give_back in reversed(_forks.held.given_back): give_back()
+    "After a fork: what was taken for it is given back."
+    held = _forks.held.__dict__.get("to_give_back", [])
+    while held: held.pop()()
 
 
 def _begin_anew() -> None:
     "After a fork, in the child: nobody else is here."
     global _turns, _forks
+    _go_on()
     _turns, _forks = _Turns(), _Forks()
 
 
@@ -436,24 +458,6 @@ def own_generator() -> Iterator[None]:
         _own.generator = own
         try: yield
         finally: _own.generator = None
-
-# %% ../nbs/03_seeding.ipynb #76d9f79e
-_held = threading.local()
-
-
-def _take_locks() -> None:
-    "Of NumPy's generator, and of the seeds that torch keeps for devices not yet in use."
-    locks = [np.random.get_bit_generator().lock]
-    locks += [getattr(module, "_initialization_lock", None) for module in (torch.cuda, torch.xpu, torch.mtia)]
-    _held.locks = [lock for lock in locks if lock is not None and lock.acquire(timeout=5)]
-
-
-def _release_locks() -> None:
-    for lock in _held.locks: lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_take_locks, after_in_parent=_release_locks, after_in_child=_release_locks)
 
 # %% ../nbs/03_seeding.ipynb #664bce07
 @contextmanager
