@@ -345,9 +345,19 @@ def load_table(
     home = Path(data_home)
     if config.csv is None: table = ImageTable.from_folder(_find_folder(config.data_dir, home))
     else: table = _listed_table(config, home)
+    _say_what_is_divided_already(config, table.splits)
     return split_table(table, config.val_ratio, config.test_ratio,
                        seed if config.split_seed is None else config.split_seed,
                        group_column=config.group_column)
+
+
+def _say_what_is_divided_already(config: DataConfig, splits: Sequence[str]) -> None:
+    "A share that somebody set and that is not used is said."
+    used = {"val_ratio": "val" not in splits, "test_ratio": not {"val", "test"} & {*splits}}
+    unused = [f"{name}={getattr(config, name):g}" for name, is_used in used.items()
+              if not is_used and getattr(config, name) != getattr(DataConfig, name)]
+    if unused:
+        get_logger().warning(f"Not used: {' and '.join(unused)}. The data is divided already, into {', '.join(splits)}.")
 
 
 def _listed_table(config: DataConfig, home: Path) -> ImageTable:

@@ -47,7 +47,7 @@ def label_issues(
     if evaluation.paths is not None: table["path"] = pd.Series(evaluation.paths, dtype=object)
     table |= {"label": [evaluation.class_names[i] for i in evaluation.targets], "suggested": evaluation.labels,
               "probability": evaluation.confidence, "quality": quality, "suspicious": suspicious}
-    return pd.DataFrame(table).iloc[order].reset_index(drop=True)
+    return pd.DataFrame(table).iloc[order]         # its index is the image's number, which relabel and the others take
 
 
 def _suspicious(evaluation: Evaluation) -> np.ndarray:
@@ -231,7 +231,7 @@ def _panel(self: LabelFixer, i: int, decision: Decision | None) -> str:
 @checked
 def relabel(
     self: LabelFixer,
-    i: int,                     # the image: its row in the evaluation
+    i: int,                     # the image: its number in the evaluation, the index of `issues`
     label: str | None = None,   # the right label; None: what the network says
 ) -> None:
     "Give an image another label."
@@ -247,7 +247,7 @@ def relabel(
 @checked
 def exclude(
     self: LabelFixer,
-    i: int,                     # the image: its row in the evaluation
+    i: int,                     # the image: its number in the evaluation, the index of `issues`
 ) -> None:
     "Leave an image out."
     self._check_image(i)
@@ -258,7 +258,7 @@ def exclude(
 @checked
 def keep(
     self: LabelFixer,
-    i: int,                     # the image: its row in the evaluation
+    i: int,                     # the image: its number in the evaluation, the index of `issues`
 ) -> None:
     "Say that a label is right."
     self._check_image(i)

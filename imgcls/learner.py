@@ -518,6 +518,7 @@ def fit(
     "Train, and show how it goes."
     n_epochs, callbacks = _checked_fit(n_epochs, epochs, lr), _listed(callbacks)
     check(n_epochs is None or n_epochs > 0, "`n_epochs` must be a whole number > 0", n_epochs)
+    check(n_epochs is None or n_epochs < 10**9, "`n_epochs` must be below a billion", n_epochs)
     with _Claim(self) as claim:
         _recover(self)
         goal = self.planned if n_epochs is None else self.state.epoch + int(n_epochs)
@@ -850,7 +851,8 @@ def _listed_images(run: Run, config: ExperimentConfig) -> ImageData:
         raise
 
 
-_FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers", "data.worker_timeout",
+_FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers",
+         "data.worker_timeout",
          "data.csv", "data.data_dir")      # may differ between a run's config.yaml and its checkpoint
 
 
@@ -1233,6 +1235,7 @@ def save(
     "Write weights alone, with the class names; they say which they are."
     _recover(self)
     path = Path(path).expanduser()
+    check(bool(path.name), "`path` must name a file", str(path), "Try learn.save('weights').")
     if path.suffix != ".safetensors": path = path.with_name(f"{path.name}.safetensors")
     about = {key: value for key, value in _about(self).items() if key != "best"}
     with preserve_rng():                # its turn, if it trains meanwhile
@@ -1251,6 +1254,8 @@ def load(
     "Take weights from a file, checked, and begin anew; a file that does not fit changes nothing."
     _check_idle(self)
     path = Path(path).expanduser()
+    saved = path.with_name(f"{path.name}.safetensors") if path.name else path      # as `save` names it
+    if not path.is_file() and saved.is_file(): path = saved
     if not path.is_file(): raise CheckpointError(f"There is no file {str(path)!r}.")
     _, about = read_weights(path)
     names = about.get("class_names", self.class_names)

@@ -285,7 +285,8 @@ def _where_from(config: ModelConfig) -> tuple[str | None, Path | None]:
     file = Path(config.weights).expanduser()
     there = f"one of {', '.join(names)}, 'DEFAULT'" if names else "null (it has no pretrained ones)"
     check(file.is_file(), f"`weights` of {config.architecture} must be {there}, or a file",
-          config.weights, near_miss(config.weights, [*names, "DEFAULT"]).strip())
+          config.weights, near_miss(config.weights, [*names, "DEFAULT"]).strip() if names else
+          "resnet18 and other networks of torchvision have pretrained ones.")
     return None, file
 
 # %% ../nbs/20_networks.ipynb #8c11d1a2

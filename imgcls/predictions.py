@@ -136,10 +136,11 @@ def _checked_probabilities(values: np.ndarray) -> np.ndarray:
 @checked
 def top(
     self: Predictions,
-    k: int = 3,             # how many classes, 1 to all
+    k: int | None = None,   # how many classes, 1 to all; None: three, or all where there are fewer
 ) -> "DataFrame":           # path (if known), label_1, probability_1, label_2, ...
     "The `k` most probable classes of each image; ties in the order of the classes."
     import pandas as pd
+    k = min(3, len(self.class_names)) if k is None else k
     order, table = self._order(k), _path_column(self)
     for rank in range(k):
         table[f"label_{rank + 1}"] = [self.class_names[i] for i in order[:, rank]]
@@ -290,9 +291,17 @@ class Origin:
 
     def __str__(self) -> str:
         average = " (moving average)" if self.average else ""
-        if not (self.epoch or self.batch): return f"{self.weights} weights{average}, before training"
+        if not (self.epoch or self.batch): return f"{self.weights} weights{average}, {_begun_from(self.learner)}"
         at = f"epoch {self.epoch + 1}, batch {self.batch}" if self.batch else f"epoch {self.epoch}"
         return f"{self.weights} weights{average}, {at}"
+
+
+def _begun_from(learner: Any) -> str:
+    "Which weights a learner has that was not trained yet."
+    loaded = [note for note in getattr(learner, "notes", ()) if note.startswith("weights loaded from ")]
+    model = getattr(getattr(learner, "config", None), "model", None)
+    given = getattr(model, "weights", None)
+    return f"before training: {loaded[-1]}" if loaded else f"before training: {given}" if given else "before training"
 
 # %% ../nbs/24_predictions.ipynb #22be5040
 class Evaluation(Predictions):
