@@ -357,7 +357,8 @@ def _say_what_is_divided_already(config: DataConfig, splits: Sequence[str]) -> N
     unused = [f"{name}={getattr(config, name):g}" for name, is_used in used.items()
               if not is_used and getattr(config, name) != getattr(DataConfig, name)]
     if unused:
-        get_logger().warning(f"Not used: {' and '.join(unused)}. The data is divided already, into {', '.join(splits)}.")
+        get_logger().warning(f"Not used: {' and '.join(unused)}. The data is divided already, into "
+                             f"{', '.join(splits)}.")
 
 
 def _listed_table(config: DataConfig, home: Path) -> ImageTable:

@@ -851,9 +851,9 @@ def _listed_images(run: Run, config: ExperimentConfig) -> ImageData:
         raise
 
 
+# may differ between a run's config.yaml and its checkpoint
 _FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers",
-         "data.worker_timeout",
-         "data.csv", "data.data_dir")      # may differ between a run's config.yaml and its checkpoint
+         "data.worker_timeout", "data.csv", "data.data_dir")
 
 
 def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:
