@@ -192,7 +192,10 @@ EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 def _check_listener(cls: type, name: str, method: Any) -> None:
-    try: inspect.signature(method).bind(None, None)
+    try:
+        signature = inspect.signature(method)
+        signature.bind(None, None)
+        if "logs" in signature.parameters: raise TypeError("as Keras calls it")     # it would get None
     except TypeError:
         raise ConfigError(f"{cls.__name__}.{name} must take itself and the state, nothing else. "
                           f"Write: def {name}(self, state).") from None
