@@ -230,7 +230,7 @@ class Batches:
                     for batch in _fetched(self):
                         yield batch
                         done += 1
-                except _Silence as silence: _replace_workers(self, silence, plan[done], silences)
+                except _Silence: _replace_workers(self, plan[done], silences)
         except DataError as error:          # a worker wraps it in a traceback of its own
             if "in DataLoader worker" not in str(error): raise
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
@@ -288,7 +288,7 @@ def _as_silence(error: RuntimeError) -> _Silence:
     return _Silence()
 
 
-def _replace_workers(batches: Batches, silence: _Silence, batch: list[int], silences: Counter) -> None:
+def _replace_workers(batches: Batches, batch: list[int], silences: Counter) -> None:
     "Say who was silent over what, and let them go; at the second time it is an error."
     board, seconds = batches._board, f"{batches.worker_timeout:g} s"
     held = board.held() or batch[:1]
