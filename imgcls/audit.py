@@ -60,7 +60,7 @@ class Audit:
         bad = f", {len(self.bad):,} cannot be read ({listed(self.bad['path'])})" if len(self.bad) else ""
         return f"Audit: {len(self.images):,} images can be read ({modes}; typically {width}x{height} px){bad}"
 
-
+# %% ../nbs/14_audit.ipynb #96dc1e8b
 @checked
 def audit(
     table: ImageTable,                  # what to look at
@@ -144,7 +144,7 @@ def _bad_images(bad: "pd.DataFrame", n: int, hint: str) -> str:
     more = f"\n  and {len(bad) - 5:,} more" if len(bad) > 5 else ""
     return f"{len(bad):,} of {n:,} images cannot be read:{lines}{more}\n{hint}"
 
-
+# %% ../nbs/14_audit.ipynb #26ab84f8
 def _without(table: ImageTable, bad: "pd.DataFrame") -> ImageTable:
     if bad.empty: return table
     skipped = {**table.skipped, "that cannot be read": bad["path"].tolist()}

@@ -26,8 +26,10 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import DataError, check, checked, listed, near_miss
-from .edits import ImageData, readable
-from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image, shade, table, tag
+from .data import ImageData
+from .edits import readable
+from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image
+from .explorer import shade, table, tag
 from .images import load_image
 from .plots import pixels
 from .seeding import permutation, seeded
@@ -50,7 +52,7 @@ class _Choice:
     epoch: int = 0                  # of training, from 0
     order: str = "mixed"            # one of ORDERS
 
-
+# %% ../nbs/46_browser.ipynb #3addf496
 class Browser(Gallery):
     "The images of every split and class."
 
@@ -114,7 +116,7 @@ class Browser(Gallery):
     def __repr__(self) -> str:
         return f"Browser: {len(self._rows):,} of {sum(self.data.sizes.values()):,} images: {self._words()}"
 
-
+# %% ../nbs/46_browser.ipynb #59e43456
 @checked
 def browse(
     data: Any,                  # an ImageData; of a learner: learn.data
@@ -138,7 +140,7 @@ def _targets_of(self: Browser, split: str) -> np.ndarray:
     if split not in self._targets: self._targets[split] = np.asarray(self.data.targets(split))
     return self._targets[split]
 
-
+# %% ../nbs/46_browser.ipynb #423917e9
 @patch
 def inputs(self: Browser) -> dict[str, ipywidgets.Widget]:
     classes = [("any", ANY), *((name, i) for i, name in enumerate(self.data.class_names))]
@@ -147,7 +149,7 @@ def inputs(self: Browser) -> dict[str, ipywidgets.Widget]:
             for name, options in lists.items()}
     return made | {"epoch": ipywidgets.BoundedIntText(value=0, min=0, max=10**6, description="epoch")}
 
-
+# %% ../nbs/46_browser.ipynb #be6d2c8f
 @patch
 def choose(self: Browser, choice: _Choice) -> Browser:
     "Show the images of a choice; what does not apply to it is put back."
@@ -160,7 +162,7 @@ def choose(self: Browser, choice: _Choice) -> Browser:
 
 def _has_epochs(choice: _Choice) -> bool: return choice.split == "train" and choice.view == VIEWS[1]
 
-
+# %% ../nbs/46_browser.ipynb #7b290ba7
 @patch
 def draw(self: Browser) -> None:
     "Show what there is to see now, in the controls too."
@@ -176,7 +178,7 @@ def count(self: Browser) -> Browser:
     self.draw()
     return self
 
-
+# %% ../nbs/46_browser.ipynb #e93707dc
 @patch
 def overview(self: Browser) -> str:
     splits, names, choice = list(self.data.datasets), self.data.class_names, self._choice
@@ -262,7 +264,7 @@ def show(
           "Nothing else changes from epoch to epoch.")
     return self.choose(choice)
 
-
+# %% ../nbs/46_browser.ipynb #96f3d9b2
 @patch(as_prop=True)
 def selection(self: Browser) -> "DataFrame":
     "What is shown now: path (if known), split, the image's number in it, label."
@@ -279,7 +281,7 @@ def _number(self: Browser, name: str) -> int:
     if name in names: return names.index(name)
     raise DataError(f"There is no class {name!r}.{near_miss(name, names)} There is: {listed(names, 10)}.")
 
-
+# %% ../nbs/46_browser.ipynb #c2759168
 @patch
 def on_click(self: Browser, part: str) -> None:
     word, *rest = part.split()

@@ -55,7 +55,7 @@ class Calibration:
             "calibration error (95 % interval)": [with_interval(self.error, self.interval)],
             "by chance alone": [self.if_calibrated], "bins": [self.n_bins], "images": [self.n]}, index=[""]))
 
-
+# %% ../nbs/25_calibration.ipynb #1e47705e
 @patch
 @checked
 def calibration(

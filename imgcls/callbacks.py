@@ -32,13 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imgcls.checkpointing import (
-    CheckpointWriter, keep_previous, load_checkpoint, save_weights, write_checkpoint,
-)
+from .checkpointing import CheckpointWriter, keep_previous, load_checkpoint, save_weights
+from .checkpointing import write_checkpoint
 from .core import CheckpointError, ImgclsError, check, checked
 from .history import History
 from .optimizers import Position, set_learning_rate
-from .predictions import wilson_interval
+from .plots import wilson_interval
 from .runs import Run, Summary, writing
 from .seeding import give_way
 from .settings import get_logger
@@ -63,7 +62,7 @@ class Scheduling(Callback):
         position = Position(state.step, state.steps_per_epoch, state.n_epochs, self._val_losses)
         set_learning_rate(state.optimizer, self.schedule(position) * lr_factor(state.history))
 
-
+# %% ../nbs/34_callbacks.ipynb #136cce45
 def lr_factor(
     history: History,
 ) -> float:             # 1 unless somebody changed it
@@ -117,7 +116,7 @@ class ClipGradients(Callback):
 class TrainingDiverged(ImgclsError, ArithmeticError):
     "The loss is no longer a number."
 
-
+# %% ../nbs/34_callbacks.ipynb #2ba11f51
 class StopOnNaN(Callback):
     "Ends a run whose loss has become nan or infinite, and says where validation gives no numbers."
     order = Order.RECORD
@@ -186,7 +185,7 @@ class CheckFirstBatch(Callback):
               "Is something detached, or everything frozen?", NetworkError)
         self._done = True
 
-
+# %% ../nbs/34_callbacks.ipynb #f27c5cd5
 class NetworkError(ImgclsError, RuntimeError):
     "A network or a loss gives what training cannot use."
 
@@ -277,7 +276,7 @@ def parse_every(
           "`checkpoint_every` must be a time or a number of steps", every, "Try '300 s' or '500 steps'.")
     return (number, None) if match[2] == "s" else (None, int(number))
 
-
+# %% ../nbs/34_callbacks.ipynb #dde3e6df
 class SaveCheckpoints(Callback):
     "Keeps `last.pt`, and `best.pt` when validation accuracy rises."
     order = Order.SAVE
@@ -573,7 +572,7 @@ class Control(Callback):
         else: self._to_save = True
         self._changed(state)
 
-
+# %% ../nbs/34_callbacks.ipynb #4ed36f8f
 def _nothing(state: State) -> None: "For who does not want to be told."
 
 # %% ../nbs/34_callbacks.ipynb #05931cc1

@@ -75,7 +75,7 @@ def save_checkpoint(
     "Write a checkpoint; an error leaves the old files whole."
     return write_checkpoint(plain(state), *paths)
 
-
+# %% ../nbs/32_checkpointing.ipynb #702e583c
 def write_checkpoint(
     snapshot: Mapping[str, Any],    # what `plain` returned
     *paths: str | Path,             # written in this order
@@ -176,7 +176,7 @@ def load_checkpoint(
 def _refuse_unless(ok: bool, rule: str, got: object) -> None:
     if not ok: raise CheckpointError(f"{rule}. Got {shown(got)}.")
 
-
+# %% ../nbs/32_checkpointing.ipynb #a78c26e2
 def _check_position(state: Mapping[str, Any]) -> None:
     "Where it stands, and what the history says of that."
     history = History()
@@ -273,7 +273,7 @@ def save_weights(
     _write(path, save({k: v.detach().cpu().contiguous() for k, v in weights.items()},
                       {"format": "pt", "imgcls": json.dumps(about)}))
 
-
+# %% ../nbs/32_checkpointing.ipynb #11a15dc1
 @checked
 def load_weights_file(
     path: str | Path,                   # a .safetensors file

@@ -43,7 +43,7 @@ def train_parser() -> argparse.ArgumentParser:
     for key, meaning in KNOWN.items(): parser.add_argument(f"--{key}", help=meaning, metavar="X")
     return parser
 
-
+# %% ../nbs/62_cli.ipynb #8dde09b8
 def overrides_of(
     arguments: argparse.Namespace,
     rest: Sequence[str],            # what the parser did not know

@@ -139,7 +139,7 @@ def table(self: RunComparison) -> "DataFrame":
     check(bool(good), "There must be a run that can be read", self._states or "none chosen")
     return differences(*(self.runs[name] for name in good)).set_axis(good, axis=1)
 
-
+# %% ../nbs/44_comparison.ipynb #bd697d40
 @patch
 @checked
 def plot(
@@ -149,7 +149,7 @@ def plot(
     "The curves in one picture."
     return overlay(self._histories, self._checked(metric or self.metric))
 
-
+# %% ../nbs/44_comparison.ipynb #5b4cb4c0
 @patch
 def page(self: RunComparison) -> str:
     if not self._chosen: return "<p>Choose a run.</p>"
@@ -168,7 +168,7 @@ def _short(value: object) -> object:
     "A learning rate of 0.00003 is not 0.0000."
     return f"{value:g}" if isinstance(value, float) else value
 
-
+# %% ../nbs/44_comparison.ipynb #0aedbb4b
 @patch
 @checked
 def choose(
@@ -184,7 +184,7 @@ def choose(
     self._list.value = self._chosen
     return self.refresh()
 
-
+# %% ../nbs/44_comparison.ipynb #292f33fa
 @patch
 @checked
 def show(
@@ -197,7 +197,7 @@ def show(
     self.draw()
     return self
 
-
+# %% ../nbs/44_comparison.ipynb #c8bccca3
 @patch
 def refresh(self: RunComparison) -> RunComparison:      # itself
     "Read the folders again: a run that goes on has got further, and there may be new ones."

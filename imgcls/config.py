@@ -233,7 +233,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping): return {k: _plain(v) for k, v in value.items()}
     return _simple(value)
 
-
+# %% ../nbs/02_config.ipynb #cc4cced1
 @checked
 def dump_yaml(
     config: Any,                # a config dataclass
@@ -255,7 +255,7 @@ def _lines_of(config: Any, indent: str) -> list[str]:
             lines.append(f"{line:<48}  # {' '.join(meaning.split())}" if meaning else line)
     return lines
 
-
+# %% ../nbs/02_config.ipynb #e430377d
 @checked
 def save_config(
     config: Any,                # a config dataclass
@@ -264,7 +264,7 @@ def save_config(
     "Write a config."
     write_atomic(path, dump_yaml(config))
 
-
+# %% ../nbs/02_config.ipynb #68d36fd7
 @checked
 def load_config(
     cls: type[T],               # a config dataclass
@@ -311,7 +311,7 @@ def leaves(
         else: flat[f.name] = value
     return flat
 
-
+# %% ../nbs/02_config.ipynb #66eaa97e
 @checked
 def find_keys(
     config: Any,                # a config dataclass
@@ -328,7 +328,7 @@ def find_keys(
     names = dict.fromkeys([*(k.rsplit(".", 1)[-1] for k in every), *aliases, *every])
     raise ConfigError(f"Unknown key {key!r}.{our_word(key) or near_miss(key, names)}")
 
-
+# %% ../nbs/02_config.ipynb #2b20401f
 @checked
 def override(
     config: T,                  # a config dataclass
@@ -381,7 +381,7 @@ def diff(
     old, new = leaves(before), leaves(after)
     return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
 
-
+# %% ../nbs/02_config.ipynb #661decc1
 @checked
 def describe(
     config: Any,                # a config dataclass, or an instance of one

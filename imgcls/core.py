@@ -49,23 +49,23 @@ Targets: TypeAlias = Int[Tensor, "batch"] | Float[Tensor, "batch n_classes"]
 class ImgclsError(Exception):
     "Any error that imgcls raises on purpose."
 
-
+# %% ../nbs/00_core.ipynb #c0c867dd
 class ConfigError(ImgclsError, ValueError):
     "A setting, an argument or a name is wrong."
 
-
+# %% ../nbs/00_core.ipynb #b34f4c58
 class ArgumentError(ConfigError, TypeError):
     "A function was called with an argument that it does not take, or of another kind."
 
-
+# %% ../nbs/00_core.ipynb #ee97061b
 class DataError(ImgclsError, ValueError):
     "Images, labels or their folders are wrong."
 
-
+# %% ../nbs/00_core.ipynb #d4acafc8
 class CheckpointError(ImgclsError, RuntimeError):
     "A checkpoint is damaged, foreign, or fits another network."
 
-
+# %% ../nbs/00_core.ipynb #6b36556a
 class MissingExtra(ImgclsError, ImportError):
     "An optional package is needed; the message names the command that installs it."
 
@@ -243,7 +243,7 @@ def meanings(
         if comment and last: found[last] = f"{found.get(last, '')} {comment}".strip()
     return found
 
-
+# %% ../nbs/00_core.ipynb #7fe65331
 @checked
 def explain_methods(
     cls: type,                      # changed in place: the docstrings of its public methods
@@ -342,14 +342,14 @@ def _sync_folder(folder: Path) -> None:
     try: os.fsync(descriptor)
     finally: os.close(descriptor)
 
-
+# %% ../nbs/00_core.ipynb #63488bae
 def temporary_for(
     path: Path,             # what will be replaced
 ) -> Path:                  # in the same folder, a name that nobody else has
     "Where to write before a file is replaced."
     return path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
-
+# %% ../nbs/00_core.ipynb #f4e198d3
 def sweep(
     folder: str | Path,     # and all folders in it
 ) -> list[Path]:            # what was removed
@@ -362,7 +362,7 @@ def sweep(
 
 def _machine() -> str: return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
-
+# %% ../nbs/00_core.ipynb #58627202
 def is_gone(
     pid: int,               # of a process on this machine
 ) -> bool:                  # False also where nobody can tell

@@ -203,7 +203,7 @@ class ImageData:
         names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
         return f"ImageData({'; '.join([sizes, f'{self.n_classes} classes: {names}', *self.notes])})"
 
-
+# %% ../nbs/16_data.ipynb #32f36802
 class _Grey:
     "Before a transform for images of one channel: an image in colour becomes grey."
 
@@ -436,7 +436,7 @@ def _left_out(before: ImageTable, after: ImageTable) -> list[str]:
     get_logger().warning(said)
     return [said]
 
-
+# %% ../nbs/16_data.ipynb #eeee875b
 @checked
 def data_from_config(
     config: DataConfig | None = None,           # where the images are
@@ -448,7 +448,7 @@ def data_from_config(
     config = config or DataConfig()
     return data_from_table(load_table(config, find_settings().data, seed), config, transforms, **own)
 
-
+# %% ../nbs/16_data.ipynb #01b056d5
 @patch
 def image_sizes(self: ImageData) -> dict[str, tuple[int, int]]:     # path as the table has it -> width, height
     "Sizes of the image files in pixels, as they were seen when the data was made; no file is opened."
@@ -499,7 +499,7 @@ def from_folder(
     return data_from_config(config, _transforms(transforms, size, config.mode), seed,
                             train_transform=train_transform, eval_transform=eval_transform)
 
-
+# %% ../nbs/16_data.ipynb #f78d51b6
 @patch(cls_method=True)
 @checked
 def from_csv(
@@ -517,7 +517,7 @@ def from_csv(
     return data_from_config(config, _transforms(transforms, size, config.mode), seed,
                             train_transform=train_transform, eval_transform=eval_transform)
 
-
+# %% ../nbs/16_data.ipynb #fac4b4b0
 @patch(cls_method=True)
 @checked
 def from_dataframe(
@@ -584,7 +584,7 @@ def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> Da
     plain = {name: _plain(value) for name, value in {"split_seed": seed, **options}.items()}
     return from_dict(DataConfig, {**plain, **fixed}, way)
 
-
+# %% ../nbs/16_data.ipynb #fdd06f4e
 def _transforms(
     given: TransformsConfig | Mapping[str, Any] | None,
     size: int | Sequence[int],
@@ -619,7 +619,7 @@ def sample_digits(
     transforms = {"train": {"random_horizontal_flip": False, "random_rotation": 10.0}}
     return ImageData.from_folder(folder, size, **{"transforms": transforms, **options})
 
-
+# %% ../nbs/16_data.ipynb #5e6ba217
 @checked
 def sample_photos(
     size: int = 64,             # side of the square the network sees, pixels
@@ -671,7 +671,7 @@ def save_manifest(
     marks = contents(paths, _memory(_common_folder(paths), "contents"))
     write_rows(path, _COLUMNS, zip(paths, frame["label"], frame["split"], marks, strict=True))
 
-
+# %% ../nbs/16_data.ipynb #1830eab9
 @checked
 def load_manifest(
     path: str | Path,           # what `save_manifest` wrote
@@ -685,7 +685,7 @@ def load_manifest(
     _check_unchanged(table.paths(), marks, path)
     return data_from_table(table, config, transforms, **own)
 
-
+# %% ../nbs/16_data.ipynb #415e38e1
 @checked
 def check_contents(
     data: ImageData,            # the same images, perhaps in another place
@@ -712,7 +712,7 @@ def _check_unchanged(paths: list[str], marks: list[str], manifest: str | Path) -
                         f"{listed(changed)}. Put the old ones back, or start a new run. To go on with the new ones on "
                         f"purpose, remove the column 'content' from {str(manifest)!r}.")
 
-
+# %% ../nbs/16_data.ipynb #24831667
 def is_manifest(
     path: str | Path,           # a CSV file
 ) -> bool:
@@ -721,7 +721,7 @@ def is_manifest(
         with open(path, "rb") as file: return file.readline(200).strip() == ",".join(_COLUMNS).encode()
     except (OSError, ValueError): return False
 
-
+# %% ../nbs/16_data.ipynb #4744ac76
 @checked
 def read_manifest(
     path: str | Path,           # what `save_manifest` wrote

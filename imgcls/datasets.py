@@ -150,7 +150,7 @@ def _bytes(name: str) -> bytes:
     try: return name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError: return name.encode("utf-8", "replace")
 
-
+# %% ../nbs/10_datasets.ipynb #b833cc0a
 def _check_rows(frame: "pd.DataFrame") -> None:
     "Every row has a label and a path of its own; all rows have a split, or none has."
     if frame.empty: raise DataError("There is no image in the table.")
@@ -341,7 +341,7 @@ def _class_folders(walk: _Walk) -> list[tuple[str, str | None]]:
     walk.skip("folders beside train", *(f for f in folders if f not in splits))
     return [(inner, s) for f, s in splits.items() for inner in _classes_of_split(walk, f, s)]
 
-
+# %% ../nbs/10_datasets.ipynb #be681bda
 def _classes_of_split(walk: _Walk, folder: str, split: str) -> list[str]:
     folders, images = walk.inside(folder)
     if images and not folders and split != "test":          # a test folder may come without labels
@@ -452,7 +452,7 @@ def _check_columns(frame: "pd.DataFrame", path: str, label: str, split: str) -> 
     check(len({path, label, split}) == 3, "Path, label and split must be columns of their own", [path, label, split],
           error=DataError)
 
-
+# %% ../nbs/10_datasets.ipynb #296286a5
 @checked
 def check_files(
     table: ImageTable,          # whose images are meant
@@ -514,7 +514,7 @@ def write_rows(
     lines = [",".join(map(quoted, row)) for row in [header, *rows]]
     write_atomic(file, "\n".join([*lines, ""]))
 
-
+# %% ../nbs/10_datasets.ipynb #88111f9a
 def quoted(
     text: str,                          # a field
 ) -> str:                               # as it stands in a CSV file
@@ -522,7 +522,7 @@ def quoted(
     check(isinstance(text, str), "A field must be a text", text)
     return '"' + text.replace('"', '""') + '"' if re.search(r'[,"\r\n]|^\s|\s$', text) else text
 
-
+# %% ../nbs/10_datasets.ipynb #62c2e6ab
 @checked
 def read_rows(
     file: str | Path,                   # what `write_rows` wrote, or a table program made of it

@@ -168,7 +168,7 @@ class Edits:
                                  f"What is left of it: {data[end:].decode('utf-8', 'replace')!r}.")
         self._standing, self._end, self._stamp = standing, end, _stamp(os.fstat(file.fileno()))
 
-
+# %% ../nbs/17_edits.ipynb #962f8230
 def _stamp(status: os.stat_result) -> tuple[int, ...]: return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -214,7 +214,7 @@ def relabel(
     check(label != was, "`label` must be another than the image has", label, "If it is right: .keep(path, was).")
     return _add(self, "relabel", path, label, was)
 
-
+# %% ../nbs/17_edits.ipynb #b3cd5ede
 @patch
 @checked
 def exclude(
@@ -225,7 +225,7 @@ def exclude(
     "Leave an image out."
     return _add(self, "exclude", path, "", was)
 
-
+# %% ../nbs/17_edits.ipynb #709338bd
 @patch
 @checked
 def keep(
@@ -236,7 +236,7 @@ def keep(
     "Say that a label is right, so that nobody needs to look again."
     return _add(self, "keep", path, "", was)
 
-
+# %% ../nbs/17_edits.ipynb #d73cad2d
 @patch
 @checked
 def undo(
@@ -312,7 +312,7 @@ def table(self: Edits) -> "DataFrame":
     import pandas as pd     # dtype object: Arrow's strings refuse a path that is no valid UTF-8
     return pd.DataFrame([astuple(d) for d in self.decisions.values()], columns=_COLUMNS, dtype=object)
 
-
+# %% ../nbs/17_edits.ipynb #ac5d7f66
 @patch(as_prop=True)
 def summary(self: Edits) -> str:
     "How many images were decided on, and how, in words."
@@ -331,7 +331,7 @@ def _repr_html_(self: Edits) -> str:
     rest = f"<p>… and {len(decisions) - 20} before, see .table</p>" if len(decisions) > 20 else ""
     return f"<p>{html.escape(repr(self))}</p>{rest}<table><tr><th>image</th><th>decision</th></tr>{rows}</table>"
 
-
+# %% ../nbs/17_edits.ipynb #36804d48
 def readable(
     path: str | Path,       # of any file
 ) -> str:                   # relative where it lies below the current folder; bytes that are no UTF-8 as �

@@ -81,7 +81,7 @@ class ExperimentConfig:
 
     def _repr_html_(self) -> str: return knobs(self)._repr_html_()
 
-
+# %% ../nbs/36_experiment.ipynb #6ebdf1b3
 class Knobs(list[dict[str, Any]]):
     "Rows of key, value, default and meaning that show themselves as a table."
 
@@ -94,7 +94,7 @@ class Knobs(list[dict[str, Any]]):
 
     def __repr__(self) -> str: return "\n".join(f"{row['key']}: {row['value']}" for row in self)
 
-
+# %% ../nbs/36_experiment.ipynb #6acd2d1c
 @checked
 def knobs(
     config: Any = ExperimentConfig,     # a config, or a class of them
@@ -136,7 +136,7 @@ def digits() -> ExperimentConfig:
         "scheduler": {"type": "one_cycle"},
         "model": {"architecture": "simple_cnn"}})
 
-
+# %% ../nbs/36_experiment.ipynb #8dc8c377
 def photos() -> ExperimentConfig:
     "Photographs: ResNet18 with random crops, AdamW, a cosine with warm-up."
     return from_dict(ExperimentConfig, {

@@ -27,12 +27,12 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .calibration import Evaluation
 from .core import DataError, ImgclsError, check, checked, listed, near_miss
 from .edits import readable
 from .images import decode, load_image
 from .interpretation import overlay
 from .plots import PALETTE, pixels
+from .predictions import Evaluation
 from .seeding import preserve_rng
 from .widgets import Widget, link, page_of, pager, thumbnail
 
@@ -46,7 +46,7 @@ def escaped(
     "A text for HTML; what is no valid UTF-8 in a path becomes a question mark."
     return html.escape(str(text).encode("utf-8", "replace").decode())
 
-
+# %% ../nbs/42_explorer.ipynb #5b0ea194
 def tag(
     name: str,                  # 'div', 'td', ...
     inside: object,             # HTML
@@ -59,7 +59,7 @@ def tag(
     words = "" if title is None else f' title="{escaped(title)}"'
     return f'<{name}{press}{words} style="{"" if click is None else "cursor:pointer;"}{style}">{inside}</{name}>'
 
-
+# %% ../nbs/42_explorer.ipynb #ea4ce034
 CUT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap;"      # a line too long ends in …
 
 
@@ -71,7 +71,7 @@ def table(
     style = f"border-collapse:collapse;margin:0;font-size:12px;line-height:1.3;table-layout:auto;{style}"
     return tag("table", "".join(tag("tr", row, "background:none") for row in rows), style)
 
-
+# %% ../nbs/42_explorer.ipynb #1fea1965
 def facts(
     known: Mapping[str, object],    # what is known, by name
 ) -> str:                           # HTML
@@ -185,7 +185,7 @@ def _read(self: Gallery, _: object) -> None:
     told = {name: None if control.value == ANY else control.value for name, control in self._inputs.items()}
     self.choose(replace(self._choice, **told))
 
-
+# %% ../nbs/42_explorer.ipynb #f1263df1
 @patch
 def choose(
     self: Gallery,
@@ -211,7 +211,7 @@ def page_to(
     self.draw()
     return self
 
-
+# %% ../nbs/42_explorer.ipynb #9b7c7f95
 @patch
 @checked
 def open(
@@ -227,7 +227,7 @@ def open(
     self.draw()
     return self
 
-
+# %% ../nbs/42_explorer.ipynb #e84845a5
 @patch
 def close(self: Gallery) -> Gallery:
     "Back to the page of the image that was open."
@@ -235,13 +235,13 @@ def close(self: Gallery) -> Gallery:
     self.draw()
     return self
 
-
+# %% ../nbs/42_explorer.ipynb #5b307b2e
 @patch
 def next(self: Gallery) -> Gallery:
     "Open the next image of the selection."
     return self._step(1)
 
-
+# %% ../nbs/42_explorer.ipynb #970fb01c
 @patch
 def previous(self: Gallery) -> Gallery:
     "Open the image before, in the selection."
@@ -262,7 +262,7 @@ def _step(self: Gallery, by: int) -> Gallery:
     check(0 <= place + by < len(self.rows), "There must be a further image in the selection", place)
     return self.open(self.rows[place + by])
 
-
+# %% ../nbs/42_explorer.ipynb #839fa19a
 @patch
 def on_click(self: Gallery, part: str) -> None:
     word, *numbers = part.split()
@@ -301,7 +301,7 @@ def _no_picture(error: Exception, small: bool) -> str:
     return tag("div", escaped(short), f"max-width:{SIDE if small else LARGE}px;max-height:100%;overflow:hidden;"
                "overflow-wrap:anywhere;padding:4px;box-sizing:border-box;font-style:italic", title=said)
 
-
+# %% ../nbs/42_explorer.ipynb #0cd018cf
 def quick_image(
     path: str | Path,       # an image file
 ) -> Image.Image:           # at least as large as a tile, if the file is
@@ -520,7 +520,7 @@ class Explorer(Gallery):
         words = self._choice.words(self.evaluation.class_names)
         return f"Explorer: {len(self._rows):,} of {len(self.evaluation):,} images: {words}"
 
-
+# %% ../nbs/42_explorer.ipynb #0912a590
 @checked
 def explore(
     evaluation: Any,            # an Evaluation: of learn.evaluate('val'), say
@@ -550,7 +550,7 @@ def cell(
     "Show exactly the images of a cell."
     return self.choose(_Choice(self._number(true), self._number(predicted), order=self._choice.order))
 
-
+# %% ../nbs/42_explorer.ipynb #b0228713
 @patch
 @checked
 def only(
@@ -587,7 +587,7 @@ def detail(self: Explorer, i: int) -> str:
     return (tag("div", tag("div", self.shown(i)) + tag("div", words, "flex:1 1 320px;min-width:0"), SIDE_BY_SIDE)
             + tag("div", self._heat, "margin-top:12px"))
 
-
+# %% ../nbs/42_explorer.ipynb #28af188b
 @patch
 @checked
 def open(

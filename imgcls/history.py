@@ -99,7 +99,7 @@ class History:
         step, loss, lr = self._step_arrays()
         return pd.DataFrame({"step": step, "loss": loss, "lr": lr}, copy=True)
 
-
+# %% ../nbs/30_history.ipynb #8538c06e
 def _numbers(losses: tuple[Tensor | float, ...]) -> np.ndarray:
     "As float64; the tensors come over in one transfer for each device."
     values = np.array([math.nan if isinstance(v, Tensor) else v for v in losses], np.float64)
@@ -140,13 +140,13 @@ def _plain(name: str, value: Any) -> float | int:
           f"`{name}` must be a number", value, "Leave out what was not measured.")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
-
+# %% ../nbs/30_history.ipynb #23b9154f
 @patch(as_prop=True)
 def last(self: History) -> dict[str, float | int]:
     "What was measured in the last epoch, by name; empty before the first."
     return dict(self._epochs[-1]) if self._epochs else {}
 
-
+# %% ../nbs/30_history.ipynb #41e471c9
 @patch(as_prop=True)
 def epochs(self: History) -> "DataFrame":
     "A row per epoch; NaN where something was not measured. A copy."
@@ -178,25 +178,25 @@ def column(
                           f"Recorded: {', '.join(_columns(self))}.")
     return [row.get(name, math.nan) for row in self._epochs]
 
-
+# %% ../nbs/30_history.ipynb #cac77dd0
 @patch(as_prop=True)
 def train_losses(self: History) -> list[float]:
     "Training loss of each epoch, in nats."
     return self.column("train_loss")
 
-
+# %% ../nbs/30_history.ipynb #dc182074
 @patch(as_prop=True)
 def train_accuracies(self: History) -> list[float]:
     "Training accuracy of each epoch, in [0, 1]."
     return self.column("train_accuracy")
 
-
+# %% ../nbs/30_history.ipynb #320c2ff0
 @patch(as_prop=True)
 def val_losses(self: History) -> list[float]:
     "Validation loss of each epoch, in nats."
     return self.column("val_loss")
 
-
+# %% ../nbs/30_history.ipynb #009e44c4
 @patch(as_prop=True)
 def val_accuracies(self: History) -> list[float]:
     "Validation accuracy of each epoch, in [0, 1]."
@@ -217,7 +217,7 @@ def higher_is_better(
     if name in self.directions: return self.directions[name]
     return False if name.endswith(LOWER) else True if name.endswith(HIGHER) else None
 
-
+# %% ../nbs/30_history.ipynb #c5a8557d
 @patch
 @checked
 def best(
@@ -238,7 +238,7 @@ def best(
 
     return dict(self._epochs[max(measured, key=rank)])
 
-
+# %% ../nbs/30_history.ipynb #15fcb75e
 @patch
 @checked
 def best_in_words(
@@ -266,7 +266,7 @@ def note(
     self._events.append({"step": int(step), "epoch": int(epoch),
                          "event": str(event), "text": str(text)})
 
-
+# %% ../nbs/30_history.ipynb #f8c193a2
 @patch
 @checked
 def latest(
@@ -276,7 +276,7 @@ def latest(
     "The text of the last event of a kind."
     return next((row["text"] for row in reversed(self._events) if row["event"] == event), None)
 
-
+# %% ../nbs/30_history.ipynb #21fe2ca2
 @patch(as_prop=True)
 def events(self: History) -> "DataFrame":
     "A row per event: step, epoch, event, text. A copy."
@@ -375,7 +375,7 @@ def state_dict(
             "epochs": [dict(row) for row in self._epochs],
             "events": [dict(row) for row in self._events], "directions": dict(self.directions)}
 
-
+# %% ../nbs/30_history.ipynb #30aca030
 @patch
 @checked
 def load_state_dict(
@@ -433,7 +433,7 @@ def difference(
                 return f"epoch {a['epoch']}: {name} {a.get(name)!r} or {b.get(name)!r}"
     return "" if len(self) == len(other) else f"{len(self)} or {len(other)} epochs"
 
-
+# %% ../nbs/30_history.ipynb #fa4e1057
 @patch
 @checked
 def same_as(
@@ -478,7 +478,7 @@ def write_csv(
     writer.writerows([repr(row[c]) if c in row else "" for c in columns] for row in self._epochs)
     write_atomic(path, text.getvalue())
 
-
+# %% ../nbs/30_history.ipynb #b120ccdb
 @patch(cls_method=True)
 def read_csv(
     cls: History,

@@ -47,7 +47,7 @@ class ImageError(DataError):
     "An image that cannot be read."
     reason: str = ""        # what is wrong with it, without its name
 
-
+# %% ../nbs/06_images.ipynb #032fea27
 class ImageTooLarge(ImageError):
     "An image that takes more memory than is allowed, or than there is."
 
@@ -317,7 +317,7 @@ def _open_file(file: IO[bytes], mode: Mode) -> Image.Image:
     except Exception as error: raise DataError(f"An open file must be one that can seek. Got {shown(file)}.") from error
     return decode(file, mode)[0]
 
-
+# %% ../nbs/06_images.ipynb #ed6084a2
 def _pixels(item: Any) -> np.ndarray:
     "An array or a tensor as uint8, height x width [x 3 or 4]."
     try:
@@ -348,7 +348,7 @@ def is_hidden(
     "Is it one that systems and tools leave behind?"
     return name.startswith(".") or name.lower() in _HIDDEN
 
-
+# %% ../nbs/06_images.ipynb #df3c5b01
 def why_no_image(
     entry: os.DirEntry[str],    # from `os.scandir`; no folder
 ) -> str | None:                # "hidden", "without an image extension (.txt)", ...; None: it is one
@@ -360,7 +360,7 @@ def why_no_image(
     if entry.is_symlink() and not os.path.exists(entry.path): return "broken links"
     return "that are no files (pipes, devices)"
 
-
+# %% ../nbs/06_images.ipynb #83077fd0
 @checked
 def image_files(
     folder: str | Path,     # with all folders in it; links to folders are not followed
@@ -380,7 +380,7 @@ def image_files(
             else: found.append(Path(entry.path))
     return sorted(found), {reason: sorted(paths) for reason, paths in sorted(skipped.items())}
 
-
+# %% ../nbs/06_images.ipynb #f7f0bb4f
 def images_in(
     images: Any,        # one image, a folder (with all folders in it), or a list of images
 ) -> list[Any]:         # each of them fit for `as_image`

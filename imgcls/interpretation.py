@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from .core import ConfigError, DataError, Logits, check, checked, listed, near_miss
 from .images import as_image, images_in
-from .learner import answer_of, network_with, output_names
+from .learner import Learner, answer_of, network_with, output_names
 from .plots import image_grid, picture_html, pixels, save_plot
 from .predictions import Origin, Predictions, html_table
 from .seeding import deterministic_mode, preserve_rng
 from .training import evaluating
-from .verification import Learner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +95,7 @@ def _chosen(network: nn.Module, ran: _Ran, layer: str | nn.Module | None) -> tup
                           f"layer={name!r}.")
     return ran[last][0], sizes[-1]
 
-
+# %% ../nbs/40_interpretation.ipynb #cdc3bfe7
 def _has_places(shape: tuple[int, ...]) -> bool: return len(shape) == 4 and shape[2]*shape[3] > 1
 
 
@@ -169,7 +168,7 @@ def overlay(
     grey = (picture / 255 if picture.dtype == np.uint8 else picture).reshape(*warmth.shape, -1).mean(2, keepdims=True)
     return np.round(255 * (0.45 * grey + 0.55 * colormaps["inferno"](warmth)[..., :3])).astype(np.uint8)
 
-
+# %% ../nbs/40_interpretation.ipynb #ecfd79a1
 @dataclass(frozen=True, eq=False)
 class Explanation:
     "What a network says of an image, and where it looks."
@@ -210,7 +209,7 @@ def figure(self: Explanation) -> "Figure":
     speaks = f"what speaks for {self.label}" if self.heat.any() else f"nothing speaks for {self.label}"
     return image_grid([self.image, overlay(self.image, self.heat)], [said, speaks], size=3)
 
-
+# %% ../nbs/40_interpretation.ipynb #53a9c712
 @patch
 @checked
 def save(

@@ -24,11 +24,10 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-from .calibration import Evaluation
 from .core import ConfigError, DataError, ImgclsError, check, checked, near_miss
 from .edits import Decision, Edits, readable
 from .plots import GREY, PALETTE, wilson_interval
-from .predictions import with_interval
+from .predictions import Evaluation, with_interval
 from .widgets import Widget, link, page_of, pager, tile
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def relabel(
     if label == self._labels[i]: return self.keep(i)
     self._decide("relabel", i, label)
 
-
+# %% ../nbs/43_labels.ipynb #cf344cce
 @patch
 @checked
 def exclude(
@@ -253,7 +252,7 @@ def exclude(
     self._check_image(i)
     self._decide("exclude", i)
 
-
+# %% ../nbs/43_labels.ipynb #40eb7885
 @patch
 @checked
 def keep(
@@ -264,7 +263,7 @@ def keep(
     self._check_image(i)
     self._decide("keep", i)
 
-
+# %% ../nbs/43_labels.ipynb #5ea8dd25
 @patch
 @checked
 def undo(
@@ -322,7 +321,7 @@ def go(
     self._label_list.value, self._show_list.value = self._label, self._show
     self.draw()
 
-
+# %% ../nbs/43_labels.ipynb #f066115a
 @patch
 @checked
 def open(
@@ -334,7 +333,7 @@ def open(
     self._opened = i
     self.draw()
 
-
+# %% ../nbs/43_labels.ipynb #925fed48
 @patch
 def on_click(self: LabelFixer, part: str) -> None:
     word, _, rest = part.partition(" ")

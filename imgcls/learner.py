@@ -34,20 +34,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import training
-from .calibration import Evaluation, Predictions
-from imgcls.callbacks import (
-    EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun, Mix, NetworkError, SaveCheckpoints,
-    Scheduling, StopOnNaN, average_in, lr_factor, restore,
-)
+from .callbacks import EMA, CheckFirstBatch, ClipGradients, Control, EarlyStopping, KeepRun
+from .callbacks import Mix, NetworkError, SaveCheckpoints, Scheduling, StopOnNaN, average_in
+from .callbacks import lr_factor, restore
 from .checkpointing import RUN_FIELDS, load_checkpoint, save_weights
 from .config import diff, dump_yaml, find_keys, from_dict, override, to_dict
-from imgcls.core import (
-    CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, explain_methods, listed, near_miss,
-    write_atomic,
-)
-from .data import OBJECTS, check_contents, data_from_config, load_manifest, save_manifest
+from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
+from .core import explain_methods, listed, near_miss, write_atomic
+from .data import OBJECTS, ImageData, check_contents, data_from_config, load_manifest
+from .data import save_manifest
 from .datasets import DataConfig
-from .edits import ImageData
 from .experiment import ALIASES, ExperimentConfig, KnobsDoc, load_experiment
 from .history import History
 from .images import as_image, images_in
@@ -55,17 +51,15 @@ from .loaders import Batches
 from .losses import as_loss, build_loss
 from .lr_finder import LRFinding, find_lr
 from .metrics import Metric, build_metrics
-from imgcls.networks import (
-    build_network, count_parameters, freeze_backbone, head_of, load_weights, read_weights, train_mode, trained_names,
-)
-from .networks import summary as network_summary
+from .networks import build_network, count_parameters, freeze_backbone, head_of, load_weights
+from .networks import read_weights, summary as network_summary, train_mode, trained_names
 from .networks import unfreeze as networks_unfreeze
-from imgcls.optimizers import (
-    OptimizerConfig, base_lr_of, build_optimizer, build_schedule, follow_network, held_names, set_base_lr,
-)
+from .optimizers import OptimizerConfig, base_lr_of, build_optimizer, build_schedule
+from .optimizers import follow_network, held_names, set_base_lr
 from .plots import PALETTE, image_grid
-from .predictions import Origin
-from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks, where
+from .predictions import Evaluation, Origin, Predictions
+from .progress import Background, ControlPanel, Mistakes, TensorBoard, progress_callbacks
+from .progress import where
 from .runs import Hold, Run, Summary, check_run_name, run_name, writing
 from .runtime import Runtime, environment, exactness_differences
 from .seeding import deterministic_mode, permutation, preserve_rng, training_turn
@@ -184,7 +178,7 @@ class Learner:
                  f"{html.escape(value)}</td></tr>" for key, value in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
-
+# %% ../nbs/37_learner.ipynb #22f1eddc
 def _trained(learner: Learner, best: Mapping[str, Any] | None) -> str:
     if _trains_behind(learner): return "in the background, as the panel shows"
     state = learner.state
@@ -240,7 +234,7 @@ def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
-
+# %% ../nbs/37_learner.ipynb #e03cd832
 def _said_once(said: Mapping[str, Any], changes: Mapping[str, Any], made_already: tuple[Any, ...]) -> dict[str, Any]:
     "Arguments and further keys together."
     said = {key: value for key, value in said.items() if value is not None and not isinstance(value, made_already)}
@@ -363,7 +357,7 @@ class FollowNetwork(Callback):
         head = head_of(state.network)[1].parameters() if config.backbone_lr_factor != 1 else None
         follow_network(state.optimizer, state.network, config, head, self.builder)
 
-
+# %% ../nbs/37_learner.ipynb #4a4f9407
 def what_is_trained(
     network: nn.Module,
 ) -> str:                   # "650 of 4,110 parameters: head"
@@ -375,7 +369,7 @@ def what_is_trained(
     found = ", ".join(part if all(flags) else f"{part} (in part)" for part, flags in parts.items() if any(flags))
     return f"{trained:,} of {total:,} parameters" + (f": {found}" if found else "")
 
-
+# %% ../nbs/37_learner.ipynb #1fda2939
 @patch
 @checked
 def freeze(
@@ -387,7 +381,7 @@ def freeze(
     freeze_backbone(self.network)
     return _taken_up(self)
 
-
+# %% ../nbs/37_learner.ipynb #b9895628
 @patch
 @checked
 def unfreeze(
@@ -527,7 +521,7 @@ def fit(
         _set_end(self, goal)
         return _train(self, callbacks, background, claim)
 
-
+# %% ../nbs/37_learner.ipynb #100fc8e6
 @patch
 @checked
 def resume(
@@ -548,7 +542,7 @@ def resume(
         self.history.note(state.step, state.epoch, "resumed")
         return _train(self, callbacks, background, claim)
 
-
+# %% ../nbs/37_learner.ipynb #5c3be607
 @patch
 @checked
 def plan(
@@ -604,7 +598,7 @@ def _check_idle(learner: Learner) -> None:
         raise ConfigError(f"This learner trains in the background already ({training.place(learner.state)}). "
                           "learn.wait() waits for it, learn.control.stop() ends it.")
 
-
+# %% ../nbs/37_learner.ipynb #5caff681
 def _nothing_to_do(learner: Learner, why: str) -> Learner:
     get_logger().warning(why)
     return learner
@@ -627,7 +621,7 @@ def _recover(learner: Learner) -> None:
     "If an error left a step half done, go back to the last checkpoint."
     if learner.state.in_step: _load(learner, _load_last(learner.run))
 
-
+# %% ../nbs/37_learner.ipynb #147736a0
 def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, claim: "_Claim") -> Learner:
     "The loop, in the learner's run folder."
     if learner.run is None and "network" in learner.objects: _try_network(learner)
@@ -679,7 +673,7 @@ def _steering(
     panel.open()
     return [mistakes, panel], panel.control, panel.failed
 
-
+# %% ../nbs/37_learner.ipynb #2dd4403b
 def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.Event | None = None) -> None:
     run = learner.run
     with (training_turn(), log_file(run.log_path), preserve_rng(),
@@ -749,7 +743,7 @@ def _as_used(learner: Learner) -> dict[str, Any]:
         section[key] = learner.objects[part]
     return config
 
-
+# %% ../nbs/37_learner.ipynb #7a2dc3f2
 def _extra(learner: Learner) -> dict[str, Any]:
     "What a checkpoint says beside the state of training."
     best, summary = learner.history.best("val_accuracy"), learner.run_summary or describe_run(learner)
@@ -794,7 +788,7 @@ def from_config(
     learner.changed = changed | more
     return learner
 
-
+# %% ../nbs/37_learner.ipynb #eb5664e9
 @patch_to(Learner, cls_method=True)
 @checked
 def from_run(
@@ -850,7 +844,7 @@ def _listed_images(run: Run, config: ExperimentConfig) -> ImageData:
                        "Learner.from_run(..., data=ImageData.from_folder(...)).")
         raise
 
-
+# %% ../nbs/37_learner.ipynb #03e86871
 # may differ between a run's config.yaml and its checkpoint
 _FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "data.num_workers",
          "data.worker_timeout", "data.csv", "data.data_dir")
@@ -904,7 +898,7 @@ def _check_fits(learner: Learner, saved: Mapping[str, Any]) -> None:
         get_logger().warning(f"{key} was {before!r} when this run was made and is {now!r} now: what follows "
                              "may differ in the last bits from a run that never stopped.")
 
-
+# %% ../nbs/37_learner.ipynb #50c7844f
 def _load(learner: Learner, saved: Mapping[str, Any]) -> None:
     "Put the learner where the checkpoint was."
     with preserve_rng(): restore(learner.state, saved, learner.callbacks)
@@ -966,7 +960,7 @@ def _kept_by_callbacks(learner: Learner) -> dict[str, Any]:
     waiting = learner._waiting if learner._heard is None else {}
     return {**waiting, **{c.name: c.state_dict() for c in learner._heard or learner.callbacks}}
 
-
+# %% ../nbs/37_learner.ipynb #ecdf12cf
 def _saved_best(learner: Learner, patience: float = 30.0) -> dict[str, Any]:
     "What best.pt says, if it is the best epoch's; while it trains, a file that is being written is waited for."
     best, end = learner.history.best("val_accuracy"), time.monotonic() + patience
@@ -1040,7 +1034,7 @@ def _logits(learner: Learner, dataset: Dataset, weights: str | None) -> tuple[Lo
     batches.close()
     return torch.cat(logits), torch.cat(targets), origin
 
-
+# %% ../nbs/37_learner.ipynb #d8af2f26
 def answer_of(
     learner: Learner,
     network: nn.Module,         # the learner's, or one with other weights
@@ -1054,7 +1048,7 @@ def answer_of(
           tuple(logits.shape), f"Give it another head: imgcls.networks.replace_head(network, {n}).", NetworkError)
     return logits.float().cpu()
 
-
+# %% ../nbs/37_learner.ipynb #fdfe788d
 def n_outputs(
     learner: Learner,
 ) -> int:                       # as many as classes, unless `num_classes` says more
@@ -1072,7 +1066,7 @@ def _try_network(learner: Learner) -> None:
         except NetworkError: raise
         except Exception: pass          # it will happen again in training, which says where
 
-
+# %% ../nbs/37_learner.ipynb #71d8f5f9
 def output_names(
     learner: Learner,
     logits: Logits,             # what its network said
@@ -1124,7 +1118,7 @@ def show_batch(
     check(epoch is None or epoch >= 0, "`epoch` must be >= 0", epoch)
     return self.data.show_batch(split, n, self.config.seed, self.state.epoch if epoch is None else epoch)
 
-
+# %% ../nbs/37_learner.ipynb #bf2b7408
 @patch
 @checked
 def show_results(
@@ -1157,7 +1151,7 @@ def _with_caption(figure: "Figure", caption: str, height: float = 0.25) -> "Figu
     figure.text(0.08 / width, 1 - 0.4 * height / (before + height), caption, fontsize=8, va="center")
     return figure
 
-
+# %% ../nbs/37_learner.ipynb #0449c948
 @patch
 def plot_history(
     self: Learner,
@@ -1177,7 +1171,7 @@ def wait(
     if self.background is not None: self.background.wait(timeout)
     return self
 
-
+# %% ../nbs/37_learner.ipynb #11fde172
 @patch(as_prop=True)
 def control(self: Learner) -> Control:
     "Steers the training in the background: pause, resume, stop, save, set_lr_factor."
@@ -1244,7 +1238,7 @@ def save(
     get_logger().info(f"Saved to {path}: {origin}.")
     return path
 
-
+# %% ../nbs/37_learner.ipynb #6879dc18
 @patch
 @checked
 def load(
@@ -1286,7 +1280,7 @@ def summary(
     channels, *size = _first_image(self.data).shape
     return network_summary(self.network, tuple(size), channels, depth)
 
-
+# %% ../nbs/37_learner.ipynb #d8186e63
 @patch
 @checked
 def validate(

@@ -121,7 +121,7 @@ def start_method(
     if sys.version_info >= (3, 14) or foreign_threads(): return "forkserver"
     return "fork"
 
-
+# %% ../nbs/13_loaders.ipynb #87c01f8d
 def foreign_threads(
 ) -> list[str]:             # their names; daemons, as the notebook's server has them, do not count
     "Threads that may be anywhere while this one forks."
@@ -180,7 +180,7 @@ def check_workers(
           "0 loads in this process; as many as there are processors is a good number.")
     check(0 < worker_timeout < float("inf"), "`worker_timeout` must be > 0 seconds", worker_timeout)
 
-
+# %% ../nbs/13_loaders.ipynb #424c18de
 class Batches:
     "A dataset in batches: `for images, targets in batches.epoch(3)`."
 
@@ -304,7 +304,7 @@ def _replace_workers(batches: Batches, batch: list[int], silences: Counter) -> N
     get_logger().warning(f"No image for {seconds}: a worker is silent over {names} ({batches.name}). The workers are "
                          "replaced, and the batch is fetched again.")
 
-
+# %% ../nbs/13_loaders.ipynb #ae8a9927
 def _file_of(dataset: Dataset, i: int) -> str:
     "What a person calls image i."
     while isinstance(dataset, Subset): dataset, i = dataset.dataset, dataset.indices[i]

@@ -107,7 +107,7 @@ class FocalLoss(nn.Module):
 
     def extra_repr(self) -> str: return f"gamma={self.gamma}, label_smoothing={self.label_smoothing}"
 
-
+# %% ../nbs/21_losses.ipynb #3fd7d292
 @losses.register
 def focal(
     config: LossConfig,         # reads focal_gamma, label_smoothing
@@ -126,7 +126,7 @@ def build_loss(
     "The loss that a config names."
     return as_loss(losses[config.type](config, class_weights(config.class_weights, class_counts)))
 
-
+# %% ../nbs/21_losses.ipynb #52211531
 class FunctionLoss(nn.Module):
     "A function of logits and targets, as a module."
 
@@ -147,7 +147,7 @@ class FunctionLoss(nn.Module):
 
     def extra_repr(self) -> str: return getattr(self.function, "__name__", repr(self.function))
 
-
+# %% ../nbs/21_losses.ipynb #42d95cd4
 def as_loss(
     loss: nn.Module | Callable[[Logits, Targets], Tensor],  # a module is returned as it is
 ) -> nn.Module:

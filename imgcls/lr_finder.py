@@ -161,7 +161,7 @@ def _ladder(lowest: float, highest: float) -> list[float]:
     rungs = (float(f"{lowest * 10**(k//2) * (3 if k % 2 else 1):.4g}") for k in range(20))
     return [lr for lr in rungs if lr <= highest]
 
-
+# %% ../nbs/26_lr_finder.ipynb #3e20a91c
 def _keep(batches: Iterable[Any], n: int) -> list[Any]:
     "As many batches as are needed and as there is room for; then the same ones again."
     kept, size = [], 0

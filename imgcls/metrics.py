@@ -118,7 +118,7 @@ class Metric:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}: {self.n} images)"
 
-
+# %% ../nbs/22_metrics.ipynb #ff5d6de3
 def _to(total: Tensor, device: torch.device) -> Tensor:
     keep = total.dtype != torch.float64 or device.type != "mps"  # Apple's GPUs have no float64
     return total.to(device, total.dtype if keep else torch.float32, non_blocking=True)
@@ -148,7 +148,7 @@ def labels_of(
     "The right class of each image; the largest share where targets are soft."
     return targets if targets.ndim == 1 else targets.argmax(1)
 
-
+# %% ../nbs/22_metrics.ipynb #1b9a6bde
 class LabelMetric(Metric):
     "A metric that needs only the predicted and the right class; subclasses write `update_labels`."
 
@@ -179,7 +179,7 @@ class Accuracy(LabelMetric):
 
     def score(self) -> float: return self.sums["correct"].item() / self.n
 
-
+# %% ../nbs/22_metrics.ipynb #07ab7854
 class TopAccuracy(Metric):
     "Share of images whose right class is among the `top` largest logits."
 
@@ -213,7 +213,7 @@ def balanced_accuracy(
     recall = counts.diagonal().double() / per_class.clamp(min=1)
     return recall.sum() / (per_class > 0).sum()
 
-
+# %% ../nbs/22_metrics.ipynb #d1c2dd96
 @checked
 def macro_f1(
     counts: Tensor,  # images by right class (rows) and predicted class (columns)
@@ -223,7 +223,7 @@ def macro_f1(
     f1 = 2 * counts.diagonal().double() / touched.clamp(min=1)
     return f1.sum() / (touched > 0).sum()
 
-
+# %% ../nbs/22_metrics.ipynb #3dda3e94
 class MatrixMetric(LabelMetric):
     "A number from the confusion matrix of the whole stream."
 
@@ -297,7 +297,7 @@ class LabelFunction:
         metric.reset()
         return metric
 
-
+# %% ../nbs/22_metrics.ipynb #4218edfd
 @checked
 def from_sklearn(
     function: Callable[..., float],         # f1_score, balanced_accuracy_score, ..., or any f(y_true, y_pred)

@@ -80,7 +80,7 @@ def simple_cnn(
         *_convolution(2 * w, 4 * w), nn.MaxPool2d(2),
         *_convolution(4 * w, 4 * w)], 4 * w, n_classes, dropout)
 
-
+# %% ../nbs/20_networks.ipynb #c022c62c
 @checked
 def tiny_net(
     n_classes: int,             # logits
@@ -118,7 +118,7 @@ def head_of(
           "Name its last layer `head`.")
     return layers[-1]
 
-
+# %% ../nbs/20_networks.ipynb #7a7c25f7
 @checked
 def replace_head(
     network: nn.Module,     # changed in place
@@ -169,7 +169,7 @@ def pretrained_weights(
     default = [choices.DEFAULT.name] if len(choices) else []
     return default + [choice.name for choice in choices if choice.name not in default]
 
-
+# %% ../nbs/20_networks.ipynb #7b51249c
 @checked
 def torchvision_network(
     name: str,                      # of a torchvision classifier
@@ -314,7 +314,7 @@ def load_weights(
     network.load_state_dict(state)
     return about
 
-
+# %% ../nbs/20_networks.ipynb #351eea40
 @checked
 def read_weights(
     path: str | Path,           # a state dict, an imgcls checkpoint, or .safetensors
@@ -372,7 +372,7 @@ def freeze_backbone(
     network.requires_grad_(False)
     head_of(network)[1].requires_grad_(True)
 
-
+# %% ../nbs/20_networks.ipynb #f16b43ea
 @checked
 def unfreeze(
     network: nn.Module,     # changed in place
@@ -380,7 +380,7 @@ def unfreeze(
     "Let all weights be trained again."
     network.requires_grad_(True)
 
-
+# %% ../nbs/20_networks.ipynb #30e87694
 @checked
 def trained_names(
     network: nn.Module,
@@ -388,7 +388,7 @@ def trained_names(
     "The parameters that are to be trained."
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
-
+# %% ../nbs/20_networks.ipynb #f46e77cc
 @checked
 def set_trained(
     network: nn.Module,     # changed in place
@@ -397,7 +397,7 @@ def set_trained(
     "Train these parameters and no others."
     for name, parameter in network.named_parameters(): parameter.requires_grad_(name in names)
 
-
+# %% ../nbs/20_networks.ipynb #b5a7a210
 def train_mode(
     network: nn.Module,     # changed in place
 ) -> None:

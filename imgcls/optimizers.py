@@ -89,7 +89,7 @@ def sgd(
     return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=bool(config.nesterov),
                            fused=True)
 
-
+# %% ../nbs/23_optimizers.ipynb #cc24b71c
 @optimizers.register
 def adam(
     groups: list[dict[str, Any]],   # from `parameter_groups`
@@ -98,7 +98,7 @@ def adam(
     "Adam (Kingma and Ba 2015, arXiv:1412.6980)."
     return torch.optim.Adam(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=True)
 
-
+# %% ../nbs/23_optimizers.ipynb #901d0428
 @optimizers.register
 def adamw(
     groups: list[dict[str, Any]],   # from `parameter_groups`
@@ -206,7 +206,7 @@ def _begin_momentum(optimizer: Optimizer) -> None:
         if not group["fused"] or len(without) == len(group["params"]): continue
         for parameter in without: optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-
+# %% ../nbs/23_optimizers.ipynb #7985646d
 def held_names(
     optimizer: Optimizer,
     network: nn.Module,
@@ -215,7 +215,7 @@ def held_names(
     names = {id(p): name for name, p in network.named_parameters()}
     return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
 
-
+# %% ../nbs/23_optimizers.ipynb #00b56238
 @checked
 def hold_again(
     optimizer: Optimizer,                           # changed in place; its memory is to be loaded next
@@ -297,7 +297,7 @@ def constant(
     "The same learning rate always."
     return lambda position: 1.0
 
-
+# %% ../nbs/23_optimizers.ipynb #49f53f3d
 @schedulers.register
 def step(
     config: SchedulerConfig,        # reads step_size, gamma
@@ -306,7 +306,7 @@ def step(
     size, gamma = _given(config.step_size, 7), _given(config.gamma, 0.1)
     return lambda position: gamma ** (position.epoch // size)
 
-
+# %% ../nbs/23_optimizers.ipynb #f6301756
 @schedulers.register
 def cosine(
     config: SchedulerConfig,        # reads final_factor
@@ -393,7 +393,7 @@ def set_base_lr(
     for group in optimizer.param_groups:
         if "name" in group: group["base_lr"] = lr * _share(group, config)
 
-
+# %% ../nbs/23_optimizers.ipynb #48021beb
 @checked
 def base_lr_of(
     optimizer: Optimizer,       # from `build_optimizer`
@@ -424,7 +424,7 @@ def learning_rates(
     return np.array([lr * factor(Position(step, steps_per_epoch, n_epochs, val_losses))
                      for step in range(steps_per_epoch * n_epochs)])
 
-
+# %% ../nbs/23_optimizers.ipynb #df870d77
 @checked
 def plot_schedule(
     config: SchedulerConfig,        # which curve

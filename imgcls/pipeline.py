@@ -20,7 +20,7 @@ from typing import Any
 from .core import ConfigError, check, checked, write_atomic
 from .experiment import ExperimentConfig
 from .learner import Learner
-from .calibration import Evaluation
+from .predictions import Evaluation
 from .progress import log_figures
 from .runs import Run
 from .settings import get_logger, log_file

@@ -58,7 +58,7 @@ def new_axes(
     _show_itself(axes)
     return axes
 
-
+# %% ../nbs/05_plots.ipynb #951fd6ec
 def given_or_new(
     ax: Any,                # axes, or None
     width: float = 6.0,     # of new ones, inches
@@ -326,7 +326,7 @@ def _name_classes(ax: "Axes", names: list[str], cell: float) -> None:
     else: ax.set_xticks(at + 0.5, written, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
 
-
+# %% ../nbs/05_plots.ipynb #0c265b27
 def _upright(names: list[str], cell: float) -> list[str]:
     "Names in lines no wider than a cell; none where they do not fit."
     width = int(cell / _LETTER)
@@ -436,7 +436,7 @@ def reliability(
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return axes
 
-
+# %% ../nbs/05_plots.ipynb #f57fc127
 def bins_of(
     confidence: np.ndarray,         # in [0, 1]
     n_bins: int,                    # of equal width over [0, 1]
@@ -444,7 +444,7 @@ def bins_of(
     "The bin of each confidence."
     return np.minimum((confidence * n_bins).astype(int), n_bins - 1)
 
-
+# %% ../nbs/05_plots.ipynb #c59ee6f2
 def draw_bins(
     axes: "Axes",                   # where to draw
     confidence: np.ndarray,         # of the predicted class

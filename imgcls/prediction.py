@@ -26,11 +26,10 @@ from .core import ConfigError, DataError, ImgclsError, check, checked
 from .explorer import CUT, SIDE_BY_SIDE, escaped, tag
 from .images import as_image, images_in, load_image
 from .interpretation import Explanation, _asked, _explained, _prepared, overlay
-from .learner import network_with
+from .learner import Learner, network_with
 from .plots import PALETTE
 from .predictions import Predictions
 from .seeding import preserve_rng
-from .verification import Learner
 from .widgets import Widget, link, thumbnail
 
 # %% ../nbs/45_prediction.ipynb #2ace044d
@@ -94,7 +93,7 @@ class PredictWidget(Widget):
         n = len(self.answers)
         return f"PredictWidget({n} image{'s' * (n != 1)}{newest})"
 
-
+# %% ../nbs/45_prediction.ipynb #11ec11d1
 @patch
 @checked
 def show(
@@ -109,7 +108,7 @@ def show(
                for item in items])
     return self
 
-
+# %% ../nbs/45_prediction.ipynb #82c98041
 @patch
 def on_file(self: PredictWidget, name: str, content: bytes | DataError) -> None:
     "A file was chosen or dropped; what is wrong with it becomes an entry too."
@@ -167,7 +166,7 @@ def explain(
     self.draw()
     return self
 
-
+# %% ../nbs/45_prediction.ipynb #e5b8ea11
 @patch
 def on_click(self: PredictWidget, part: str) -> None:
     _, number, label = part.split(" ", 2)

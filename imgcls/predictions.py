@@ -106,7 +106,7 @@ class Predictions:
         "Which weights answered: 'best weights, epoch 2'; '' where that is not known."
         return "" if self.origin is None else str(self.origin)
 
-
+# %% ../nbs/24_predictions.ipynb #6f49859e
 def _array(values: Numbers) -> np.ndarray:
     if not isinstance(values, Tensor):
         try: return np.asarray(values)
@@ -155,7 +155,7 @@ def _order(self: Predictions, k: int, n: int | None = None) -> np.ndarray:
     check(k in range(1, most + 1), f"`k` must be from 1 to {most}, the classes there are", k)
     return np.argsort(-self.probabilities[:n], axis=1, kind="stable")[:, :k]
 
-
+# %% ../nbs/24_predictions.ipynb #043ea7b1
 @patch(as_prop=True)
 def per_sample(self: Predictions) -> "DataFrame":
     "A row per image, in the order they came: path (if known), predicted, confidence."
@@ -223,7 +223,7 @@ def __getitem__(
 @patch
 def __iter__(self: Predictions) -> Iterator[Prediction]: return (self[i] for i in range(len(self)))
 
-
+# %% ../nbs/24_predictions.ipynb #3cc360e2
 def _part(whole: Predictions, rows: np.ndarray) -> Predictions:
     check(len(rows) > 0, "A slice must hold at least one image", f"none of {len(whole)}", error=DataError)
     paths = whole.paths and [whole.paths[i] for i in rows]
@@ -351,7 +351,7 @@ class Evaluation(Predictions):
         "Which images were right, as booleans."
         return self.predicted == self.targets
 
-
+# %% ../nbs/24_predictions.ipynb #b3197d98
 def _check_logits(logits: Logits) -> None:
     "A row of which no probabilities can be made is named; a single class may be ruled out by -inf."
     if not logits.numel(): return               # said by those who look at shapes
@@ -379,25 +379,25 @@ def accuracy(self: Evaluation) -> float:
     "Images whose most probable class is the true one, in [0, 1]."
     return float(self.correct.mean())
 
-
+# %% ../nbs/24_predictions.ipynb #3cfab63e
 @patch(as_prop=True)
 def accuracy_interval(self: Evaluation) -> tuple[float, float]:
     "Where the accuracy on all such images lies (95 %, Wilson)."
     return wilson_interval(int(self.correct.sum()), len(self))
 
-
+# %% ../nbs/24_predictions.ipynb #8adb7dd0
 @patch(as_prop=True)
 def loss(self: Evaluation) -> float:
     "Mean negative log-likelihood of the true class, in nats."
     return float(self.losses.mean())
 
-
+# %% ../nbs/24_predictions.ipynb #868ad4a4
 @patch(as_prop=True)
 def loss_interval(self: Evaluation) -> tuple[float, float]:
     "Where the loss on all such images lies (95 %, Student's t for the logarithm of the mean)."
     return mean_interval(self.losses)
 
-
+# %% ../nbs/24_predictions.ipynb #6a67a16b
 @patch
 @checked
 def top_k_accuracy(
@@ -412,7 +412,7 @@ def top_k_accuracy(
     rank = (self.probabilities > true).sum(1) + ((self.probabilities == true) & before).sum(1)
     return float((rank < k).mean())
 
-
+# %% ../nbs/24_predictions.ipynb #85e8861f
 @checked
 def mean_interval(
     values: np.ndarray,     # >= 0, one an image
@@ -437,7 +437,7 @@ def confusion_matrix(self: Evaluation) -> np.ndarray:
     k = len(self.class_names)
     return np.bincount(self.targets*k + self.predicted, minlength=k*k).reshape(k, k)
 
-
+# %% ../nbs/24_predictions.ipynb #e88fe4e8
 @patch
 def per_class(self: Evaluation) -> "DataFrame":
     "Precision, recall (each with its 95 % Wilson interval), F1 and support of each class."
@@ -467,7 +467,7 @@ class Report:
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return html_table(self.table.astype({"support": int})) + notes
 
-
+# %% ../nbs/24_predictions.ipynb #093bbc1b
 @patch
 @checked
 def report(
@@ -508,7 +508,7 @@ def most_confused(
                          "predicted": [self.class_names[i] for i in predicted[order]],
                          "count": counts[true, predicted][order]})
 
-
+# %% ../nbs/24_predictions.ipynb #bed61ce9
 @patch
 @checked
 def plot_confusion_matrix(
@@ -524,7 +524,7 @@ def plot_confusion_matrix(
         title += f"\nmost often, {true} is taken for {predicted} ({count})"
     return matrix(self.confusion_matrix(), self.class_names, title, normalize=normalize, ax=ax)
 
-
+# %% ../nbs/24_predictions.ipynb #47daf422
 def of_split(
     predictions: Predictions,   # or an evaluation
 ) -> str:                       # 'test: ', or '' where no split is known
@@ -649,7 +649,7 @@ def to_csv(
                                                             quoting=csv.QUOTE_NONNUMERIC)
     write_atomic(path, text.encode("utf-8", "surrogateescape"))    # a path may be no valid UTF-8
 
-
+# %% ../nbs/24_predictions.ipynb #1f389792
 _TEXTS = {"path", "true", "predicted"}      # columns that hold names
 
 
@@ -672,7 +672,7 @@ def read_predictions(
         raise DataError(f"{os.fspath(path)} holds no predictions ({error}). Predictions.to_csv writes such files."
                         ) from error
 
-
+# %% ../nbs/24_predictions.ipynb #766ce6b7
 @patch
 @checked
 def save_report(
@@ -682,7 +682,7 @@ def save_report(
     "Write the report, and below it accuracy and loss with their intervals."
     write_atomic(path, f"{self.report()}\n\n{self!r}\n")
 
-
+# %% ../nbs/24_predictions.ipynb #d0c5be5f
 @patch
 @checked
 def save_confusion_matrix(

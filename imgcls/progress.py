@@ -36,8 +36,7 @@ import torch
 from .callbacks import Control, lr_factor
 from .core import ConfigError, Images, check, checked
 from .history import History
-from .plots import curves, image_grid, picture_html
-from .predictions import wilson_interval
+from .plots import curves, image_grid, picture_html, wilson_interval
 from .seeding import before_fork, own_generator
 from .settings import get_logger
 from .training import Callback, Order, State, TrainingInterrupted, place
@@ -70,7 +69,7 @@ def epoch_line(
     mark = "" if best is None else "  best" if best["epoch"] == row["epoch"] else f"  {_best_so_far(history)}"
     return f"epoch {row['epoch']}/{n_epochs}: {', '.join(numbers)} ({', '.join(about)}){mark}"
 
-
+# %% ../nbs/35_progress.ipynb #f880f04d
 @checked
 def clock(
     seconds: float,             # >= 0
@@ -133,7 +132,7 @@ class LogEpochs(Callback):
         if state.error is not None: why = f": {type(state.error).__name__}: {state.error}"
         get_logger().info(f"Training {state.status} at {place(state)}{why}")
 
-
+# %% ../nbs/35_progress.ipynb #e4858588
 class LogSteps(Callback):
     "Writes a line to the log every so often, within epochs that take longer."
     order = Order.SHOW
@@ -261,6 +260,7 @@ class NotebookProgress(Callback):
         if self._handle is None: self._handle = display(data, raw=True, display_id=self.live)
         else: self._handle.update(data, raw=True)
 
+# %% ../nbs/35_progress.ipynb #7586d68b
 @cache
 def _warm_up() -> None:
     "The first picture of a process loads matplotlib and its fonts, up to a second: before the first step."
@@ -321,7 +321,7 @@ class TerminalProgress(Callback):
     def on_fit_end(self, state: State) -> None:
         if self._bar is not None: self._bar.close()
 
-
+# %% ../nbs/35_progress.ipynb #80b28e3a
 @checked
 def progress_callbacks(
     kind: str | None = None,        # 'notebook', 'shell', 'terminal' or 'pipe'; None: where we are
@@ -413,7 +413,7 @@ class Background:
         signal.signal(signal.SIGTERM, self._on_term or signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-
+# %% ../nbs/35_progress.ipynb #32fea5bd
 def _say(line: str) -> None:
     with suppress(OSError): os.write(2, f"{line}\n".encode())
 
@@ -607,7 +607,7 @@ class TensorBoard(Callback):
             self._writer.add_scalar("training_loss", row.loss, row.step)
             self._written = row.step
 
-
+# %% ../nbs/35_progress.ipynb #ec6b7a9a
 @checked
 def event_writer(
     folder: str | Path,         # where event files go
@@ -617,7 +617,7 @@ def event_writer(
     from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder), **options)
 
-
+# %% ../nbs/35_progress.ipynb #84144d4f
 @checked
 def log_figures(
     folder: str | Path,                 # where event files go

@@ -163,7 +163,7 @@ def writing(
     except OSError as cause:
         raise error(f"Cannot write {str(cause.filename or place)!r}: {cause.strerror or cause}. {hint}") from cause
 
-
+# %% ../nbs/31_runs.ipynb #5358ccda
 @patch(cls_method=True)
 @checked
 def create(
@@ -330,7 +330,7 @@ def _check_result(path: str, result: Any) -> None:
               f"`{path}` with `{key}` needs `{key}_interval`, two numbers", interval,
               "An accuracy without its uncertainty says too little.")
 
-
+# %% ../nbs/31_runs.ipynb #8ae067df
 @checked
 def format_duration(
     seconds: float,         # >= 0
@@ -404,14 +404,14 @@ def write_summary(
     self.require()
     with writing(self.summary_path): write_atomic(self.summary_path, text)
 
-
+# %% ../nbs/31_runs.ipynb #bfb2cde9
 @patch
 def require(self: Run) -> None:
     "An error if the folder is gone: nobody makes a half of it again."
     check(self.folder.is_dir(), f"The folder of the run {self.name!r} is gone", str(self.folder),
           "Put it back and call resume(), or start a new run with a new Learner.", CheckpointError)
 
-
+# %% ../nbs/31_runs.ipynb #0a1454ce
 @patch
 def summary(self: Run) -> Summary:
     "How it went, as summary.txt says."
@@ -478,7 +478,7 @@ def _progress(run: Run) -> str:
     try: return f" to epoch {run.summary().epoch}"
     except CheckpointError: return ""       # nobody knows how far
 
-
+# %% ../nbs/31_runs.ipynb #6a7447a1
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 PATIENCE = 20.0         # seconds; loader workers notice within 5 that their process was killed
 
@@ -610,7 +610,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
         else: flat[str(key)] = value
     return flat
 
-
+# %% ../nbs/31_runs.ipynb #6c57d2a4
 def _unlike_most(knobs: list[dict[str, Any]]) -> list[str]:
     "For each run the knobs in which it differs from the commonest value."
     usual = {key: Counter(repr(k[key]) for k in knobs if key in k).most_common(1)[0][0]

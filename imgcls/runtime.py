@@ -38,7 +38,7 @@ def devices() -> list[str]:     # fastest first: 'cuda:0', 'cuda:1', 'mps', 'cpu
     apple = ["mps"] if torch.backends.mps.is_available() else []
     return [*(f"cuda:{i}" for i in range(n_gpus)), *apple, "cpu"]
 
-
+# %% ../nbs/04_runtime.ipynb #77f41523
 _MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 
 
@@ -118,7 +118,7 @@ def prepare(
     if self.channels_last: return network.to(self.device, memory_format=torch.channels_last)
     return network.to(self.device)
 
-
+# %% ../nbs/04_runtime.ipynb #6836d895
 @patch
 def move(
     self: Runtime,
@@ -133,7 +133,7 @@ def move(
     if self.channels_last: images = images.contiguous(memory_format=torch.channels_last)
     return images, targets
 
-
+# %% ../nbs/04_runtime.ipynb #eec501a7
 @patch
 def synchronize(self: Runtime) -> None:
     "Wait until the device has done everything; for timing, never in a step."
@@ -155,7 +155,7 @@ def git(
     except (OSError, ValueError, subprocess.TimeoutExpired): return None
     return answer.stdout if answer.returncode == 0 else None
 
-
+# %% ../nbs/04_runtime.ipynb #bec09ef8
 @checked
 def git_state(
     folder: str | Path | None = None,   # where; None: the current folder
@@ -177,7 +177,7 @@ class Environment(dict[str, Any]):
         import pandas as pd
         return pd.DataFrame({"": [str(v) for v in self.values()]}, index=list(self)).to_html()
 
-
+# %% ../nbs/04_runtime.ipynb #e8a8029b
 @checked
 def environment(
     runtime: Runtime | None = None,     # its device and precision are noted too; None: they are left out
@@ -234,7 +234,7 @@ def difference(
     return {key: (before.get(key), after.get(key)) for key in {**before, **after}
             if before.get(key) != after.get(key)}
 
-
+# %% ../nbs/04_runtime.ipynb #afa66f3b
 @checked
 def exactness_differences(
     before: Mapping[str, Any],      # an environment

@@ -44,7 +44,7 @@ def write_digits(
             Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(file)
     return _build(Path(folder), write)
 
-
+# %% ../nbs/15_samples.ipynb #ffb12fc5
 @checked
 def write_photos(
     folder: str | Path,     # made when missing; left as it is when it holds anything
@@ -93,7 +93,7 @@ def download_hymenoptera(
     "Ants and bees: download, verify, unpack."
     return download_zip(url, folder, sha256, _HYMENOPTERA_FILES)
 
-
+# %% ../nbs/15_samples.ipynb #81941cf5
 @checked
 def download_zip(
     url: str,                       # a zip archive

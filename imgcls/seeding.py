@@ -50,7 +50,7 @@ def generator(
     "A torch generator seeded from a key."
     return torch.Generator().manual_seed(derive(*key))
 
-
+# %% ../nbs/03_seeding.ipynb #0aefe21b
 def permutation(
     n: int,                 # how many
     *key: int | str,        # what it is for: (seed, 'order', epoch), say
@@ -112,7 +112,7 @@ def seed_all(
     np.random.seed(seed & 0xFFFFFFFF)
     seed_torch(seed)
 
-
+# %% ../nbs/03_seeding.ipynb #e23ac228
 def seed_torch(
     seed: int,              # in [0, 2**63)
 ) -> None:
@@ -121,7 +121,7 @@ def seed_torch(
     if torch.cuda.is_initialized():
         for device_generator in torch.cuda.default_generators: device_generator.manual_seed(seed)
 
-
+# %% ../nbs/03_seeding.ipynb #3382ae82
 def set_seed(
     seed: int = 42,         # any whole number >= 0
 ) -> None:
@@ -177,7 +177,7 @@ def _teller(what: str, after: float = 30.0) -> Callable[[], None]:
 
     return tell
 
-
+# %% ../nbs/03_seeding.ipynb #68f0f7cf
 def give_way(
     hold: Callable[[], bool] | None = None,     # also while this is true; None: for those who wait
 ) -> float:                 # seconds spent; 0: nobody was there
@@ -272,7 +272,7 @@ def at_work() -> Iterator[None]:
     "Work on a thread behind the training: no process is forked inside."
     with _forks.working: yield
 
-
+# %% ../nbs/03_seeding.ipynb #ea584288
 def before_fork(
     rest: Callable[[], Any],        # brings a thread to rest, in a short time
 ) -> Callable[[], None]:            # ends it: no longer called
@@ -329,7 +329,7 @@ def _forked_beside(what: str) -> None:
     get_logger().warning(f"A process was forked while {what} worked: it was busy for {FORK_PATIENCE:g} s. "
                          "The new process may hang.")
 
-
+# %% ../nbs/03_seeding.ipynb #c5a05256
 def _go_on() -> None:
     "After a fork: what was taken for it is given back."
     held = _forks.held.__dict__.get("to_give_back", [])
@@ -355,7 +355,7 @@ def rng_state() -> dict[str, Any]:     # plain values and tensors: loads with we
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
 
-
+# %% ../nbs/03_seeding.ipynb #643d74f8
 def set_rng_state(
     state: dict[str, Any],          # what `rng_state` returned
 ) -> None:
@@ -369,7 +369,7 @@ def set_rng_state(
         torch.cuda.set_rng_state_all(state["cuda"])
     _own.seed = None                # nobody has seeded what they hold now
 
-
+# %% ../nbs/03_seeding.ipynb #3abaa196
 class preserve_rng:
     "Whatever is drawn inside, nothing outside notices. While another thread trains: waits for a turn first."
 
@@ -381,7 +381,7 @@ class preserve_rng:
         try: set_rng_state(self._state)
         finally: self._give_back()
 
-
+# %% ../nbs/03_seeding.ipynb #89bcf08a
 @contextmanager
 def seeded(
     *key: int | str,        # what the numbers inside are for
@@ -436,7 +436,7 @@ def _drawing(operation: Any) -> Callable[..., Any]:
 
     return draw
 
-
+# %% ../nbs/03_seeding.ipynb #bb9fb129
 @contextmanager
 def own_generator() -> Iterator[None]:
     "Inside, this thread draws torch's numbers (CPU) from a generator of its own, which begins like the shared one."

@@ -150,7 +150,7 @@ def _check_learned(labels: "pd.Series", split: "pd.Series") -> None:
         raise DataError(f"The classes {', '.join(map(repr, lost[:5]))} lie in so few groups that none is "
                         "left for train. Add groups, or choose smaller val and test parts.")
 
-
+# %% ../nbs/11_splits.ipynb #4a44027f
 def _check_groups(table: ImageTable, column: str) -> None:
     "The column exists, has no gaps, and no group lies in two of the splits that are there."
     import pandas as pd
@@ -222,7 +222,7 @@ def save_splits(
     if not table.splits: raise DataError("There are no splits to save. See split_table.")
     write_rows(file, ["path", "split"], table.frame[["path", "split"]].to_numpy().tolist())
 
-
+# %% ../nbs/11_splits.ipynb #276886cb
 @checked
 def load_splits(
     table: ImageTable,      # its own splits, if any, are replaced
@@ -319,7 +319,7 @@ def find_leaks(
     if not found: return pd.DataFrame(columns=columns)
     return pd.concat([f.assign(copy=k) for k, f in enumerate(found)], ignore_index=True)[columns]
 
-
+# %% ../nbs/11_splits.ipynb #68aa51e9
 @checked
 def check_leaks(
     table: ImageTable,                              # with or without splits

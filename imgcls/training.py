@@ -116,7 +116,7 @@ def state_dict(
             "train_metrics": state.train_metrics.state_dict(), "history": state.history.state_dict(),
             "rng": rng_state(), "callbacks": {c.name: c.state_dict() for c in callbacks}}
 
-
+# %% ../nbs/33_training.ipynb #106c7ca1
 def load_state_dict(
     state: State,                           # its network and optimizer are changed in place
     saved: Mapping[str, Any],               # from `state_dict`
@@ -149,7 +149,7 @@ class Order(IntEnum):
     SAVE = 40       # keep it: after all others, so that their state is complete
     STEER = 50      # let a person in: the step is done and kept
 
-
+# %% ../nbs/33_training.ipynb #fb36cccb
 class Callback:
     "Listens to training. Override what you need; each method gets the `State` and returns nothing."
     order: int = Order.CHANGE
@@ -310,14 +310,14 @@ def _update(state: State, events: Events, optimizer: Optimizer) -> None:
     state.step += 1
     state.history.record_step(state.step, state.total_loss, optimizer.param_groups[0]["lr"])
 
-
+# %% ../nbs/33_training.ipynb #0f2a3696
 def window(state: State) -> tuple[int, int]:
     "The first batch whose gradients make the step at hand, and how many there are."
     if state.accumulate == 1: return state.batch, 1
     first = state.batch - state.batch % state.accumulate
     return first, min(state.accumulate, state.n_batches - first)
 
-
+# %% ../nbs/33_training.ipynb #b78ee77d
 def batches_from(
     batches: Any,           # `Batches`, or any iterable of (images, targets)
     epoch: int,             # which epoch, from 0
@@ -340,7 +340,7 @@ def evaluating(
     finally:
         for module, mode in modes.items(): module.training = mode
 
-
+# %% ../nbs/33_training.ipynb #046ec7dd
 def validate(state: State, events: Events) -> bool:     # was it whole?
     "Loss and metrics on the validation split, into `state.val_metrics`."
     state.phase = "val"
@@ -362,7 +362,7 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
     finally: events.on_val_end(state)
     return True
 
-
+# %% ../nbs/33_training.ipynb #1e0e3002
 def run_epoch(state: State, events: Events) -> None:
     "One epoch, or what is left of it: train, validate, write it down."
     started = time.perf_counter() - state.seconds - state.idle
@@ -399,7 +399,7 @@ def fit(
     finally:
         if not claimed: release()
 
-
+# %% ../nbs/33_training.ipynb #9bc4e438
 _FITTING = threading.Lock()     # the global generators of torch, NumPy and Python serve one training at a time
 
 
@@ -409,7 +409,7 @@ def claim() -> None:            # an error if one runs already
         raise ConfigError("Another training runs in this process, and both would draw from the same random "
                           "numbers. Wait for it, or use another process.")
 
-
+# %% ../nbs/33_training.ipynb #2042294f
 def release() -> None:
     "Let the next training come."
     _FITTING.release()
@@ -453,7 +453,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __str__(self) -> str: return self.message
     def _render_traceback_(self) -> list[str]: return [self.message]    # IPython shows this line
 
-
+# %% ../nbs/33_training.ipynb #ac52bc84
 def place(
     state: State,
 ) -> str:                       # 'epoch 3 of 25, batch 57 of 120', or 'the end of epoch 2 of 25'
@@ -461,7 +461,7 @@ def place(
     if not state.batch: return f"the end of epoch {state.epoch} of {state.n_epochs}"
     return f"epoch {state.epoch + 1} of {state.n_epochs}, batch {state.batch} of {state.n_batches}"
 
-
+# %% ../nbs/33_training.ipynb #18350027
 @contextmanager
 def interruptible(state: State) -> Iterator[list[int]]:
     "Signals become a request to stop; yields the list of those that came."

@@ -255,7 +255,7 @@ class Normalize(v2.Normalize):
               "images in another mode: 'RGB' has three channels, 'L' (grey) has one.")
         return super().transform(inpt.contiguous(), params)
 
-
+# %% ../nbs/12_transforms.ipynb #91d32698
 def denormalize(
     images: Images,                 # normalized; also a single image
     mean: Sequence[float],          # of each channel
@@ -386,7 +386,7 @@ def _kind(image: Any) -> str:
     shape = " x ".join(map(str, getattr(image, "shape", ())))
     return f"{str(getattr(image, 'dtype', type(image).__name__)).removeprefix('torch.')} {shape}".strip()
 
-
+# %% ../nbs/12_transforms.ipynb #5ce62c93
 @checked
 def normalization_of(
     pipeline: Callable[[Any], Any],     # from `build_transform`, or your own

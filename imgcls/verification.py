@@ -69,7 +69,7 @@ class ResumeReport:
                        for f in fields(self)[1:])
         return f"<p><b>{mark}</b></p><table>{rows}</table>"
 
-
+# %% ../nbs/39_verification.ipynb #a16a61d9
 class StopAtStep(Callback):
     "Ends training after a given number of steps."
     order = Order.CHANGE
@@ -139,7 +139,7 @@ def _go_on(learner: Learner, folder: Path, goal: int, num_workers: int | None = 
     if learner.data.table is None or learner.data.own_transforms: given["data"] = learner.data
     _finish(Learner.from_run(folder, progress="pipe", **given), goal, num_workers)
 
-
+# %% ../nbs/39_verification.ipynb #9729f60a
 def _finish(learner: Learner, goal: int, num_workers: int | None) -> None:
     if num_workers is not None: learner.state.train_batches.num_workers = num_workers
     learner.resume([StopAtStep(goal)])

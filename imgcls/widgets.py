@@ -180,7 +180,7 @@ def thumbnail(
 def _bytes(array: Any) -> Any:
     return array if array.dtype == "uint8" else (array * 255).round().astype("uint8")
 
-
+# %% ../nbs/41_widgets.ipynb #78d6b2c6
 @checked
 def tile(
     image: Any,                 # what to show
@@ -213,7 +213,7 @@ def page_of(
     page = min(max(page, 0), pages - 1)
     return range(page * size, min(n, (page + 1) * size)), page, pages
 
-
+# %% ../nbs/41_widgets.ipynb #b394671c
 @checked
 def pager(
     n: int,                 # how many things there are
@@ -230,7 +230,7 @@ def pager(
         parts.append(f"<b>{target + 1}</b>" if target == page else link(f"page {target}", str(target + 1)))
     return f"<div>{n:,} {what}, page {' '.join(parts)}</div>"
 
-
+# %% ../nbs/41_widgets.ipynb #3cc9ce8b
 @checked
 def link(
     click: str,             # what a click says
