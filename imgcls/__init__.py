@@ -29,7 +29,6 @@ Modules:
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
-- `imgcls.prediction`: What does it say of an image of mine?
 - `imgcls.predictions`: What did the network say, and how often was it right?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
@@ -40,6 +39,7 @@ Modules:
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
+- `imgcls.trying`: What does it say of an image of mine?
 - `imgcls.verification`: How do I know that stopping costs nothing?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 
@@ -58,7 +58,7 @@ _HOMES = {
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
     "Run": "runs", "list_runs": "runs",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
-    "predict_widget": "prediction",
+    "predict_widget": "trying",
     "download_hymenoptera": "samples",
 }
 _VERBS = {      # rooms that add methods to what a room defines

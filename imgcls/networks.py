@@ -341,7 +341,7 @@ def read_weights(
     return found, about
 
 
-CHECKPOINT_VERSION = 1      # `32_checkpointing` writes it
+CHECKPOINT_VERSION = 1      # `08_checkpointing` writes it
 
 
 def _check_version(path: Path, found: dict[str, Any]) -> None:
