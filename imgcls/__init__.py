@@ -49,20 +49,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
     "Learner": "learner",
-    "Evaluation": "predictions", "Predictions": "predictions",
+    "Predictor": "predictor", "Predictions": "predictions", "Evaluation": "evaluation", "explain": "interpretation",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",
-    "Callback": "training", "State": "training", "TrainingInterrupted": "training", "Replay": "callbacks",
+    "Callback": "training", "State": "training", "TrainingInterrupted": "training", "Replay": "steering",
     "ImgclsError": "core", "ConfigError": "core", "DataError": "core", "CheckpointError": "core",
-    "MissingExtra": "core",
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
-    "Run": "runs", "list_runs": "runs",
+    "Run": "runs", "list_runs": "listing",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
     "predict_widget": "trying",
     "download_hymenoptera": "samples",
-}
-_VERBS = {      # rooms that add methods to what a room defines
-    "data": ("edits",), "predictions": ("calibration",), "learner": ("verification", "interpretation"),
 }
 __all__ = sorted(_HOMES)
 
@@ -70,9 +66,7 @@ __all__ = sorted(_HOMES)
 def __getattr__(name):
     from importlib import import_module
     if name in _HOMES:
-        home = _HOMES[name]
-        for room in _VERBS.get(home, ()): import_module(f"{__name__}.{room}")
-        return getattr(import_module(f"{__name__}.{home}"), name)
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if not name.startswith("__"):
         from difflib import get_close_matches
         near = get_close_matches(name, __all__, n=1)
