@@ -6,7 +6,7 @@ Modules:
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.calibration`: How sure may one be of what it says?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
-- `imgcls.checkpointing`: How is the state of a run kept, so that it can neither be lost nor lie?
+- `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
@@ -24,6 +24,7 @@ Modules:
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
 - `imgcls.lr_finder`: How large may the learning rate be?
+- `imgcls.markup`: How do names and numbers become HTML that looks the same everywhere?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
@@ -32,7 +33,7 @@ Modules:
 - `imgcls.predictions`: What did the network say, and how often was it right?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
-- `imgcls.runtime`: Where is it computed, in which numbers, and with which versions?
+- `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
@@ -40,6 +41,7 @@ Modules:
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
 - `imgcls.trying`: What does it say of an image of mine?
+- `imgcls.turns`: Who may use what the whole process shares, and when?
 - `imgcls.verification`: How do I know that stopping costs nothing?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 
