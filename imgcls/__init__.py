@@ -4,7 +4,6 @@ Modules:
 
 - `imgcls.audit`: Can every image be read, before training starts?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
-- `imgcls.calibration`: How sure may one be of what it says?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
@@ -14,6 +13,7 @@ Modules:
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.edits`: How are labels mended without touching a file?
+- `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
 - `imgcls.history`: What happened while the network learned?
@@ -30,11 +30,13 @@ Modules:
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
-- `imgcls.predictions`: What did the network say, and how often was it right?
+- `imgcls.predictions`: What did the network say?
+- `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
+- `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?

@@ -13,7 +13,7 @@ frozen entirely, with its BatchNorm statistics; looking at a network changes not
 # %% auto #0
 __all__ = ['networks', 'CHECKPOINT_VERSION', 'ModelConfig', 'simple_cnn', 'tiny_net', 'head_of', 'replace_head', 'replace_input',
            'pretrained_weights', 'torchvision_network', 'NetworkRegistry', 'build_network', 'load_weights',
-           'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode',
+           'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode', 'evaluating',
            'count_parameters', 'summary']
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
@@ -23,6 +23,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss, verify_archive
+from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss
+from .core import verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -412,6 +414,19 @@ def _rest_frozen(module: nn.Module, frozen: bool) -> None:
     if parameters: frozen = not any(p.requires_grad for p in parameters)
     if frozen and getattr(module, "track_running_stats", False): module.eval()
     for child in module.children(): _rest_frozen(child, frozen)
+
+# %% ../nbs/20_networks.ipynb #713d3dab
+@contextmanager
+def evaluating(
+    network: nn.Module,
+) -> Iterator[None]:
+    "Evaluation mode and no gradients inside; each module's own mode afterwards."
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad(): yield
+    finally:
+        for module, mode in modes.items(): module.training = mode
 
 # %% ../nbs/20_networks.ipynb #f451ed0c
 @checked
