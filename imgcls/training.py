@@ -12,8 +12,8 @@ the loop itself waits for the GPU."""
 
 # %% auto #0
 __all__ = ['EVENTS', 'FOREIGN_EVENTS', 'State', 'state_dict', 'load_state_dict', 'Order', 'Callback', 'Events', 'train_epoch',
-           'window', 'batches_from', 'evaluating', 'validate', 'run_epoch', 'fit', 'claim', 'release',
-           'TrainingInterrupted', 'place', 'interruptible']
+           'window', 'batches_from', 'validate', 'run_epoch', 'fit', 'claim', 'release', 'TrainingInterrupted', 'place',
+           'interruptible']
 
 # %% ../nbs/33_training.ipynb #683a9387
 import inspect
@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -326,19 +325,6 @@ def batches_from(
     "One epoch from a batch on; a plain iterable is walked through to get there."
     if hasattr(batches, "epoch"): return batches.epoch(epoch, start)
     return (batch for i, batch in enumerate(batches) if i >= start)
-
-# %% ../nbs/33_training.ipynb #a90ed294
-@contextmanager
-def evaluating(
-    network: nn.Module,
-) -> Iterator[None]:
-    "Evaluation mode and no gradients inside; each module's own mode afterwards."
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for module, mode in modes.items(): module.training = mode
 
 # %% ../nbs/33_training.ipynb #046ec7dd
 def validate(state: State, events: Events) -> bool:     # was it whole?
