@@ -1,8 +1,8 @@
 """What can be added to the loop without touching it?
 
-The standard set: a schedule for the learning rate, early stopping, clipping, a guard against diverging,
-a running average of the weights, mixup and cutmix, checkpoints at the right moments, and the control by which
-a person steers. Each is small enough to copy and change.
+The standard set: a schedule for the learning rate, early stopping, clipping, a guard against diverging, a look
+at the first batch, a running average of the weights, mixup and cutmix, and an optimizer that follows what is
+frozen and unfrozen. Each is small enough to copy and change.
 
 Guaranteed: none of them keeps hidden state. What they do follows from the position and the history, or
 is saved with the checkpoint, so a resumed run does the same."""
@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .core import ImgclsError, check, checked
-from .history import History
+from .history import Event, History
 from .networks import count_parameters, head_of, train_mode, trained_names
 from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names
 from .optimizers import set_learning_rate
+from .predictor import NetworkError
 from .settings import get_logger
 from .training import Callback, Order, State
 
@@ -56,11 +58,12 @@ def lr_factor(
     history: History,
 ) -> float:             # 1 unless somebody changed it
     "What the schedule is multiplied with since a person last said so."
-    return float(history.latest("lr factor") or 1)
+    changed = history.latest(Event.LR_FACTOR)
+    return 1.0 if changed is None else float(changed["value"] or 1)
 
 # %% ../nbs/34_callbacks.ipynb #d63a1e73
 class EarlyStopping(Callback):
-    "Ends training when validation accuracy has stopped rising."
+    "Ends training when what is monitored has stopped getting better."
     order = Order.RECORD
 
     @checked
@@ -75,16 +78,20 @@ class EarlyStopping(Callback):
     def on_epoch_end(self, state: State) -> None: self._ask(state)
 
     def _ask(self, state: State) -> None:
-        best = state.history.best("val_accuracy")
-        if best is None: return
-        risen = next(row["epoch"] for row in state.history.epochs.to_dict("records")
-                     if row["val_accuracy"] == best["val_accuracy"])        # an equal one later is no rise
-        extended = [event["epoch"] for event in state.history.events.to_dict("records")
-                    if event["event"] in ("extended", "shortened")]
-        waited = state.epoch - max([int(risen), *extended])
-        if waited >= self.patience:
-            state.stop(f"validation accuracy has not risen for {waited} epochs (best "
-                       f"{best['val_accuracy']:.4f} in epoch {int(risen)})")
+        history, monitor = state.history, state.history.monitor
+        if (best := history.best()) is None: return
+        since = next(epoch for epoch, value in zip(history.column("epoch"), history.column(monitor), strict=True)
+                     if value == best[monitor])         # an equal one later is no rise
+        replanned = [*history.happened(Event.EXTENDED), *history.happened(Event.SHORTENED)]
+        waited = state.epoch - max([since, *(event["epoch"] for event in replanned)])
+        if waited < self.patience: return
+        moved = "fallen" if history.higher_is_better(monitor) is False else "risen"
+        state.stop(f"{_in_words(monitor)} has not {moved} for {waited} epochs (best {best[monitor]:.4f} in epoch {since})")
+
+
+def _in_words(column: str) -> str:
+    "'val_accuracy' as 'validation accuracy'."
+    return " ".join({"val": "validation", "train": "training"}.get(word, word) for word in column.split("_"))
 
 # %% ../nbs/34_callbacks.ipynb #995775dd
 class ClipGradients(Callback):
@@ -123,15 +130,18 @@ class StopOnNaN(Callback):
     def on_epoch_end(self, state: State) -> None:
         self._look(state)
         lost = state.val_metrics.n_lost if state.val_batches is not None else 0
-        if not lost or state.history.latest("lost images") is not None: return     # said once in a run
+        if not lost or state.history.latest(Event.LOST_IMAGES) is not None: return     # said once in a run
         text = f"{lost:,} of {state.val_metrics.n:,} images have logits that are not numbers"
-        state.history.note(state.step, state.epoch, "lost images", f"validation: {text}")
-        get_logger().warning(f"validation: {text}. An epoch with such images has no val accuracy and is never the "
+        state.history.note(state.step, state.epoch, Event.LOST_IMAGES, f"validation: {text}", lost)
+        what = state.history.monitor.replace("_", " ")
+        get_logger().warning(f"validation: {text}. An epoch with such images has no {what} and is never the "
                              "best. Is there a BatchNorm or a division that fails in evaluation mode?")
 
     def on_fit_end(self, state: State) -> None:
-        if "val_accuracy" in state.history.last and state.history.best("val_accuracy") is None:
-            get_logger().warning("No epoch has a val accuracy that is a number: there is no best epoch and no best.pt.")
+        monitor = state.history.monitor
+        if monitor in state.history.last and state.history.best() is None:
+            get_logger().warning(f"No epoch has a {monitor.replace('_', ' ')} that is a number: there is no best epoch "
+                                 "and no best.pt.")
 
     def on_batch_end(self, state: State) -> None:
         if time.monotonic() < self._next: return
@@ -245,6 +255,9 @@ class Mix(Callback):
         check(bool(self.mixes), "One of `mixup_alpha` and `cutmix_alpha` must be > 0", 0.0)
 
     def on_batch_start(self, state: State) -> None:
+        check(state.targets.ndim == 1 and not state.targets.is_floating_point(),
+              "Mixup and cutmix need one class number an image", state.targets,
+              "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
         which = int(torch.randint(len(self.mixes), ())) if len(self.mixes) > 1 else 0
         state.images, state.targets = self.mixes[which](state.images, state.targets)
 
@@ -253,10 +266,11 @@ class FollowNetwork(Callback):
     "Lets the optimizer train what the network wants trained, whoever changes that and when."
     order = Order.RECORD            # after those that change it, before those that save
 
+    @checked
     def __init__(
         self,
         config: OptimizerConfig,    # for the groups of what is new
-        builder: Callable[..., torch.optim.Optimizer] | None = None,    # what built it; None: as config says
+        builder: Callable[..., Optimizer] | None = None,    # what built it; None: as config says
     ):
         self.config, self.builder = config, builder
         self._parameters: list[nn.Parameter] = []
@@ -281,7 +295,7 @@ class FollowNetwork(Callback):
         before, trained = held_names(optimizer, network), trained_names(network)
         self.take_up(state)
         if trained != state.trained or held_names(optimizer, network) != before:
-            state.history.note(state.step, state.epoch, "trained", what_is_trained(network))
+            state.history.note(state.step, state.epoch, Event.TRAINED, what_is_trained(network))
         state.trained = trained
 
     def take_up(self, state: State) -> None:

@@ -319,7 +319,8 @@ def latest(
     event: Event | str,     # which
 ) -> dict[str, Any] | None:     # step, epoch, event, text and value; None: it has not happened
     "The last event of a kind."
-    return next(iter(self.happened(event)[::-1]), None)
+    row = next((row for row in reversed(self._events) if row["event"] == event), None)
+    return None if row is None else dict(row)
 
 # %% ../nbs/30_history.ipynb #21fe2ca2
 @patch(as_prop=True)
