@@ -21,6 +21,7 @@ Modules:
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
+- `imgcls.listing`: Which runs are there, and what differs between them?
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
 - `imgcls.lr_finder`: How large may the learning rate be?
@@ -31,12 +32,13 @@ Modules:
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
 - `imgcls.predictions`: What did the network say, and how often was it right?
 - `imgcls.progress`: What do you see while it trains?
-- `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
+- `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, and with which versions?
 - `imgcls.samples`: What can be tried without data of one's own?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
+- `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
 - `imgcls.trying`: What does it say of an image of mine?
