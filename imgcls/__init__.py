@@ -16,6 +16,7 @@ Modules:
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
+- `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
@@ -40,6 +41,7 @@ Modules:
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
+- `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
 - `imgcls.trying`: What does it say of an image of mine?
