@@ -2,6 +2,8 @@
 
 Modules:
 
+- `imgcls.answering`: Which weights answer?
+- `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, before training starts?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
@@ -22,6 +24,7 @@ Modules:
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
+- `imgcls.listing`: Which runs are there, and what differs between them?
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
 - `imgcls.lr_finder`: How large may the learning rate be?
@@ -34,7 +37,8 @@ Modules:
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
-- `imgcls.runs`: Where is everything that a run leaves behind, and how do two runs differ?
+- `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
+- `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
 - `imgcls.scores`: How often was it right?
@@ -42,6 +46,7 @@ Modules:
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.steering`: How does a person change a training while it runs?
+- `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
 - `imgcls.trying`: What does it say of an image of mine?

@@ -28,12 +28,13 @@ from torch import Tensor
 from .core import DataError, check, checked, listed, near_miss
 from .data import ImageData
 from .edits import readable
-from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image
-from .explorer import shade, table, tag
+from .explorer import MOST, shade
+from .gallery import ANY, SIDE_BY_SIDE, Gallery, quick_image
 from .images import load_image
+from .markup import CUT, escaped, facts, link, table, tag
 from .plots import pixels
 from .seeding import permutation, seeded
-from .widgets import link, thumbnail
+from .widgets import thumbnail
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -24,11 +24,11 @@ from fastcore.basics import patch
 
 from .core import DataError, check, checked, listed, near_miss
 from .edits import readable
+from .evaluation import Evaluation
 from .gallery import ANY, SIDE_BY_SIDE, Gallery, _large, quick_image
 from .interpretation import overlay
 from .markup import CUT, _LEFT, escaped, facts, link, table, tag
 from .plots import PALETTE
-from .predictions import Evaluation
 
 if TYPE_CHECKING:
     from pandas import DataFrame

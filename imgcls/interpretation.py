@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from .core import ConfigError, DataError, Logits, check, checked, listed, near_miss
 from .images import as_image, images_in
 from .learner import Learner, answer_of, network_with, output_names
+from .markup import html_table
+from .networks import evaluating
 from .plots import image_grid, picture_html, pixels, save_plot
-from .predictions import Origin, Predictions, html_table
+from .predictions import Origin, Predictions
 from .seeding import deterministic_mode, preserve_rng
-from .training import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

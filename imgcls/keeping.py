@@ -30,8 +30,9 @@ from .core import CheckpointError, ImgclsError, check, checked, fits, in_words, 
 from .core import shown
 from .history import History
 from .plots import wilson_interval
-from .runs import Run, Summary, writing
+from .runs import Run, writing
 from .settings import get_logger
+from .summaries import Summary
 from .training import Callback, Order, State, load_state_dict, state_dict
 
 # %% ../nbs/36_keeping.ipynb #5adea6c4

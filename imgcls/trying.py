@@ -23,14 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from .core import ConfigError, DataError, ImgclsError, check, checked
-from .explorer import CUT, SIDE_BY_SIDE, escaped, tag
+from .gallery import SIDE_BY_SIDE
 from .images import as_image, images_in, load_image
 from .interpretation import Explanation, _asked, _explained, _prepared, overlay
 from .learner import Learner, network_with
+from .markup import CUT, escaped, link, tag
 from .plots import PALETTE
 from .predictions import Predictions
 from .seeding import preserve_rng
-from .widgets import Widget, link, thumbnail
+from .widgets import Widget, thumbnail
 
 # %% ../nbs/48_trying.ipynb #2ace044d
 @dataclass(frozen=True, eq=False)
