@@ -91,8 +91,8 @@ class Knobs(list[dict[str, Any]]):
 
     def _repr_html_(self) -> str:
         names = ("key", "value", "meaning")
-        return table(["".join(tag("th", name, LEFT) for name in names),
-                      *("".join(tag("td", escaped(row[name]), LEFT) for name in names) for row in self)])
+        return table(["".join(tag("th", name, "text-align:left") for name in names),
+                      *("".join(tag("td", escaped(row[name]), "text-align:left") for name in names) for row in self)])
 
     def __repr__(self) -> str: return "\n".join(f"{row['key']}: {row['value']}" for row in self)
 

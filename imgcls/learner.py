@@ -662,7 +662,7 @@ def unfreeze(
     self: Learner,
 ) -> Learner:               # itself
     "Train all weights from the next fit on; with `backbone_lr_factor`, the backbone's more slowly."
-    return _with_trained(self, unfreeze_network)
+    return _with_trained(self, networks_unfreeze)
 
 
 def _with_trained(learner: Learner, change: Callable[[nn.Module], Any]) -> Learner:
