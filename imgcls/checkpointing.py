@@ -22,7 +22,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,22 @@ def plain(
     if kind in (list, tuple):
         return kind(plain(v, f"{path}[{i}]") for i, v in enumerate(value))
     if isinstance(value, Mapping):
-        for key in value:
-            if type(key) not in (str, int):
-                raise CheckpointError(f"{path} has the key {key!r} ({type(key).__name__}). Only texts "
-                                      "and whole numbers can be keys in a checkpoint.")
+        for key in value: _check_key(key, path)
         return {key: plain(v, f"{path}[{key!r}]") for key, v in value.items()}
+    raise CheckpointError(f"{path} is a {_full_name(kind)}, which a safe checkpoint cannot hold. "
+                          "Give plain values: float(x), str(x), .tolist(), or a tensor.")
+
+
+def _check_key(key: Any, path: str) -> None:
+    if type(key) not in (str, int):
+        raise CheckpointError(f"{path} has the key {key!r} ({type(key).__name__}). Only texts "
+                              "and whole numbers can be keys in a checkpoint.")
+
+
+def _full_name(kind: type) -> str:
+    "pathlib.PosixPath, also where Python keeps it in pathlib._local."
     place = [part for part in kind.__module__.split(".") if not part.startswith("_") or part.startswith("__")]
-    raise CheckpointError(
-        f"{path} is a {'.'.join([*place, kind.__qualname__])}, which a safe checkpoint cannot hold. "
-        "Give plain values: float(x), str(x), .tolist(), or a tensor.")
+    return ".".join([*place, kind.__qualname__])
 
 # %% ../nbs/08_checkpointing.ipynb #b1e39715
 FORMAT = "imgcls checkpoint"
@@ -142,17 +149,22 @@ def first_difference(
     path: str = "",         # where we are, for the answer
 ) -> str | None:            # the place and what stands there; None: equal, bit for bit
     "Where two states differ."
-    if isinstance(a, Tensor) and isinstance(b, Tensor): return _tensors_differ(a, b, path)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        if list(a) != list(b): return f"{path} has the keys {list(a)} and {list(b)}"
-        pairs = [(a[key], b[key], f"{path}.{key}" if path else str(key)) for key in a]
-    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        if len(a) != len(b): return f"{path} has the lengths {len(a)} and {len(b)}"
-        pairs = [(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))]
-    else:
-        same = type(a) is type(b) and (a == b or (a != a and b != b))
-        return None if same else f"{path} is {a!r} and {b!r}"
-    return next((found for x, y, place in pairs if (found := first_difference(x, y, place))), None)
+    for kind, difference in _DIFFERENCES:
+        if isinstance(a, kind) and isinstance(b, kind): return difference(a, b, path)
+    same = type(a) is type(b) and (a == b or (a != a and b != b))       # a NaN is the one value unlike itself
+    return None if same else f"{path} is {a!r} and {b!r}"
+
+
+def _mappings_differ(a: Mapping[Any, Any], b: Mapping[Any, Any], path: str) -> str | None:
+    if list(a) != list(b): return f"{path} has the keys {list(a)} and {list(b)}"
+    found = (first_difference(a[key], b[key], f"{path}.{key}" if path else str(key)) for key in a)
+    return next(filter(None, found), None)
+
+
+def _lists_differ(a: Sequence[Any], b: Sequence[Any], path: str) -> str | None:
+    if len(a) != len(b): return f"{path} has the lengths {len(a)} and {len(b)}"
+    found = (first_difference(x, y, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True)))
+    return next(filter(None, found), None)
 
 
 def _tensors_differ(a: Tensor, b: Tensor, path: str) -> str | None:
@@ -164,6 +176,9 @@ def _tensors_differ(a: Tensor, b: Tensor, path: str) -> str | None:
     where = int(unequal[0]) if len(unequal) else 0
     x, y = a.reshape(-1)[where].item(), b.reshape(-1)[where].item()
     return f"{path} differs in {max(len(unequal), 1)} of {a.numel()} numbers, first {x!r} and {y!r}"
+
+
+_DIFFERENCES = ((Tensor, _tensors_differ), (Mapping, _mappings_differ), ((list, tuple), _lists_differ))
 
 # %% ../nbs/08_checkpointing.ipynb #a97dad80
 @checked
