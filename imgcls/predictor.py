@@ -15,6 +15,7 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'stretched', 'Unlabelled']
 # %% ../nbs/27_predictor.ipynb #3158f748
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class Predictor:
         check(self.n_outputs >= len(self.class_names), "`n_outputs` must be at least the number of classes", n_outputs)
         self.runtime = Runtime(_device_of(network)) if runtime is None else runtime
         self.network, self.copy_of = self.runtime.prepare(network), network if copy_of is None else copy_of
-        self.origin = Origin("given", whom=self) if origin is None else origin
+        origin = Origin("given") if origin is None else origin
+        self.origin = origin if origin.whom is not None else replace(origin, whom=self)
         self.batch_size, self.seed, self.deterministic = batch_size, seed, deterministic
         self.colours, self.loader = colours or stretched, loader
 
@@ -169,7 +171,9 @@ def predict(
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     dataset = Unlabelled(items, self._transform())
     batches = self.loader(dataset) if self.loader else _in_batches(dataset, self.batch_size, self.seed)
-    logits, _ = self._ask(batches)
+    try: logits, _ = self._ask(batches)
+    finally:
+        if hasattr(batches, "close"): batches.close()       # its workers may go
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     predictions = Predictions.from_logits(logits, self.output_names, paths)
     predictions.origin, predictions.source = self.origin, lambda i: as_image(items[i])
@@ -181,13 +185,10 @@ def predict(
 def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order."
     logits, targets = [], []
-    try:
-        with _asking(self):
-            for images, labels in batches:
-                logits.append(_answer(self, self.runtime.move(images, labels)[0]))
-                targets.append(labels.cpu())
-    finally:
-        if hasattr(batches, "close"): batches.close()
+    with _asking(self):
+        for images, labels in batches:
+            logits.append(_answer(self, self.runtime.move(images, labels)[0]))
+            targets.append(labels.cpu())
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
     return torch.cat(logits), torch.cat(targets)
 
