@@ -10,7 +10,7 @@ Guaranteed: what is written reads back equal; no accuracy stands in it without i
 # %% auto #0
 __all__ = ['STATUSES', 'Summary', 'now', 'result_in_words', 'format_duration', 'yaml_lines', 'read_summary']
 
-# %% ../nbs/31_summaries.ipynb #3700b036
+# %% ../nbs/31_summaries.ipynb #3a40b6a1
 import math
 import numbers
 import os
@@ -26,7 +26,7 @@ from fastcore.basics import patch
 
 from .core import CheckpointError, ConfigError, check, checked, fits, in_words, is_gone, near_miss
 
-# %% ../nbs/31_summaries.ipynb #10190519
+# %% ../nbs/31_summaries.ipynb #dbc9b687
 STATUSES = ("running", "completed", "stopped", "interrupted", "failed")
 
 
@@ -58,12 +58,12 @@ class Summary:
     def __post_init__(self): _check(self)
     def __str__(self) -> str: return self.headline()
 
-# %% ../nbs/31_summaries.ipynb #caa0b63b
+# %% ../nbs/31_summaries.ipynb #c45520c2
 def now() -> str:           # '2026-11-20T19:40:12+01:00'
     "This moment, to the second, with the time zone."
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
-# %% ../nbs/31_summaries.ipynb #599ece36
+# %% ../nbs/31_summaries.ipynb #62e7a498
 _COUNTS = ("seconds", "epoch", "n_epochs", "step", "n_classes", "pid")
 _ACCURACIES = ("accuracy", "train_accuracy", "val_accuracy", "test_accuracy")
 
@@ -97,7 +97,7 @@ def _check_accuracy(path: str, key: str, result: Mapping[str, Any]) -> None:
           f"`{path}` with `{key}` needs `{key}_interval`, two numbers", interval,
           "An accuracy without its uncertainty says too little.")
 
-# %% ../nbs/31_summaries.ipynb #db334709
+# %% ../nbs/31_summaries.ipynb #25573793
 @patch
 def headline(self: Summary) -> str:
     "Status, length and results in one line."
@@ -109,7 +109,7 @@ def headline(self: Summary) -> str:
               for split, result in self.final.items() if "accuracy" in result]
     return "; ".join(parts)
 
-# %% ../nbs/31_summaries.ipynb #c6692cf9
+# %% ../nbs/31_summaries.ipynb #38f3b5ae
 @checked
 def result_in_words(
     result: Mapping[str, Any],      # numbers by name, perhaps with 'accuracy_interval' beside 'accuracy'
@@ -121,7 +121,7 @@ def result_in_words(
     interval = result.get(f"{name}_interval")
     return number if interval is None else f"{number} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
-# %% ../nbs/31_summaries.ipynb #0c15bdce
+# %% ../nbs/31_summaries.ipynb #3e5e2c41
 @checked
 def format_duration(
     seconds: float,         # >= 0
@@ -140,7 +140,7 @@ def format_duration(
         if n: words.append(f"{n} {unit}")
     return " ".join(words)
 
-# %% ../nbs/31_summaries.ipynb #c56c1640
+# %% ../nbs/31_summaries.ipynb #8f0911d0
 @checked
 def yaml_lines(
     tree: Mapping[str, Any],    # nested; NumPy's numbers, paths and tuples become plain
@@ -173,7 +173,7 @@ def _is_block(value: Any) -> bool:
 def _is_long_list(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(v, str) and len(v) > 40 for v in value)
 
-# %% ../nbs/31_summaries.ipynb #82ee21fe
+# %% ../nbs/31_summaries.ipynb #605dc6ea
 def _plain(value: Any) -> Any:
     "As YAML can hold it: NumPy's numbers, paths and tuples become plain."
     if value is None or type(value) in (bool, int, float, str): return value
@@ -198,7 +198,7 @@ def _scalar(value: Any) -> str:
                         allow_unicode=True)
     return written.removesuffix("\n").removesuffix("\n...")
 
-# %% ../nbs/31_summaries.ipynb #edbfb849
+# %% ../nbs/31_summaries.ipynb #8aaa5c6f
 _SECTIONS = {"Time": ("started", "ended", "seconds"), "Progress": ("epoch", "n_epochs", "step"),
              "Results": ("monitor", "best", "final"),
              "Setting": ("device", "parameters", "dataset_sizes", "n_classes", "objects", "pid", "host"),
@@ -222,7 +222,7 @@ def _repr_html_(self: Summary) -> str:
     text = self.text().split("\n# Environment")[0]
     return f"<pre>{text.replace('&', '&amp;').replace('<', '&lt;')}</pre>"
 
-# %% ../nbs/31_summaries.ipynb #20756cb7
+# %% ../nbs/31_summaries.ipynb #1ede68ad
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)     # the same language, ten times faster
 
 
@@ -242,7 +242,7 @@ def read_summary(
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CheckpointError(f"The {where} is damaged: {error}") from None
 
-# %% ../nbs/31_summaries.ipynb #0c732cf8
+# %% ../nbs/31_summaries.ipynb #52ca07a9
 @patch(as_prop=True)
 def died(self: Summary) -> bool:
     "Does it claim to run, on this machine, in a process that is gone?"
