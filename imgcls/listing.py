@@ -10,9 +10,8 @@ Guaranteed: one damaged file hides no other run; accuracies carry their interval
 # %% auto #0
 __all__ = ['MOST_ROWS', 'list_runs', 'differences']
 
-# %% ../nbs/38_listing.ipynb #b5097b8a
+# %% ../nbs/38_listing.ipynb #8dab10e3
 import functools
-import html
 import math
 import shutil
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import parse_yaml
 from .core import CheckpointError, ConfigError, check, checked
+from .markup import escaped, table, tag
 from .runs import Run, runs_in
 from .runtime import difference
 from .settings import find_settings
@@ -30,7 +30,7 @@ from .summaries import Summary, format_duration, result_in_words
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/38_listing.ipynb #0bfec36d
+# %% ../nbs/38_listing.ipynb #631b7b5d
 _COLUMNS = ("name", "status", "epochs", "val_accuracy", "val_interval", "test_accuracy", "test_interval",
             "monitor", "best", "duration", "started", "differs")
 
@@ -74,7 +74,7 @@ def _interval(result: Mapping[str, Any], name: str) -> str:
     low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
-# %% ../nbs/38_listing.ipynb #6a7acca8
+# %% ../nbs/38_listing.ipynb #bd77cd74
 _MADE_FROM = {"network": ("model.", "model.architecture"), "loss": ("loss.", "loss.type"),
               "optimizer": ("optimizer.type", "optimizer.type")}    # what of the config an object takes the place of
 
@@ -116,7 +116,7 @@ def _unlike_most(knobs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _last_word(key: str) -> str:        # optimizer.lr: lr; optimizer.type: type; one section more where it says nothing
     return key.rsplit(".", 2 if key.endswith(".type") else 1)[-1]
 
-# %% ../nbs/38_listing.ipynb #d62cffb3
+# %% ../nbs/38_listing.ipynb #c057ec51
 @functools.cache
 def _table_of_runs() -> type["DataFrame"]:
     "A class made at first use: pandas takes long to import."
@@ -132,15 +132,15 @@ def _table_of_runs() -> type["DataFrame"]:
 
     return RunTable
 
-# %% ../nbs/38_listing.ipynb #fdd8967e
+# %% ../nbs/38_listing.ipynb #7d740348
 MOST_ROWS = 60      # shown; as pandas does
 
 
-def _texts(table: "DataFrame") -> dict[str, list[str]]:     # empty: it is no list of runs any more
+def _texts(runs: "DataFrame") -> dict[str, list[str]]:     # empty: it is no list of runs any more
     "Column -> what to show of the last rows, without what says nothing."
-    if "name" in table.index.names: table = table.reset_index()
-    if "name" not in table.columns: return {}
-    shown = table[-MOST_ROWS:]
+    if "name" in runs.index.names: runs = runs.reset_index()
+    if "name" not in runs.columns: return {}
+    shown = runs[-MOST_ROWS:]
     texts = {str(name): [_text(str(name), value) for value in shown[name]] for name in shown.columns}
     for split in ("val", "test"): _put_below(texts, f"{split}_accuracy", f"{split}_interval")
     if set(texts.get("monitor", [""])) == {"val_accuracy"}:
@@ -161,41 +161,41 @@ def _text(name: str, value: Any) -> str:
     return str(value)[:16].replace("T", " ") if name == "started" else str(value)
 
 
-def _more(table: "DataFrame") -> str:
-    return f"The last {MOST_ROWS} of {len(table)} runs." if len(table) > MOST_ROWS else ""
+def _more(runs: "DataFrame") -> list[str]:     # a sentence, where not all are shown
+    return [f"The last {MOST_ROWS} of {len(runs)} runs."] if len(runs) > MOST_ROWS else []
 
-# %% ../nbs/38_listing.ipynb #eb06ca96
+# %% ../nbs/38_listing.ipynb #1cde5a49
 _WIDEST = {"name": "14em", "differs": "18em"}
+_TOP_LEFT = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;"
 
 
-def _runs_html(table: "DataFrame") -> str | None:       # None: it is no list of runs any more
+def _runs_html(runs: "DataFrame") -> str | None:       # None: it is no list of runs any more
     "Short columns, and long ones that wrap."
-    texts = _texts(table)
+    texts = _texts(runs)
     if not texts: return None
-    rows = "".join(f"<tr>{''.join(map(_td, texts, row))}</tr>" for row in zip(*texts.values(), strict=True))
-    head = "".join(f"<th style='text-align:left'>{html.escape(name.replace('_', ' '))}</th>" for name in texts)
-    more = f"<p>{more}</p>" if (more := _more(table)) else ""
-    return f"{more}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(tag("th", escaped(name.replace("_", " ")), _TOP_LEFT) for name in texts)
+    rows = ["".join(map(_td, texts, row)) for row in zip(*texts.values(), strict=True)]
+    return "".join([*(tag("p", more) for more in _more(runs)), table([head, *rows])])
 
 
 def _td(name: str, text: str) -> str:
     wrap = f"max-width:{_WIDEST[name]};overflow-wrap:anywhere;white-space:normal" if name in _WIDEST else ""
-    return f"<td style='text-align:left;vertical-align:top;{wrap}'>{'<br>'.join(html.escape(text).splitlines())}</td>"
+    return tag("td", "<br>".join(map(escaped, text.splitlines())), _TOP_LEFT + wrap)
 
-# %% ../nbs/38_listing.ipynb #8cf05819
+# %% ../nbs/38_listing.ipynb #a1a64da3
 _GIVE_WAY = ("started", "duration", "epochs")           # left out first where a window is narrow
 
 
-def _runs_text(table: "DataFrame") -> str | None:       # None: it is no list of runs any more
+def _runs_text(runs: "DataFrame") -> str | None:       # None: it is no list of runs any more
     "A line a run, no wider than the terminal."
-    texts = _texts(table)
+    texts = _texts(runs)
     if not texts: return None
     columns = {name: _column(name.replace("_", " "), texts[name]) for name in texts}
     width = shutil.get_terminal_size((100, 24)).columns
     for name in _GIVE_WAY:
         if _width(columns) > width: columns.pop(name, None)
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns.values(), strict=True)]
-    return "\n".join([*filter(None, [_more(table)]), *(_cut(line, width) for line in lines)])
+    return "\n".join([*_more(runs), *(_cut(line, width) for line in lines)])
 
 
 def _column(head: str, texts: Iterable[str]) -> list[str]:
@@ -211,7 +211,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:    # `differs` is last 
 
 def _cut(text: str, width: int) -> str: return text if len(text) <= width else f"{text[:width - 1]}…"
 
-# %% ../nbs/38_listing.ipynb #220d496a
+# %% ../nbs/38_listing.ipynb #530e155d
 @checked
 def differences(
     *runs: str | Path | Run,            # one or more: names, folders, or runs

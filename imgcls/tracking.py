@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from .core import Registry, check, checked
 from .runs import Run
-from .seeding import before_fork
 from .settings import get_logger
 from .training import Callback, Order, State
+from .turns import before_fork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
