@@ -47,6 +47,7 @@ Modules:
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
+- `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
 - `imgcls.trying`: What does it say of an image of mine?

@@ -10,18 +10,18 @@ Guaranteed: one damaged file hides no other run; accuracies carry their interval
 # %% auto #0
 __all__ = ['MOST_ROWS', 'list_runs', 'differences']
 
-# %% ../nbs/38_listing.ipynb #e552a45d
+# %% ../nbs/38_listing.ipynb #8dab10e3
 import functools
-import html
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import parse_yaml
 from .core import CheckpointError, ConfigError, check, checked
+from .markup import escaped, table, tag
 from .runs import Run, runs_in
 from .runtime import difference
 from .settings import find_settings
@@ -30,7 +30,7 @@ from .summaries import Summary, format_duration, result_in_words
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/38_listing.ipynb #af3b6967
+# %% ../nbs/38_listing.ipynb #631b7b5d
 _COLUMNS = ("name", "status", "epochs", "val_accuracy", "val_interval", "test_accuracy", "test_interval",
             "monitor", "best", "duration", "started", "differs")
 
@@ -57,22 +57,24 @@ def _read(run: Run) -> tuple[Summary, str]:
 
 
 def _status(summary: Summary) -> str: return "died?" if summary.died else summary.status
+def _epochs(summary: Summary) -> str: return f"{summary.epoch}/{summary.n_epochs}"
+def _duration(summary: Summary) -> str: return format_duration(summary.seconds)
 
 
 def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
     best, test = summary.best, summary.final.get("test", {})
-    return {"name": run.name, "status": status, "epochs": f"{summary.epoch}/{summary.n_epochs}",
+    return {"name": run.name, "status": status, "epochs": _epochs(summary),
             "val_accuracy": best.get("val_accuracy", math.nan), "val_interval": _interval(best, "val_accuracy"),
             "test_accuracy": test.get("accuracy", math.nan), "test_interval": _interval(test, "accuracy"),
             "monitor": summary.monitor, "best": best.get(summary.monitor, math.nan),
-            "duration": format_duration(summary.seconds), "started": summary.started}
+            "duration": _duration(summary), "started": summary.started}
 
 
 def _interval(result: Mapping[str, Any], name: str) -> str:
     low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
-# %% ../nbs/38_listing.ipynb #3b06f19e
+# %% ../nbs/38_listing.ipynb #bd77cd74
 _MADE_FROM = {"network": ("model.", "model.architecture"), "loss": ("loss.", "loss.type"),
               "optimizer": ("optimizer.type", "optimizer.type")}    # what of the config an object takes the place of
 
@@ -114,7 +116,7 @@ def _unlike_most(knobs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _last_word(key: str) -> str:        # optimizer.lr: lr; optimizer.type: type; one section more where it says nothing
     return key.rsplit(".", 2 if key.endswith(".type") else 1)[-1]
 
-# %% ../nbs/38_listing.ipynb #47fdda0a
+# %% ../nbs/38_listing.ipynb #c057ec51
 @functools.cache
 def _table_of_runs() -> type["DataFrame"]:
     "A class made at first use: pandas takes long to import."
@@ -130,21 +132,27 @@ def _table_of_runs() -> type["DataFrame"]:
 
     return RunTable
 
-# %% ../nbs/38_listing.ipynb #999f8d99
+# %% ../nbs/38_listing.ipynb #7d740348
 MOST_ROWS = 60      # shown; as pandas does
 
 
-def _texts(table: "DataFrame") -> dict[str, list[str]]:     # empty: it is no list of runs any more
-    "Column -> what to show of the last rows; an interval stands below its number, after a line break."
-    if "name" in table.index.names: table = table.reset_index()
-    if "name" not in table.columns: return {}
-    table = table[-MOST_ROWS:]
-    texts = {str(name): [_text(str(name), value) for value in table[name]] for name in table.columns}
-    for number, extra in (("val_accuracy", "val_interval"), ("test_accuracy", "test_interval"), ("monitor", "best")):
-        if number in texts and extra in texts:
-            texts[number] = [f"{n}\n{e}".strip() for n, e in zip(texts[number], texts.pop(extra), strict=True)]
-    if all(text.startswith("val_accuracy") for text in texts.get("monitor", [])): texts.pop("monitor", None)
+def _texts(runs: "DataFrame") -> dict[str, list[str]]:     # empty: it is no list of runs any more
+    "Column -> what to show of the last rows, without what says nothing."
+    if "name" in runs.index.names: runs = runs.reset_index()
+    if "name" not in runs.columns: return {}
+    shown = runs[-MOST_ROWS:]
+    texts = {str(name): [_text(str(name), value) for value in shown[name]] for name in shown.columns}
+    for split in ("val", "test"): _put_below(texts, f"{split}_accuracy", f"{split}_interval")
+    if set(texts.get("monitor", [""])) == {"val_accuracy"}:
+        texts = {name: column for name, column in texts.items() if name not in ("monitor", "best")}
     return {name: column for name, column in texts.items() if name == "name" or any(column)}
+
+
+def _put_below(texts: dict[str, list[str]], number: str, interval: str) -> None:
+    "Make two columns one: an interval stands below its number."
+    if number in texts and interval in texts:
+        pairs = zip(texts[number], texts.pop(interval), strict=True)
+        texts[number] = ["\n".join(filter(None, pair)) for pair in pairs]
 
 
 def _text(name: str, value: Any) -> str:
@@ -153,41 +161,41 @@ def _text(name: str, value: Any) -> str:
     return str(value)[:16].replace("T", " ") if name == "started" else str(value)
 
 
-def _more(table: "DataFrame") -> str:
-    return f"The last {MOST_ROWS} of {len(table)} runs." if len(table) > MOST_ROWS else ""
+def _more(runs: "DataFrame") -> list[str]:     # a sentence, where not all are shown
+    return [f"The last {MOST_ROWS} of {len(runs)} runs."] if len(runs) > MOST_ROWS else []
 
-# %% ../nbs/38_listing.ipynb #e5e8eb96
+# %% ../nbs/38_listing.ipynb #1cde5a49
 _WIDEST = {"name": "14em", "differs": "18em"}
+_TOP_LEFT = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;"
 
 
-def _runs_html(table: "DataFrame") -> str | None:       # None: it is no list of runs any more
+def _runs_html(runs: "DataFrame") -> str | None:       # None: it is no list of runs any more
     "Short columns, and long ones that wrap."
-    texts = _texts(table)
+    texts = _texts(runs)
     if not texts: return None
-    rows = "".join(f"<tr>{''.join(map(_td, texts, row))}</tr>" for row in zip(*texts.values(), strict=True))
-    head = "".join(f"<th style='text-align:left'>{html.escape(name.replace('_', ' '))}</th>" for name in texts)
-    more = f"<p>{more}</p>" if (more := _more(table)) else ""
-    return f"{more}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(tag("th", escaped(name.replace("_", " ")), _TOP_LEFT) for name in texts)
+    rows = ["".join(map(_td, texts, row)) for row in zip(*texts.values(), strict=True)]
+    return "".join([*(tag("p", more) for more in _more(runs)), table([head, *rows])])
 
 
 def _td(name: str, text: str) -> str:
     wrap = f"max-width:{_WIDEST[name]};overflow-wrap:anywhere;white-space:normal" if name in _WIDEST else ""
-    return f"<td style='text-align:left;vertical-align:top;{wrap}'>{'<br>'.join(html.escape(text).splitlines())}</td>"
+    return tag("td", "<br>".join(map(escaped, text.splitlines())), _TOP_LEFT + wrap)
 
-# %% ../nbs/38_listing.ipynb #8ec833d4
+# %% ../nbs/38_listing.ipynb #a1a64da3
 _GIVE_WAY = ("started", "duration", "epochs")           # left out first where a window is narrow
 
 
-def _runs_text(table: "DataFrame") -> str | None:       # None: it is no list of runs any more
+def _runs_text(runs: "DataFrame") -> str | None:       # None: it is no list of runs any more
     "A line a run, no wider than the terminal."
-    texts = _texts(table)
+    texts = _texts(runs)
     if not texts: return None
     columns = {name: _column(name.replace("_", " "), texts[name]) for name in texts}
     width = shutil.get_terminal_size((100, 24)).columns
     for name in _GIVE_WAY:
         if _width(columns) > width: columns.pop(name, None)
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns.values(), strict=True)]
-    return "\n".join([*filter(None, [_more(table)]), *(_cut(line, width) for line in lines)])
+    return "\n".join([*_more(runs), *(_cut(line, width) for line in lines)])
 
 
 def _column(head: str, texts: Iterable[str]) -> list[str]:
@@ -203,7 +211,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:    # `differs` is last 
 
 def _cut(text: str, width: int) -> str: return text if len(text) <= width else f"{text[:width - 1]}…"
 
-# %% ../nbs/38_listing.ipynb #24bf7612
+# %% ../nbs/38_listing.ipynb #530e155d
 @checked
 def differences(
     *runs: str | Path | Run,            # one or more: names, folders, or runs
@@ -232,14 +240,15 @@ def _names(runs: Sequence[Run]) -> list[str]:       # folders, where two runs ha
 
 def _results(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     "A row per result."
-    rows = {"status": [_status(s) for s in summaries], "epochs": [f"{s.epoch}/{s.n_epochs}" for s in summaries],
-            "duration": [format_duration(s.seconds) for s in summaries]}
-    for metric in dict.fromkeys(["val_accuracy", *(s.monitor for s in summaries)]):
+    def row(value: Callable[[Summary], str]) -> list[str]: return [value(summary) for summary in summaries]
+
+    rows = {"status": row(_status), "epochs": row(_epochs), "duration": row(_duration)}
+    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor)]):
         rows[_best_label(metric, summaries)] = [result_in_words(s.best, metric) for s in summaries]
     for split in dict.fromkeys(split for s in summaries for split in s.final):
         rows[f"{split} accuracy"] = [result_in_words(s.final.get(split, {}), "accuracy") for s in summaries]
-    notes = ["; ".join(s.notes) for s in summaries]
-    return rows | ({"notes": notes} if len(set(notes)) > 1 else {})     # labels that were mended, say
+    notes = row(lambda s: "; ".join(s.notes))       # labels that were mended, say
+    return rows | ({"notes": notes} if len(set(notes)) > 1 else {})
 
 
 def _best_label(metric: str, summaries: Sequence[Summary]) -> str:

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
+from .config import yaml_lines
 from .core import CheckpointError, ConfigError, ImgclsError, check, checked, fits, is_gone
 from .core import near_miss, sweep, write_atomic
 from .runtime import git
 from .settings import find_settings, get_logger
-from .summaries import Summary, now, read_summary, yaml_lines
+from .summaries import Summary, now, read_summary
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
