@@ -16,7 +16,6 @@ __all__ = ['RECENT', 'epoch_line', 'clock', 'Pace', 'LogEpochs', 'LogSteps', 'ba
 # %% ../nbs/41_progress.ipynb #5e0eb2b1
 import html
 import math
-import re
 import sys
 import time
 from collections import deque
@@ -28,7 +27,7 @@ import torch
 from fastcore.basics import patch
 
 from .core import check, checked
-from .history import History
+from .history import History, is_accuracy
 from .plots import curves, picture_html, wilson_interval
 from .runtime import where
 from .settings import get_logger
@@ -172,8 +171,7 @@ def how_sure(
 ) -> str:                       # '95 % interval of the best val accuracy: ...'; '' where none can be given
     "What the best accuracy may be on other images."
     best = history.best()
-    share = re.fullmatch(r"(train_|val_)?(top\d+_)?accuracy", history.monitor)
-    if best is None or not n_images or not share: return ""
+    if best is None or not n_images or not is_accuracy(history.monitor): return ""
     low, high = wilson_interval(round(best[history.monitor] * n_images), n_images)
     name = history.monitor.replace("_", " ")
     return f"95 % interval of the best {name}: {low:.4f} to {high:.4f} ({n_images:,} images)"

@@ -132,7 +132,8 @@ def _grant(self: Control, state: State, may_save: bool) -> None:
 
 
 @patch
-def _note(self: Control, state: State, may_save: bool, event: Event, text: str = "", value: float | None = None) -> None:
+def _note(self: Control, state: State, may_save: bool, event: Event, text: str = "", value: float | None = None
+          ) -> None:
     state.history.note(state.step, state.epoch, event, text, value)
     if may_save: self._save(state)
     else: self._to_save = True
