@@ -33,14 +33,14 @@ from .assembly import Given, Setup, assemble, check_callbacks, first_image, imag
 from .assembly import settle, sort_out
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights
-from .config import override
+from .config import override, to_dict
 from .core import CheckpointError, ConfigError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
 from .experiment import ExperimentConfig, KnobsDoc, load_experiment
 from .history import Event, History
-from .interpretation import Explanation
+from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
@@ -61,6 +61,7 @@ from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
+from .tracking import Tracking, build_trackers
 from .training import Callback, State, TrainingInterrupted
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
@@ -360,7 +361,8 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     saver = SaveCheckpoints(run.weights, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
-    listeners = [*kept, Tracking(build_trackers(setup.config.training.trackers, run)), saver,
+    tracking = Tracking(build_trackers(setup.config.training.trackers, run), run.name, to_dict(setup.config))
+    listeners = [*kept, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     if background: return _train_behind(learner, listeners, saver, claim)
     _run_loop(learner, [*listeners, *progress_callbacks(learner.progress)])

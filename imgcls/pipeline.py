@@ -22,10 +22,10 @@ from .evaluation import Evaluation
 from .experiment import ExperimentConfig
 from .learner import Learner
 from .predictions import with_interval
-from .progress import log_figures
 from .runs import Run
 from .settings import get_logger, log_file
 from .summaries import Summary
+from .tracking import build_trackers, log_figures
 
 # %% ../nbs/56_pipeline.ipynb #b98fb314
 @checked
