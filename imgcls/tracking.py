@@ -129,7 +129,7 @@ def build_trackers(
 # %% ../nbs/37_tracking.ipynb #870f9725
 class Tracking(Callback):
     "Tells trackers what happens; one that fails is left out."
-    order = Order.RECORD
+    order, writes = Order.RECORD, True
 
     @checked
     def __init__(
