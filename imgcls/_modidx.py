@@ -839,6 +839,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.learner.what_is_trained': ('learner.html#what_is_trained', 'imgcls/learner.py')},
             'imgcls.listing': { 'imgcls.listing._best_label': ('listing.html#_best_label', 'imgcls/listing.py'),
                                 'imgcls.listing._column': ('listing.html#_column', 'imgcls/listing.py'),
+                                'imgcls.listing._commonest': ('listing.html#_commonest', 'imgcls/listing.py'),
                                 'imgcls.listing._config_of': ('listing.html#_config_of', 'imgcls/listing.py'),
                                 'imgcls.listing._cut': ('listing.html#_cut', 'imgcls/listing.py'),
                                 'imgcls.listing._duration': ('listing.html#_duration', 'imgcls/listing.py'),
