@@ -1484,7 +1484,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.seeding.rng_state': ('seeding.html#rng_state', 'imgcls/seeding.py'),
                                 'imgcls.seeding.seed_all': ('seeding.html#seed_all', 'imgcls/seeding.py'),
                                 'imgcls.seeding.seed_torch': ('seeding.html#seed_torch', 'imgcls/seeding.py'),
-                                'imgcls.seeding.seed_worker': ('seeding.html#seed_worker', 'imgcls/seeding.py'),
                                 'imgcls.seeding.seeded': ('seeding.html#seeded', 'imgcls/seeding.py'),
                                 'imgcls.seeding.set_rng_state': ('seeding.html#set_rng_state', 'imgcls/seeding.py'),
                                 'imgcls.seeding.set_seed': ('seeding.html#set_seed', 'imgcls/seeding.py')},

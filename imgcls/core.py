@@ -181,7 +181,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 _KINDS = {Any: object, None: type(None), bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real,
           Path: os.PathLike}
 
-# %% ../nbs/00_core.ipynb #2e57bab7
+# %% ../nbs/00_core.ipynb #c981f1f2
 def _class_fits(value: Any, inner: tuple[Any, ...]) -> bool:
     anything = inner[0] is Any or isinstance(inner[0], TypeVar)
     return isinstance(value, type) and (anything or issubclass(value, inner[0]))
