@@ -160,7 +160,8 @@ def explain(
     check(i in range(len(self.answers)), f"`i` must be one of the {len(self.answers)} answers, from 0", i)
     old = self.answers[i]
     with preserve_rng():
-        new = _answer(self.whom.predictor(self.weights), old.number, old.name, old.picture, old.tensor, old.shown, label)
+        predictor = self.whom.predictor(self.weights)
+        new = _answer(predictor, old.number, old.name, old.picture, old.tensor, old.shown, label)
     self._entries[self._entries.index(old)] = new
     self.draw()
     return self
