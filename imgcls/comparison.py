@@ -23,9 +23,10 @@ from fastcore.basics import patch
 
 from .core import CheckpointError, DataError, check, checked, near_miss
 from .history import History
+from .listing import differences, list_runs
+from .markup import html_table
 from .plots import curves, picture_html
-from .predictions import html_table
-from .runs import Run, differences, list_runs
+from .runs import Run
 from .settings import find_settings
 from .widgets import Widget
 

@@ -26,9 +26,12 @@ from fastcore.basics import patch
 
 from .core import ConfigError, DataError, ImgclsError, check, checked, near_miss
 from .edits import Decision, Edits, readable
+from .evaluation import Evaluation
+from .gallery import page_of, pager
+from .markup import link
 from .plots import GREY, PALETTE, wilson_interval
-from .predictions import Evaluation, with_interval
-from .widgets import Widget, link, page_of, pager, tile
+from .predictions import with_interval
+from .widgets import Widget, tile
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -23,15 +23,14 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .core import ConfigError, DataError, ImgclsError, check, checked
-from .images import as_image, images_in, load_image
-from .interpretation import Explanation, explain_tensor, overlay
-from .markup import CUT, escaped, link, tag
-from .plots import PALETTE
-from .predictions import Answers, Predictions
-from .predictor import Predictor
-from .seeding import preserve_rng
-from .widgets import Widget, thumbnail
+from imgcls.core import ConfigError, DataError, ImgclsError, check, checked
+from imgcls.images import as_image, images_in, load_image
+from imgcls.interpretation import Explanation, explain_tensor, overlay
+from imgcls.markup import CUT, escaped, link, tagfrom imgcls.plots import PALETTE
+from imgcls.predictions import Answers, Predictions
+from imgcls.predictor import Predictor
+from imgcls.seeding import preserve_rng
+from imgcls.widgets import Widget, thumbnail
 
 # %% ../nbs/48_trying.ipynb #2ace044d
 @dataclass(frozen=True, eq=False)
