@@ -25,13 +25,14 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imgcls.core import ConfigError, DataError, Logits, check, checked, listed, near_miss
-from imgcls.images import images_in
-from imgcls.markup import html_table
-from imgcls.networks import evaluatingfrom imgcls.plots import image_grid, picture_html, pixels, save_plot
-from imgcls.predictions import Answers, Origin, Predictions
-from imgcls.predictor import Predictor
-from imgcls.seeding import preserve_rng
+from .core import ConfigError, DataError, Logits, check, checked, listed, near_miss
+from .images import images_in
+from .markup import html_table
+from .networks import evaluating
+from .plots import image_grid, picture_html, pixels, save_plot
+from .predictions import Answers, Origin, Predictions
+from .predictor import Predictor
+from .seeding import preserve_rng
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame

@@ -23,14 +23,16 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from imgcls.core import ConfigError, DataError, ImgclsError, check, checked
-from imgcls.images import as_image, images_in, load_image
-from imgcls.interpretation import Explanation, explain_tensor, overlay
-from imgcls.markup import CUT, escaped, link, tagfrom imgcls.plots import PALETTE
-from imgcls.predictions import Answers, Predictions
-from imgcls.predictor import Predictor
-from imgcls.seeding import preserve_rng
-from imgcls.widgets import Widget, thumbnail
+from .core import ConfigError, DataError, ImgclsError, check, checked
+from .gallery import SIDE_BY_SIDE
+from .images import as_image, images_in, load_image
+from .interpretation import Explanation, explain_tensor, overlay
+from .markup import CUT, escaped, link, tag
+from .plots import PALETTE
+from .predictions import Answers, Predictions
+from .predictor import Predictor
+from .seeding import preserve_rng
+from .widgets import Widget, thumbnail
 
 # %% ../nbs/48_trying.ipynb #2ace044d
 @dataclass(frozen=True, eq=False)
@@ -181,9 +183,6 @@ def page(self: PredictWidget) -> str:
     return tag("div", inside, "font-size:13px;line-height:1.4;padding:4px")
 
 
-_BESIDE = "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;"
-
-
 def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PALETTE[1]};margin:4px 0 12px 0")
 
 
@@ -198,7 +197,7 @@ def _card(answer: Answer) -> str:
         words = f"{'what' if heat.any() else 'nothing'} speaks for {label}"
         pictures += _picture(thumbnail(overlay(answer.shown, heat), SIDE), words, words)
     return tag("div", tag("div", head, "margin-bottom:4px;overflow-wrap:anywhere")
-               + tag("div", pictures + _bars(answer), _BESIDE), "margin-bottom:16px")
+               + tag("div", pictures + _bars(answer), SIDE_BY_SIDE), "margin-bottom:16px")
 
 
 def _picture(source: str, alt: str, below: str) -> str:
