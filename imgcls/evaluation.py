@@ -196,6 +196,12 @@ def roc_auc(self: Evaluation) -> "DataFrame":   # auc, low, high (95 %), n_posit
     return _areas(self)[0]
 
 
+@patch
+def mean_roc_auc(self: Evaluation) -> tuple[float, float, float]:   # the mean; low and high (95 %)
+    "Mean area over the classes with two images of each kind at least; NaN where there are none."
+    return _areas(self)[1]
+
+
 def _areas(evaluation: Evaluation) -> tuple["DataFrame", tuple[float, float, float]]:
     "The table; and the mean area with its interval, over classes with two images of each kind."
     import pandas as pd

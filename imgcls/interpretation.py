@@ -247,7 +247,7 @@ def explain_image(
     whom: Answers,                  # a predictor, or a learner
     image: Any,                     # one image: path, PIL image, array (height width [channel])
     label: str | None = None,       # which class to explain; None: the predicted one
-    weights: str | None = None,     # of a learner: 'best', 'last' or 'current'; None: best where val chose, else current
+    weights: str | None = None,     # of a learner: 'best', 'last' or 'current'; None: best where val chose
     layer: str | nn.Module | None = None,   # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
     "What does the network say of an image, and where does it look?"

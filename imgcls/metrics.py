@@ -160,7 +160,7 @@ def labels_of(
 
 def _no_labels(targets: Tensor) -> DataError:
     return DataError("`targets` must be a class index for each image, or a probability for each class as floats. Got "
-                     f"{tuple(targets.shape)}, {targets.dtype}. For several labels an image write a Metric of your own.")
+                     f"{tuple(targets.shape)}, {targets.dtype}. For several labels an image write your own Metric.")
 
 # %% ../nbs/22_metrics.ipynb #1b9a6bde
 class LabelMetric(Metric):
@@ -474,14 +474,15 @@ class Metrics(Mapping[str, Metric]):
         "Images seen."
         return self._lost.n
 
-    @property
-    def directions(self) -> dict[str, bool]:
-        "Is a larger value better? By name."
-        return {name: bool(metric.higher_is_better) for name, metric in self.items()}
-
     def reset(self) -> None:
         "Forget everything seen."
         for metric in (*self.values(), self._lost): metric.reset()
+
+# %% ../nbs/22_metrics.ipynb #0075a4d8
+@patch(as_prop=True)
+def directions(self: Metrics) -> dict[str, bool]:
+    "Is a larger value better? By name."
+    return {name: bool(metric.higher_is_better) for name, metric in self.items()}
 
 # %% ../nbs/22_metrics.ipynb #6a6a61ee
 @patch

@@ -19,7 +19,7 @@ __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw'
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +176,7 @@ def follow_network(
     here = {id(p): p for p in network.parameters()}
     check(any(p.requires_grad for p in here.values()), "The network needs parameters to train", "all are frozen",
           "Try networks.unfreeze(network).")
-    for group in optimizer.param_groups: _let_go(optimizer, group, here)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = _let_go(optimizer, here)
     without_gradient = [p for key, p in here.items() if key not in held or not p.requires_grad]
     for parameter in without_gradient: parameter.grad = None
     new = [p for p in without_gradient if p.requires_grad]
@@ -185,12 +184,14 @@ def follow_network(
     _begin_momentum(optimizer)
 
 
-def _let_go(optimizer: Optimizer, group: dict[str, Any], here: Mapping[int, nn.Parameter]) -> None:
+def _let_go(optimizer: Optimizer, here: Collection[int]) -> set[int]:      # what it holds after that
     "Parameters that are the network's no more. Groups that a builder added are its own business."
-    if "name" not in group: return
-    gone = [p for p in group["params"] if id(p) not in here]
-    for parameter in gone: optimizer.state.pop(parameter, None)
-    group["params"] = [p for p in group["params"] if id(p) in here]
+    for group in optimizer.param_groups:
+        if "name" not in group: continue
+        gone = [p for p in group["params"] if id(p) not in here]
+        for parameter in gone: optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) in here]
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _take_up(optimizer: Optimizer, other: Optimizer) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from .core import ConfigError, DataError, ImgclsError, check, checked
+from .gallery import SIDE_BY_SIDE
 from .images import as_image, images_in, load_image
 from .interpretation import Explanation, explain_tensor, overlay
 from .markup import CUT, escaped, link, tag
@@ -160,7 +161,8 @@ def explain(
     check(i in range(len(self.answers)), f"`i` must be one of the {len(self.answers)} answers, from 0", i)
     old = self.answers[i]
     with preserve_rng():
-        new = _answer(self.whom.predictor(self.weights), old.number, old.name, old.picture, old.tensor, old.shown, label)
+        predictor = self.whom.predictor(self.weights)
+        new = _answer(predictor, old.number, old.name, old.picture, old.tensor, old.shown, label)
     self._entries[self._entries.index(old)] = new
     self.draw()
     return self
@@ -181,9 +183,6 @@ def page(self: PredictWidget) -> str:
     return tag("div", inside, "font-size:13px;line-height:1.4;padding:4px")
 
 
-_BESIDE = "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;"
-
-
 def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PALETTE[1]};margin:4px 0 12px 0")
 
 
@@ -198,7 +197,7 @@ def _card(answer: Answer) -> str:
         words = f"{'what' if heat.any() else 'nothing'} speaks for {label}"
         pictures += _picture(thumbnail(overlay(answer.shown, heat), SIDE), words, words)
     return tag("div", tag("div", head, "margin-bottom:4px;overflow-wrap:anywhere")
-               + tag("div", pictures + _bars(answer), _BESIDE), "margin-bottom:16px")
+               + tag("div", pictures + _bars(answer), SIDE_BY_SIDE), "margin-bottom:16px")
 
 
 def _picture(source: str, alt: str, below: str) -> str:
