@@ -2,7 +2,7 @@
 
 Modules:
 
-- `imgcls.audit`: Can every image be read, before training starts?
+- `imgcls.audit`: Can every image be read, and is none of them there twice?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.calibration`: How sure may one be of what it says?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
@@ -16,6 +16,7 @@ Modules:
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
+- `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
@@ -24,6 +25,7 @@ Modules:
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
 - `imgcls.lr_finder`: How large may the learning rate be?
+- `imgcls.manifests`: Which images was it, and are they still what they were?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
