@@ -210,12 +210,10 @@ def _look_at(paths: list[str], n_threads: int | None, remember: str | Path | Non
     if not remember: return _decode_all(paths, n_threads), len(paths)
     known, stamps = _recall(remember), {path: _stamp(path) for path in paths}
     new = [path for path in paths if path not in known or known[path][0] != stamps[path]]
-    found = {path: _Seen(*seen) for path, (_, *seen) in known.items()}
-    found |= dict(zip(new, _decode_all(new, n_threads), strict=True))
-    good = {path: [stamps[path], *found[path]] for path in new if isinstance(found[path], _Seen)}
-    bad = {path for path in new if path not in good}    # other folders may share the file: what it knows of them stays
-    if new: _remember(remember, {path: seen for path, seen in (known | good).items() if path not in bad})
-    return [found[path] for path in paths], len(new)
+    looked = dict(zip(new, _decode_all(new, n_threads), strict=True))
+    good = {path: [stamps[path], *it] for path, it in looked.items() if isinstance(it, _Seen)}
+    if new: _remember(remember, known | good)       # other folders may share the file: what it knows of them stays
+    return [looked[path] if path in looked else _Seen(*known[path][1:]) for path in paths], len(new)
 
 
 def _recall(remember: str | Path) -> dict[str, list]:       # path -> [[bytes, changed at (ns)], width, height, mode]

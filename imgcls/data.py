@@ -50,7 +50,7 @@ from .samples import write_digits, write_photos
 from .seeding import preserve_rng
 from .settings import MAX_WORKERS, find_settings, get_logger
 from .splits import folds as fold_tables, split_table
-from .transforms import TransformConfig, TransformsConfig, build_transform, denormalize
+from .transforms import TransformsConfig, build_transform, denormalize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -320,7 +320,8 @@ def load_table(
     "Find, list and divide the images that a config names."
     home = Path(data_home)
     if config.csv is not None: return _divided(_listed_table(config, home), config, seed)
-    return _divided(ImageTable.from_folder(_find_folder(config.data_dir or "digits", home)), config, seed)
+    folder = _find_folder("digits" if config.data_dir is None else config.data_dir, home)
+    return _divided(ImageTable.from_folder(folder), config, seed)
 
 
 def _listed_table(config: DataConfig, home: Path) -> ImageTable:
@@ -372,23 +373,20 @@ def data_from_table(
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
     check(len(table.splits) > 0, "`table` must be divided", "no splits", "See splits.split_table.", DataError)
     own = {split: train_transform if split == "train" else eval_transform for split in table.splits}
-    for split in table.splits:
-        if own[split] is None: _check_channels(getattr(transforms, split), config.mode, split)
+    pipelines = {split: own[split] or _pipeline(transforms, split, config.mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
     notes = _left_out(table, seen.table)
     _say_what_was_seen(seen)
     if train_transform is None: _say_what_vanishes(seen, transforms)
-    datasets = {split: seen.table.dataset(
-        split, own[split] or build_transform(getattr(transforms, split), split), config.mode)
-        for split in seen.table.splits}
+    datasets = {split: seen.table.dataset(split, pipelines[split], config.mode) for split in seen.table.splits}
     return ImageData(datasets, seen.table.class_names, seen.table, config, transforms,
                      bool(train_transform or eval_transform), eval_transform, notes, seen)
 
 # %% ../nbs/19_data.ipynb #5a0229ce
-def _check_channels(config: TransformConfig, mode: str, split: str) -> None:
-    "A normalization for colour does not fit grey images, nor the other way round."
-    n = {"RGB": 3, "L": 1}[mode]
-    if config.normalize is None or len(config.normalize.mean) == n: return
+def _pipeline(transforms: TransformsConfig, split: str, mode: str) -> Callable[[Any], Tensor]:
+    "What a config says is done; a normalization for colour does not fit grey images, nor the other way round."
+    config, n = getattr(transforms, split), {"RGB": 3, "L": 1}[mode]
+    if config.normalize is None or len(config.normalize.mean) == n: return build_transform(config, split)
     raise ConfigError(f"Images of the mode {mode!r} have {n} channel{'s' * (n > 1)}, but transforms.{split}.normalize "
                       f"has {len(config.normalize.mean)} means. Give as many means and stds as channels"
                       f"{f': mean={_GREY[0]}, std={_GREY[1]}' if n == 1 else ''}.")
@@ -654,7 +652,7 @@ def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:
         plain = table.dataset(split)
         alike = data.dataset(split) if split in data.datasets else data.eval_dataset("train")
         datasets[split] = alike.with_images(plain.paths, plain.targets)
-    config = replace(data.config, data_dir=OBJECTS, csv=None, **_COLUMNS)   # it is no longer what a folder or a file says
+    config = replace(data.config, data_dir=OBJECTS, csv=None, **_COLUMNS)   # no longer what a folder or a file says
     return ImageData(datasets, data.class_names, table, config, data.transforms, data.own_transforms,
                      data._eval_transform, [*data.notes, note], data.seen)
 
