@@ -415,8 +415,8 @@ def _say_what_was_seen(seen: Audit) -> None:
         log.info(f"Skipped {len(paths)} files {reason}: {listed(paths)}")
     for name in {"nan", "nat", "<na>"} & {name.lower() for name in table.class_names}:
         same = table.frame["label"][table.frame["label"].str.lower() == name]
-        log.warning(f"The class {same.iloc[0]!r} ({len(same):,} images) may be missing labels that were made a text. If "
-                    "it is no class, drop these rows.")
+        log.warning(f"The class {same.iloc[0]!r} ({len(same):,} images) may be missing labels that were made a text. "
+                    "If it is no class, drop these rows.")
     check_leaks(table)
 
 
