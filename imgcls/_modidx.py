@@ -280,6 +280,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.config._Mismatch': ('config.html#_mismatch', 'imgcls/config.py'),
                                'imgcls.config._as_plain': ('config.html#_as_plain', 'imgcls/config.py'),
                                'imgcls.config._coerce': ('config.html#_coerce', 'imgcls/config.py'),
+                               'imgcls.config._coerce_config': ('config.html#_coerce_config', 'imgcls/config.py'),
                                'imgcls.config._coerce_dict': ('config.html#_coerce_dict', 'imgcls/config.py'),
                                'imgcls.config._coerce_literal': ('config.html#_coerce_literal', 'imgcls/config.py'),
                                'imgcls.config._coerce_plain': ('config.html#_coerce_plain', 'imgcls/config.py'),

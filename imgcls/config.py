@@ -229,7 +229,7 @@ class _Mismatch(Exception): pass
 
 def _coerce(value: Any, hint: Any) -> Any:
     "The value as the annotation wants it, or an error in words."
-    rule = _RULES.get(get_origin(hint), _coerce_plain)
+    rule = _RULES.get(get_origin(hint)) or (_coerce_config if is_dataclass(hint) else _coerce_plain)
     return rule(_simple(value), hint)
 
 
@@ -237,9 +237,13 @@ def _coerce_plain(value: Any, hint: Any) -> Any:
     if hint is Any: return value
     if hint is float and type(value) in (int, float) and not math.isnan(value): return float(value)
     if hint is not float and (type(value) is hint or value is hint is None): return value
-    if is_dataclass(hint) and isinstance(value, hint): return value
-    if is_dataclass(hint) and isinstance(value, Mapping): return from_dict(hint, value)
     raise _mismatch(value, hint)
+
+
+def _coerce_config(value: Any, hint: Any) -> Any:
+    if isinstance(value, hint): return value
+    if not isinstance(value, Mapping): raise _mismatch(value, hint)
+    return from_dict(hint, value)
 
 
 def _coerce_tuple(value: Any, hint: Any) -> tuple[Any, ...]:
