@@ -147,6 +147,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
+        "`trackers`": "report_to log_with logger loggers",
         "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
         "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
         "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
