@@ -196,12 +196,6 @@ def roc_auc(self: Evaluation) -> "DataFrame":   # auc, low, high (95 %), n_posit
     return _areas(self)[0]
 
 
-@patch
-def mean_roc_auc(self: Evaluation) -> tuple[float, float, float]:   # the mean; low and high (95 %)
-    "Mean area over the classes with two images of each kind at least; NaN where there are none."
-    return _areas(self)[1]
-
-
 def _areas(evaluation: Evaluation) -> tuple["DataFrame", tuple[float, float, float]]:
     "The table; and the mean area with its interval, over classes with two images of each kind."
     import pandas as pd
@@ -249,6 +243,12 @@ def _on_logit_scale(value: float, error: float, z: float) -> tuple[float, float]
     from scipy.special import expit, logit
     half = z*error/(value*(1 - value))
     return float(expit(logit(value) - half)), float(expit(logit(value) + half))
+
+# %% ../nbs/26_evaluation.ipynb #19fe11c9
+@patch
+def mean_roc_auc(self: Evaluation) -> tuple[float, float, float]:   # the mean; low and high (95 %)
+    "Mean area over the classes with two images of each kind at least; NaN where there are none."
+    return _areas(self)[1]
 
 # %% ../nbs/26_evaluation.ipynb #684477b5
 @patch

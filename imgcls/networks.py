@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class ModelConfig:
     "Which network, and where its weights come from."
     architecture: str = "resnet18"       # a name in networks()
-    weights: str | None = None           # 'DEFAULT': pretrained; a torchvision name, or a file; None: random
+    weights: str | None = None           # 'DEFAULT' or a name in pretrained_weights(...); or a file; None: random
     new_head: bool = False               # weights from a file only: leave its head out?
     in_channels: int | None = None       # colour channels of the images, >= 1; None: as many as they have
     num_classes: int | None = None       # logits, >= the data's classes; None: as many
@@ -312,7 +312,7 @@ def build_network(
 
 
 def _where_from(config: ModelConfig) -> tuple[str | None, Path | None]:
-    "The weights as a torchvision name or a file."
+    "The weights as a name in `pretrained_weights`, or as a file."
     if config.weights is None: return None, None
     names, default = pretrained_weights(config.architecture), _is_default(config.weights)
     if config.weights in names or (names and default):
