@@ -16,7 +16,6 @@ __all__ = ['MEMORY', 'LRFinding', 'find_lr']
 
 # %% ../nbs/35_lr_finder.ipynb #6b034ca7
 import copy
-import html
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -31,6 +30,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from .core import DataError, Logits, Targets, check, checked
+from .markup import escaped
 from .networks import train_mode
 from .optimizers import set_learning_rate
 from .plots import GREY, curves, picture_html
@@ -91,7 +91,7 @@ class LRFinding:
 
     def _repr_html_(self) -> str:
         picture = picture_html(self.plot().figure) if np.isfinite(self.scores).any() else ""
-        return f"<p>{html.escape(repr(self))}</p>{picture}"
+        return f"<p>{escaped(repr(self))}</p>{picture}"
 
 # %% ../nbs/35_lr_finder.ipynb #ac84f697
 @patch
