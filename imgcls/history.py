@@ -440,8 +440,8 @@ def load_state_dict(
     "Become the saved history."
     missing = {"version", "steps", "epochs", "events", "directions", "monitor"} - set(state)
     if missing or state["version"] != VERSION:
-        raise CheckpointError(f"A saved history has version {VERSION}, steps, epochs, events, directions and a monitor. "
-                              f"Got version {state.get('version')} and {list(state)}.")
+        raise CheckpointError(f"A saved history has version {VERSION}, steps, epochs, events, directions and a "
+                              f"monitor. Got version {state.get('version')} and {list(state)}.")
     steps, saved = _saved_steps(state["steps"]), _saved_rows(state)
     self.monitor, self.directions = saved.monitor, saved.directions
     self._pending, self._chunks, self._epochs, self._events = [], [steps], saved._epochs, saved._events
