@@ -4,7 +4,7 @@ Modules:
 
 - `imgcls.answering`: Which weights answer?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
-- `imgcls.audit`: Can every image be read, before training starts?
+- `imgcls.audit`: Can every image be read, and is none of them there twice?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
@@ -18,6 +18,7 @@ Modules:
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
+- `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
@@ -29,6 +30,7 @@ Modules:
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
 - `imgcls.losses`: What does training make smaller?
 - `imgcls.lr_finder`: How large may the learning rate be?
+- `imgcls.manifests`: Which images was it, and are they still what they were?
 - `imgcls.markup`: How do names and numbers become HTML that looks the same everywhere?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fastcore.basics import patch
 
-from .core import DataError, _sync_folder, check, checked, listed, near_miss
+from .core import DataError, sync_folder, check, checked, listed, near_miss
 from .datasets import MAX_LABEL, ImageTable
 from .settings import get_logger
 
@@ -292,7 +292,7 @@ def _write(edits: Edits, file: io.FileIO, decision: Decision) -> None:
     try:
         if file.write(row) != len(row): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         os.fsync(file.fileno())
-        if not end: _sync_folder(edits.path.parent)
+        if not end: sync_folder(edits.path.parent)
     except BaseException:
         file.truncate(end)
         raise

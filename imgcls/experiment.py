@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from .config import describe, diff, from_dict, load_config, override, parse_yaml
 from .core import ConfigError, Registry, check, checked, meanings, near_miss
-from .datasets import DataConfig
+from .data import DataConfig
 from .keeping import parse_every
 from .losses import LossConfig
 from .markup import escaped, table, tag

@@ -25,8 +25,7 @@ from torch import Tensor
 from .assembly import Given, Setup, assemble, settle
 from .config import diff, dump_yaml, from_dict, override, to_dict
 from .core import CheckpointError, DataError, check, checked, write_atomic
-from .data import OBJECTS, ImageData, check_contents, load_manifest, save_manifest
-from .datasets import DataConfig
+from .data import OBJECTS, DataConfig, ImageData, check_contents, load_manifest, save_manifest
 from .experiment import ExperimentConfig, load_experiment
 from .keeping import load_last, restore
 from .networks import count_parameters
