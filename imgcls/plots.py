@@ -307,7 +307,8 @@ def _draw_shares(ax: "Axes", share: np.ndarray, y_label: str) -> None:
     n = len(share)
     norm = Normalize(0, 1) if n <= NUMBERED else PowerNorm(0.5, 0, 1)
     label = f"share of the {y_label} class" + ("" if n <= NUMBERED else "; colour: its square root")
-    seaborn.heatmap(share, ax=ax, square=True, cmap="Blues", norm=norm, xticklabels=False, yticklabels=False,
+    seaborn.heatmap(share, ax=ax, square=True, cmap="Blues", norm=norm, vmin=0, vmax=1,
+                    xticklabels=False, yticklabels=False,
                     linewidths=0.5 if n <= NUMBERED else 0, linecolor="white",
                     cbar_kws={"label": label, "shrink": 0.8, "aspect": max(12, min(n, 30))})
     ax.set_facecolor("#DDDDDD")

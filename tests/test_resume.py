@@ -19,8 +19,8 @@ import torch
 
 from imgcls import CheckpointError, DataError, ImageData, Learner, TrainingInterrupted
 from imgcls.checkpointing import first_difference
-from imgcls.keeping import load_checkpoint
 from imgcls.core import ConfigError, temporary_for
+from imgcls.keeping import load_checkpoint
 from imgcls.samples import write_digits
 from imgcls.training import Callback, Order
 from imgcls.verification import outcome

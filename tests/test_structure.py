@@ -20,7 +20,7 @@ NUMBERED = re.compile(r"File to edit: \.\./nbs/((\d\d)_\w+)\.ipynb")
 
 # Which floors a room may import from, beside lower rooms of its own: 3x sees batches, never folders of images.
 FLOORS = {0: {0}, 1: {0, 1}, 2: {0, 2}, 3: {0, 2, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}, 6: {0, 1, 2, 6}}
-ROOMS = {63: {0, 1, 2, 3, 4, 5, 6}}             # rooms with a rule of their own: the commands stand on top of everything
+ROOMS = {63: {0, 1, 2, 3, 4, 5, 6}}             # with a rule of its own: the commands stand on top of everything
 SHIPPED = {30, 31, 32}                          # rooms of training that 6x may read: history, summaries, runs
 
 
@@ -63,8 +63,8 @@ def may_import(number: int, other: int) -> bool:
 
 
 def forbidden(rooms: dict[str, Room]) -> list[str]:
-    return [f"{room.notebook} imports {rooms[name].notebook}" for room in rooms.values() for name in sorted(room.imports)
-            if name in rooms and not may_import(room.number, rooms[name].number)]
+    return [f"{room.notebook} imports {rooms[name].notebook}" for room in rooms.values()
+            for name in sorted(room.imports) if name in rooms and not may_import(room.number, rooms[name].number)]
 
 
 def test_imports_follow_the_table():
@@ -115,7 +115,8 @@ def cells() -> list[Cell]:
     found = []
     for file in sorted(NOTEBOOKS.rglob("*.ipynb")):
         if file.parent.name.startswith((".", "_")): continue
-        texts = ["".join(cell["source"]) for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+        every = json.loads(file.read_text())["cells"]
+        texts = ["".join(cell["source"]) for cell in every if cell["cell_type"] == "code"]
         module = next((m[1] for text in texts if (m := re.search(r"^#\| default_exp:? (\w+)", text, re.M))), "")
         found += [Cell(file.stem, module, _kind(text), text) for text in texts]
     return found
@@ -126,15 +127,15 @@ def _kind(text: str) -> str:
     return "hidden" if re.search(r"^#\| ?hide\b", text, re.M) else "shown"
 
 
-def names_in(tree: ast.AST) -> set[str]:
-    "Every name that is read, also as an attribute or an import."
+def names_in(tree: ast.AST, texts: bool = True) -> set[str]:
+    "Every name that is read, also as an attribute or an import; `texts`: as a text too, such as an annotation in quotes?"
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name): found.add(node.id)
         elif isinstance(node, ast.Attribute): found.add(node.attr)
         elif isinstance(node, ast.ImportFrom): found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-            found.add(node.value)       # an annotation in quotes, a name in a table
+        elif texts and isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            found.add(node.value)
     return found
 
 
@@ -162,7 +163,7 @@ def unused(cells: list[Cell], others: set[str]) -> list[str]:
             if not counts.get(name) and name not in others and name not in within]
 
 
-def tests_and_front_door() -> set[str]:
+def needed_elsewhere() -> set[str]:
     "What is public by `imgcls.__all__`, named by a command, or used by the tests here."
     files = [file for file in (ROOT/"tests").glob("*.py") if file.name != Path(__file__).name]
     named = set().union(*(names_in(ast.parse(file.read_text())) for file in files))
@@ -172,14 +173,14 @@ def tests_and_front_door() -> set[str]:
 
 
 def test_no_exported_name_is_unused():
-    assert not unused(cells(), tests_and_front_door())
+    assert not unused(cells(), needed_elsewhere())
 
 
 def test_unused_names_are_found():
     spare = Cell("00_core", "core", "exported", "def nobody_calls_this(): ...")
-    assert unused([*cells(), spare], tests_and_front_door()) == ["00_core: nobody_calls_this"]
+    assert unused([*cells(), spare], needed_elsewhere()) == ["00_core: nobody_calls_this"]
     needed = Cell("01_settings", "settings", "shown", "nobody_calls_this()")
-    assert not unused([*cells(), spare, needed], tests_and_front_door())
+    assert not unused([*cells(), spare, needed], needed_elsewhere())
 
 
 def patched(cell: Cell) -> Iterator[str]:
@@ -216,7 +217,7 @@ def private_reads(cell: Cell, private: set[str]) -> set[str]:
     made = {node.name for node in ast.walk(cell.tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     made |= {target.attr for node in ast.walk(cell.tree) if isinstance(node, ast.Assign) for target in node.targets
              if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"}
-    return (names_in(cell.tree) & private) - made
+    return (names_in(cell.tree, texts=False) & private) - made
 
 
 @cache
@@ -255,15 +256,17 @@ def test_private_reads_are_found():
 
 
 LONGEST = 60        # lines of an exported cell
+FAMILY = 30         # lines of a cell with several small methods
 
 
 def crowded(cell: Cell) -> str:
     "What makes an exported cell hard to read; '' for nothing."
     if all(isinstance(node, (ast.Import, ast.ImportFrom, ast.If)) for node in cell.tree.body): return ""
-    public = [node.name for node in cell.tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-              and not node.name.startswith("_")]
-    if len(public) > 1: return f"holds {' and '.join(public)}: one public thing a cell"
+    defs = [node for node in cell.tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    public = [node.name for node in defs if not node.name.startswith("_")]
     n = len([line for line in cell.text.strip().split("\n") if not line.startswith("#|")])
+    siblings = n <= FAMILY and all("patch" in ast.unparse(node) for node in defs)      # small methods of one class
+    if len(public) > 1 and not siblings: return f"holds {' and '.join(public)}: one public thing a cell"
     return f"{', '.join(public) or cell.text[:40]!r} has {n} lines, {LONGEST} at most" if n > LONGEST else ""
 
 
