@@ -5,6 +5,7 @@ Modules:
 - `imgcls.answering`: Which weights answer?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, before training starts?
+- `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
@@ -16,9 +17,11 @@ Modules:
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
+- `imgcls.explorer`: Which images are behind a number?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
@@ -48,6 +51,7 @@ Modules:
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?
+- `imgcls.trying`: What does it say of an image of mine?
 - `imgcls.turns`: Who may use what the whole process shares, and when?
 - `imgcls.verification`: How do I know that stopping costs nothing?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""

@@ -29,7 +29,7 @@ from .callbacks import Scheduling, StopOnNaN, lr_factor
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
-from .experiment import ALIASES, ExperimentConfig, load_experiment
+from .experiment import ALIASES, ExperimentConfig, TrainingConfig, load_experiment
 from .history import Event
 from .losses import as_loss, build_loss
 from .metrics import Metric, build_metrics
@@ -197,7 +197,7 @@ def _checked_monitor(monitor: str, state: State) -> str:
     "The column that chooses the best epoch is one that will be recorded."
     phases = ["train"] if state.val_batches is None else ["train", "val"]
     columns = [f"{phase}_{name}" for phase in phases for name in state.train_metrics]
-    if monitor not in columns and monitor != type(state.history).monitor:
+    if monitor not in columns and monitor != TrainingConfig.monitor:
         raise ConfigError(f"`monitor` must be a column of the epoch table. Got {monitor!r}.{near_miss(monitor, columns)} "
                           f"There are: {', '.join(columns)}.")
     return monitor

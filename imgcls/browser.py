@@ -25,15 +25,16 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from imgcls.core import check, checked, listed, near_miss
-from imgcls.data import ImageData
-from imgcls.edits import readable
-from imgcls.gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image
-from imgcls.gallery import shadefrom imgcls.images import load_image
-from imgcls.markup import CUT, escaped, facts, link, table, tag
-from imgcls.plots import pixels
-from imgcls.seeding import permutation, seeded
-from imgcls.widgets import thumbnail
+from .core import check, checked, listed, near_miss
+from .data import ImageData
+from .edits import readable
+from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image
+from .gallery import shade
+from .images import load_image
+from .markup import CUT, escaped, facts, link, table, tag
+from .plots import pixels
+from .seeding import permutation, seeded
+from .widgets import thumbnail
 
 if TYPE_CHECKING:
     from pandas import DataFrame

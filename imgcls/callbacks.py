@@ -86,7 +86,8 @@ class EarlyStopping(Callback):
         waited = state.epoch - max([since, *(event["epoch"] for event in replanned)])
         if waited < self.patience: return
         moved = "fallen" if history.higher_is_better(monitor) is False else "risen"
-        state.stop(f"{_in_words(monitor)} has not {moved} for {waited} epochs (best {best[monitor]:.4f} in epoch {since})")
+        state.stop(f"{_in_words(monitor)} has not {moved} for {waited} epochs "
+                   f"(best {best[monitor]:.4f} in epoch {since})")
 
 
 def _in_words(column: str) -> str:

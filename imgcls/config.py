@@ -147,6 +147,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
+        "`trackers`": "report_to log_with logger loggers",
         "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
         "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
         "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
@@ -229,7 +230,7 @@ class _Mismatch(Exception): pass
 
 def _coerce(value: Any, hint: Any) -> Any:
     "The value as the annotation wants it, or an error in words."
-    rule = _RULES.get(get_origin(hint), _coerce_plain)
+    rule = _RULES.get(get_origin(hint)) or (_coerce_config if is_dataclass(hint) else _coerce_plain)
     return rule(_simple(value), hint)
 
 
@@ -237,9 +238,13 @@ def _coerce_plain(value: Any, hint: Any) -> Any:
     if hint is Any: return value
     if hint is float and type(value) in (int, float) and not math.isnan(value): return float(value)
     if hint is not float and (type(value) is hint or value is hint is None): return value
-    if is_dataclass(hint) and isinstance(value, hint): return value
-    if is_dataclass(hint) and isinstance(value, Mapping): return from_dict(hint, value)
     raise _mismatch(value, hint)
+
+
+def _coerce_config(value: Any, hint: Any) -> Any:
+    if isinstance(value, hint): return value
+    if not isinstance(value, Mapping): raise _mismatch(value, hint)
+    return from_dict(hint, value)
 
 
 def _coerce_tuple(value: Any, hint: Any) -> tuple[Any, ...]:

@@ -11,8 +11,8 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Probabilities', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError',
            'ArgumentError', 'DataError', 'CheckpointError', 'shown', 'check', 'near_miss', 'listed', 'checked', 'fits',
-           'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'temporary_for', 'sweep', 'is_gone',
-           'verify_archive']
+           'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder', 'temporary_for',
+           'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
@@ -181,7 +181,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 _KINDS = {Any: object, None: type(None), bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real,
           Path: os.PathLike}
 
-# %% ../nbs/00_core.ipynb #2e57bab7
+# %% ../nbs/00_core.ipynb #c981f1f2
 def _class_fits(value: Any, inner: tuple[Any, ...]) -> bool:
     anything = inner[0] is Any or isinstance(inner[0], TypeVar)
     return isinstance(value, type) and (anything or issubclass(value, inner[0]))
@@ -356,10 +356,13 @@ def write_atomic(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
-
-def _sync_folder(folder: Path) -> None:
+# %% ../nbs/00_core.ipynb #0e0b82b8
+def sync_folder(
+    folder: Path,           # in which a file was made, renamed or removed
+) -> None:
+    "Force a folder's names to the disk."
     if os.name == "nt": return              # Windows cannot open a folder
     descriptor = os.open(folder, os.O_RDONLY)
     try: os.fsync(descriptor)

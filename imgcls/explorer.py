@@ -22,13 +22,14 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-from imgcls.core import check, checked, near_miss
-from imgcls.edits import readable
-from imgcls.evaluation import Evaluation
-from imgcls.gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, enlarged
-from imgcls.gallery import quick_image, shade
-from imgcls.interpretation import explain, overlay
-from imgcls.markup import CUT, escaped, facts, link, table, tagfrom imgcls.plots import PALETTE
+from .core import check, checked, near_miss
+from .edits import readable
+from .evaluation import Evaluation
+from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, enlarged
+from .gallery import quick_image, shade
+from .interpretation import explain, overlay
+from .markup import CUT, escaped, facts, link, table, tag
+from .plots import PALETTE
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,8 +14,6 @@ __all__ = ['EPOCH_COLUMNS', 'StepArrays', 'LOWER', 'HIGHER', 'VERSION', 'History
 
 # %% ../nbs/30_history.ipynb #4d1bfff5
 import csv
-from enum import StrEnum
-import html
 import io
 import math
 import numbers
@@ -24,6 +22,7 @@ import re
 import struct
 import threading
 from collections.abc import Collection, Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from .core import CheckpointError, ConfigError, DataError, check, checked, fits, in_words
 from .core import listed, near_miss, shown, write_atomic
+from .markup import escaped
 from .plots import curves, new_axes
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def to_html(
 ) -> str:                               # at most the first 3, the last 20 and the best epoch
     "The table of epochs as a notebook shows it."
     columns, best = [c for c in _columns(self) if c not in leave_out], self.best()
-    caption = f"<p>{html.escape(repr(self))}{' (bold)' if best else ''}</p>"
+    caption = f"<p>{escaped(repr(self))}{' (bold)' if best else ''}</p>"
     if not self._epochs: return caption
     best_epoch, lines, before = (best or {}).get("epoch"), [], -1
     for i, row in enumerate(self._epochs):
@@ -358,7 +358,7 @@ def to_html(
         if i > before + 1: lines.append(_gap(i - before - 1, len(columns)))
         lines.append(_line(map(_cell, map(row.get, columns)), "th" if row["epoch"] == best_epoch else "td"))
         before = i
-    head = _line(map(html.escape, columns), "th")
+    head = _line(map(escaped, columns), "th")
     return f"{caption}<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -440,8 +440,8 @@ def load_state_dict(
     "Become the saved history."
     missing = {"version", "steps", "epochs", "events", "directions", "monitor"} - set(state)
     if missing or state["version"] != VERSION:
-        raise CheckpointError(f"A saved history has version {VERSION}, steps, epochs, events, directions and a monitor. "
-                              f"Got version {state.get('version')} and {list(state)}.")
+        raise CheckpointError(f"A saved history has version {VERSION}, steps, epochs, events, directions and a "
+                              f"monitor. Got version {state.get('version')} and {list(state)}.")
     steps, saved = _saved_steps(state["steps"]), _saved_rows(state)
     self.monitor, self.directions = saved.monitor, saved.directions
     self._pending, self._chunks, self._epochs, self._events = [], [steps], saved._epochs, saved._events

@@ -185,7 +185,7 @@ def _unclear_transparency(image: Image.Image) -> str:
     return ("16 bits a channel with a transparent colour: Pillow keeps 8 bits, so which pixels are "
             "transparent cannot be known. Convert it once, to a PNG with an alpha channel")
 
-# %% ../nbs/09_images.ipynb #fd01467e
+# %% ../nbs/09_images.ipynb #be0c4626
 def _tiff_trap(image: Image.Image) -> str:
     tags = getattr(image, "tag_v2", {})
     trap = tags and (_channels_apart(tags) or _coarse_colours(tags) or _narrow_colour_map(tags))

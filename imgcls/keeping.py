@@ -62,17 +62,11 @@ def load_checkpoint(
     "Read the state of a run, verified and complete."
     state = read_checkpoint(path, device)
     try:
-        for name, kind in (STATE_FIELDS | RUN_FIELDS).items():
-            if name in state: _refuse_unless(fits(state[name], kind), f"`{name}` must be {in_words(kind)}", state[name])
-            elif name in STATE_FIELDS or name in needs:
-                raise CheckpointError(f"It has no `{name}`.{near_miss(name, map(str, state))}")
-        _refuse_unless(len(state["trained"]) > 0, "`trained` must name what is trained", state["trained"])
-        _refuse_unless(state.get("planned", 1) > 0, "`planned` must be > 0", state.get("planned"))
+        _check_fields(state, needs)
         history = History()
         history.load_state_dict(state["history"])
-        _refuse_unless(state.get("monitor", history.monitor) == history.monitor,
-                       "`monitor` must be what the history says", state.get("monitor"))
-        _check_position(state, history)
+        _check_counts(state, history)
+        _check_plan(state, history)
         _check_averages(state)
     except CheckpointError as error:
         raise CheckpointError(f"{str(path)!r} is not the whole state of a run. {error} "
@@ -80,33 +74,48 @@ def load_checkpoint(
     return state
 
 
+def _check_fields(state: Mapping[str, Any], needs: Collection[str]) -> None:
+    "What must be there is there, and what is there is of its kind."
+    missing = next((name for name in (*STATE_FIELDS, *needs) if name not in state), None)
+    if missing: raise CheckpointError(f"It has no `{missing}`.{near_miss(missing, map(str, state))}")
+    for name, kind in (STATE_FIELDS | RUN_FIELDS).items():
+        if name in state: _refuse_unless(fits(state[name], kind), f"`{name}` must be {in_words(kind)}", state[name])
+    for name in ("epoch", "batch", "step", "n_epochs", "seconds"):
+        _refuse_unless(0 <= state[name] < 2**63, f"`{name}` must be >= 0", state[name])
+    _refuse_unless(state["seed"] >= 0, "`seed` must be >= 0", state["seed"])
+    _refuse_unless(len(state["trained"]) > 0, "`trained` must name what is trained", state["trained"])
+
+
 def _refuse_unless(ok: bool, rule: str, got: object) -> None:
     if not ok: raise CheckpointError(f"{rule}. Got {shown(got)}.")
 
 # %% ../nbs/36_keeping.ipynb #a78c26e2
-def _check_position(state: Mapping[str, Any], history: History) -> None:
-    "Where it stands, and what the history says of that."
-    for name in ("epoch", "batch", "step", "n_epochs", "seconds"):
-        _refuse_unless(0 <= state[name] < 2**63, f"`{name}` must be >= 0", state[name])
-    _refuse_unless(state["seed"] >= 0, "`seed` must be >= 0", state["seed"])
-    epoch, step, n_epochs = state["epoch"], state["step"], state["n_epochs"]
+def _check_counts(state: Mapping[str, Any], history: History) -> None:
+    "Where it stands is what the history says."
+    epoch, batch, step = state["epoch"], state["batch"], state["step"]
     rows, steps = history.epochs, history.steps.step
     _refuse_unless(len(rows) == epoch and _counts(rows.epoch), "`epoch` must be what the history has",
                    f"{epoch}, and {len(rows)} rows")
     _refuse_unless(len(steps) == step and _counts(steps), "`step` must be what the history has",
                    f"{step}, and {len(steps)} rows")
-    before = int(rows.step.iloc[-1]) if epoch else 0
-    _refuse_unless(before <= step <= before + state["batch"] and (step > before) == (state["batch"] > 0),
-                   "`batch` must fit the steps since the last epoch", f"{state['batch']}, and {step - before} steps")
-    _refuse_unless(max(1, epoch + bool(state["batch"])) <= n_epochs, "`n_epochs` must not be below the epochs begun",
-                   n_epochs)
-    planned = state.get("config", {}).get("training", {})
-    if isinstance(planned, Mapping) and "num_epochs" in planned:
-        _refuse_unless(planned["num_epochs"] == n_epochs, "`n_epochs` must be what the config says",
-                       f"{n_epochs}, and {planned['num_epochs']}")
+    done = step - (int(rows.step.iloc[-1]) if epoch else 0)
+    _refuse_unless(0 <= done <= batch and (done > 0) == (batch > 0), "`batch` must fit the steps since the last epoch",
+                   f"{batch}, and {done} steps")
 
 
 def _counts(column: Any) -> bool: return bool((column.to_numpy() == range(1, len(column) + 1)).all())
+
+
+def _check_plan(state: Mapping[str, Any], history: History) -> None:
+    "Where it goes is what the config and the history say."
+    n_epochs, begun = state["n_epochs"], max(1, state["epoch"] + bool(state["batch"]))
+    _refuse_unless(begun <= n_epochs, "`n_epochs` must not be below the epochs begun", n_epochs)
+    _refuse_unless(state.get("planned", 1) > 0, "`planned` must be > 0", state.get("planned"))
+    _refuse_unless(state.get("monitor", history.monitor) == history.monitor,
+                   "`monitor` must be what the history says", state.get("monitor"))
+    training = state.get("config", {}).get("training", {})
+    planned = training.get("num_epochs", n_epochs) if isinstance(training, Mapping) else n_epochs
+    _refuse_unless(planned == n_epochs, "`n_epochs` must be what the config says", f"{n_epochs}, and {planned}")
 
 
 def _check_averages(state: Mapping[str, Any]) -> None:
@@ -144,11 +153,11 @@ class CheckpointFiles:
         self,
         snapshot: dict[str, Any],       # what `plain` returned
         best: dict[str, Any] | None = None,     # the row of its epoch, if that is the best; None: it is not
-        about: Mapping[str, Any] | None = None,     # what to say in best.safetensors beside the weights
+        about: dict[str, Any] | None = None,    # what to say in best.safetensors beside the weights
     ) -> None:
         "The best one first: killed in between, the run goes on from the old last.pt and writes it again."
         _check_finite(snapshot["network"], self.run.last)
-        if best is not None: self._owed = snapshot, best, dict(about or {})
+        if best is not None: self._owed = snapshot, best, about or {}
         self.write_owed()
         keep_previous(self.run.last)
         write_checkpoint(snapshot, self.run.last)
@@ -236,7 +245,7 @@ class SaveCheckpoints(Callback):
         if at == self._sent: return                 # nothing has happened since
         best = state.history.best()
         if best is not None and (state.batch or best["epoch"] != state.epoch): best = None
-        about = self.about() if best else None
+        about = dict(self.about()) if best else None
         self._sent = at
         try: self.writer.save({**self.extra(), **state_dict(state, self.callbacks)},
                               lambda snapshot: self._write(snapshot, best, about))
@@ -248,7 +257,7 @@ class SaveCheckpoints(Callback):
 # %% ../nbs/36_keeping.ipynb #d3d24a10
 @patch
 def _write(self: SaveCheckpoints, snapshot: dict[str, Any], best: dict[str, Any] | None,
-           about: Mapping[str, Any] | None) -> None:
+           about: dict[str, Any] | None) -> None:
     try: self.files.write(snapshot, best, about)
     except BaseException:
         self._sent = None                       # the next time, it is written again

@@ -106,6 +106,9 @@ class _Parts:
     @property
     def run_summary(self) -> Summary | None: return self.record and self.record.summary
 
+    def __getattr__(self, name: str) -> Any:        # only asked for what is not there
+        raise AttributeError(name if name.startswith("_") else f"Learner has no {name!r}.{_our_verb(name)}")
+
 # %% ../nbs/55_learner.ipynb #98f7252f
 class Learner(_Parts):
     "Data, a network, and the verbs: fit, resume, evaluate, predict."
@@ -358,7 +361,7 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     run, record = learner.run, learner.record
     write_config(setup, run)
     kept = setup.hear(callbacks)
-    saver = SaveCheckpoints(run.weights, kept, lambda: belongs_to(setup, record.summary.environment),
+    saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
     tracking = Tracking(build_trackers(setup.config.training.trackers, run), run.name, to_dict(setup.config))
@@ -752,11 +755,6 @@ def summary(
     "What the network consists of, for an image as the data gives it."
     channels, *size = first_image(self.data).shape
     return network_summary(self.network, tuple(size), channels, depth)
-
-# %% ../nbs/55_learner.ipynb #0ac19dcb
-@patch
-def __getattr__(self: Learner, name: str) -> Any:        # only asked for what is not there
-    raise AttributeError(name if name.startswith("_") else f"Learner has no {name!r}.{_our_verb(name)}")
 
 # %% ../nbs/55_learner.ipynb #d8186e63
 @patch

@@ -14,7 +14,7 @@ __all__ = ['MOST_ROWS', 'list_runs', 'differences']
 import functools
 import math
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,10 +107,17 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unlike_most(knobs: Sequence[Mapping[str, Any]]) -> list[str]:
     "For each run the knobs in which it differs from the commonest value."
-    usual = {key: Counter(repr(k[key]) for k in knobs if key in k).most_common(1)[0][0]
-             for key in dict.fromkeys(key for k in knobs for key in k)}
-    return [", ".join(f"{_last_word(key)}={value}" for key, value in k.items() if repr(value) != usual[key])
-            for k in knobs]
+    usual = _commonest(knobs)
+    unlike = ({key: value for key, value in run.items() if repr(value) != usual[key]} for run in knobs)
+    return [", ".join(f"{_last_word(key)}={value}" for key, value in run.items()) for run in unlike]
+
+
+def _commonest(knobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    "The value that most runs have of each knob, as `repr` writes it."
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in knobs:
+        for key, value in run.items(): counted[key][repr(value)] += 1
+    return {key: values.most_common(1)[0][0] for key, values in counted.items()}
 
 
 def _last_word(key: str) -> str:        # optimizer.lr: lr; optimizer.type: type; one section more where it says nothing

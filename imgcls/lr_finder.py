@@ -16,11 +16,10 @@ __all__ = ['MEMORY', 'LRFinding', 'find_lr']
 
 # %% ../nbs/35_lr_finder.ipynb #6b034ca7
 import copy
-import html
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +30,14 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from .core import DataError, Logits, Targets, check, checked
+from .markup import escaped
 from .networks import train_mode
 from .optimizers import set_learning_rate
 from .plots import GREY, curves, picture_html
 from .runtime import Runtime
 from .seeding import preserve_rng, seed_all
 from .settings import get_logger
+from .training import backward, take_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ class LRFinding:
 
     def _repr_html_(self) -> str:
         picture = picture_html(self.plot().figure) if np.isfinite(self.scores).any() else ""
-        return f"<p>{html.escape(repr(self))}</p>{picture}"
+        return f"<p>{escaped(repr(self))}</p>{picture}"
 
 # %% ../nbs/35_lr_finder.ipynb #ac84f697
 @patch
@@ -137,23 +138,16 @@ def find_lr(
     check(0 < base_lr < math.inf, "`base_lr` must be > 0", base_lr)
     runtime, kept = runtime or Runtime.create("cpu"), _keep(batches, n_steps)
     rungs = _ladder(lowest, highest)
-    found: dict[float, np.ndarray] = {}
     with preserve_rng(), _bar((len(rungs[::2]) + 3)*n_steps) as bar:
-        def score(lr: float) -> float:
-            found[lr] = _train_briefly(network, optimizer, loss_fn, kept, runtime, seed, lr/base_lr, bar)
-            mean = found[lr][n_steps//2:].mean()
-            if bar.disable: get_logger().info(f"lr_find: learning rate {lr:.2g}, loss {mean:.4g}")
-            return mean
-        untrained, scores = score(0.0), {}
+        trials = _Trials(network, optimizer, loss_fn, kept, runtime, seed, base_lr, bar)
+        untrained, scores = trials.score(0.0), {}
         for lr in rungs[::2]:
-            scores[lr] = score(lr)
+            scores[lr] = trials.score(lr)
             if scores[lr] > untrained > 1.1*min(scores.values()): break
         best = rungs.index(min(scores, key=scores.__getitem__))
         for lr in rungs[max(best - 1, 0):best + 2]:
-            if lr not in found: score(lr)
-    before = found.pop(0.0)
-    lrs = sorted(found)
-    return LRFinding(np.array(lrs), np.array([found[lr] for lr in lrs]), before)
+            if lr not in scores: trials.score(lr)
+    return trials.finding()
 
 
 def _ladder(lowest: float, highest: float) -> list[float]:
@@ -181,29 +175,48 @@ def _bar(n_steps: int) -> tqdm:
     return tqdm(total=n_steps, desc="trying learning rates", unit="step", leave=False, disable=not live)
 
 # %% ../nbs/35_lr_finder.ipynb #c8a3b09c
-def _train_briefly(
-    network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tensor], batches: list[Any], runtime: Runtime,
-    seed: int, factor: float, bar: tqdm,
-) -> np.ndarray:
-    "Copies learn; the loss of each batch before the step on it."
-    losses = np.full(len(batches), np.inf)
-    network, optimizer, scaler = copy.deepcopy((network, optimizer, runtime.scaler))
-    for group in optimizer.param_groups: group.setdefault("base_lr", group["lr"])
-    train_mode(network)
-    set_learning_rate(optimizer, factor)
-    for i, batch in enumerate(batches):
-        bar.update()
-        images, targets = runtime.move(*batch)
-        seed_all(seed, "lr finder", i)
-        with runtime.autocast(): loss = loss_fn(network(images), targets)
-        check(isinstance(loss, Tensor) and loss.numel() == 1, "The loss must be one number", loss)
-        if not math.isfinite(loss.item()): break
-        losses[i] = loss.item()
-        if not factor: continue
+@dataclass
+class _Trials:
+    "Short trainings, each from the same weights and on the same batches, at a learning rate of its own."
+    network: nn.Module
+    optimizer: Optimizer
+    loss_fn: Callable[[Logits, Targets], Tensor]
+    batches: list[Any]
+    runtime: Runtime
+    seed: int
+    base_lr: float
+    bar: tqdm
+    losses: dict[float, np.ndarray] = field(default_factory=dict)      # of each rate that was tried
+
+    def score(self, lr: float) -> float:
+        "Try a rate; the mean loss over the second half of the batches."
+        losses = self.losses[lr] = self._train(lr / self.base_lr)
+        mean = losses[len(losses)//2:].mean()
+        if self.bar.disable: get_logger().info(f"lr_find: learning rate {lr:.2g}, loss {mean:.4g}")
+        return mean
+
+    def _train(self, factor: float) -> np.ndarray:
+        "Copies learn; the loss of each batch before the step on it."
+        losses = np.full(len(self.batches), np.inf)
+        network, optimizer, scaler = copy.deepcopy((self.network, self.optimizer, self.runtime.scaler))
+        runtime = replace(self.runtime, scaler=scaler)
+        for group in optimizer.param_groups: group.setdefault("base_lr", group["lr"])
+        train_mode(network)
+        set_learning_rate(optimizer, factor)
         optimizer.zero_grad()
-        (scaler.scale(loss) if scaler else loss).backward()
-        if scaler:
-            scaler.step(optimizer)
-            scaler.update()
-        else: optimizer.step()
-    return losses
+        for i, batch in enumerate(self.batches):
+            self.bar.update()
+            images, targets = runtime.move(*batch)
+            seed_all(self.seed, "lr finder", i)
+            with runtime.autocast(): loss = self.loss_fn(network(images), targets)
+            check(isinstance(loss, Tensor) and loss.numel() == 1, "The loss must be one number", loss)
+            if not math.isfinite(loss.item()): break
+            losses[i] = loss.item()
+            if not factor: continue
+            backward(runtime, loss)
+            take_step(runtime, optimizer)
+        return losses
+
+    def finding(self) -> LRFinding:
+        lrs = sorted(self.losses.keys() - {0.0})
+        return LRFinding(np.array(lrs), np.array([self.losses[lr] for lr in lrs]), self.losses[0.0])

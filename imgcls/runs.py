@@ -14,6 +14,7 @@ __all__ = ['MAX_NAME', 'PATIENCE', 'MAX_PATCH', 'run_name', 'check_run_name', 'R
 
 # %% ../nbs/32_runs.ipynb #094bd867
 import errno
+import itertools
 import json
 import os
 import platform
@@ -168,21 +169,26 @@ def create(
 ) -> Run:                   # in a new folder: lr_0.01, or lr_0.01_2, lr_0.01_3, ... if there is one
     "Make a new run; nothing that exists is touched."
     check_run_name(name)
-    root, number = Path(root).resolve(), 1
+    root = Path(root).resolve()
     with writing(root, "Make room there, or give another folder: `runs` in settings.ini, Learner(..., runs=...).",
                  ConfigError):
         root.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = root/(name if number == 1 else f"{name}_{number}")
-            try: folder.mkdir()
-            except FileExistsError: number += 1
-            else: break
+        folder = _new_folder(root, name)
         try:
             for part in ("logs", "plots", "weights"): (folder/part).mkdir()
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)       # nothing half made
             raise
     return cls(folder)
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    "The first of name, name_2, name_3, ... that is not there yet, made."
+    for number in itertools.count(1):
+        folder = root/(name if number == 1 else f"{name}_{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 # %% ../nbs/32_runs.ipynb #b105bf9c
 @patch(cls_method=True)
@@ -294,11 +300,20 @@ class Hold:
 
 
 def _contents(path: Path) -> object:
-    "Names, sizes and checksums of a checkpoint's parts: equal where what it holds is equal."
+    "Names, sizes and checksums of a checkpoint's parts, equal where what it holds is equal; else size and time."
     try:
         with zipfile.ZipFile(path) as file: return [(p.filename, p.file_size, p.CRC) for p in file.infolist()]
     except FileNotFoundError: return None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError): return "damaged"
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError): return _size_and_time(path)
+    except OSError: return "unreadable"
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    "Of a damaged file, or of a format that is no archive."
+    with suppress(OSError):
+        about = path.stat()
+        return about.st_size, about.st_mtime_ns
+    return None
 
 
 def _progress(run: Run) -> str:

@@ -11,7 +11,7 @@ libraries with generators of their own (Albumentations, say), which you seed fro
 
 # %% auto #0
 __all__ = ['derive', 'generator', 'permutation', 'seed_all', 'seed_torch', 'set_seed', 'rng_state', 'set_rng_state',
-           'preserve_rng', 'seeded', 'give_way', 'own_generator', 'deterministic_mode', 'seed_worker']
+           'preserve_rng', 'seeded', 'give_way', 'own_generator', 'deterministic_mode']
 
 # %% ../nbs/04_seeding.ipynb #ca822256
 import hashlib
@@ -272,10 +272,3 @@ def deterministic_mode(
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
         if before[3] is None: del os.environ["CUBLAS_WORKSPACE_CONFIG"]
-
-# %% ../nbs/04_seeding.ipynb #78e4dbc3
-def seed_worker(
-    worker_id: int,         # number of the worker, from 0
-) -> None:
-    "For `DataLoader(worker_init_fn=...)`: seed Python and NumPy from torch's own worker seed."
-    seed_all(torch.initial_seed(), "worker", worker_id)

@@ -93,8 +93,10 @@ class TensorBoard(Tracker):
 
     def log_figures(self, figures: Mapping[str, "Figure"], step: int) -> None:
         writer = self._writer or self._open()
-        for name, figure in figures.items(): writer.add_image(name, _pixels(figure), step, dataformats="HWC")
-        if writer is not self._writer: writer.close()
+        try:
+            for name, figure in figures.items(): writer.add_image(name, _pixels(figure), step, dataformats="HWC")
+        finally:
+            if writer is not self._writer: writer.close()
 
     def finish(self, status: str) -> None:
         self._forget()
@@ -129,7 +131,7 @@ def build_trackers(
 # %% ../nbs/37_tracking.ipynb #870f9725
 class Tracking(Callback):
     "Tells trackers what happens; one that fails is left out."
-    order = Order.RECORD
+    order, writes = Order.RECORD, True
 
     @checked
     def __init__(

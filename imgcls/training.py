@@ -446,7 +446,8 @@ def _check_monitor(state: State) -> None:
     measured = [f"train_{name}" for name in state.train_metrics]
     if state.val_batches is not None: measured += [f"val_{name}" for name in state.val_metrics]
     check(monitor in measured or monitor == History().monitor,
-          f"What chooses the best epoch must be measured: {', '.join(measured)}", monitor, near_miss(monitor, measured).strip())
+          f"What chooses the best epoch must be measured: {', '.join(measured)}", monitor,
+          near_miss(monitor, measured).strip())
 
 # %% ../nbs/33_training.ipynb #9bc4e438
 _FITTING = threading.Lock()     # held by the one training of this process

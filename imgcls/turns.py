@@ -126,6 +126,7 @@ def _look_freely(turns: _Turns, me: int) -> Callable[[], None] | None:      # No
         turns.free.append(me)
 
     def leave() -> None:
+        if turns.pid != os.getpid(): return     # a child that was forked inside has turns of its own
         with turns.changed:
             turns.free.remove(me)
             turns.changed.notify_all()
@@ -152,7 +153,7 @@ def _wait_for_turn(turns: _Turns, me: int) -> Callable[[], None] | None:    # No
 
 
 def _end_turn(turns: _Turns, me: int, interrupts: "_Interrupts | None" = None) -> None:
-    if turns.pid == os.getpid():            # a child that was forked inside has turns of its own
+    if turns.pid == os.getpid():            # not in a child that was forked inside
         with turns.changed:
             if turns.looker == me: turns.looker = None
             turns.waiting -= 1
@@ -231,12 +232,13 @@ def _rest_training(held: list[Callable[[], Any]]) -> None:
     if turns.trainer in (None, me) or turns.looker == me: return
     with turns.changed:
         turns.waiting += 1
-        if turns.changed.wait_for(turns.may_look, FORK_PATIENCE):
-            turns.looker = me
-            held.append(lambda: _end_turn(turns, me))
-        else:
-            turns.waiting -= 1
-            _forked_beside("the training in the background")
+        free = False
+        try: free = turns.changed.wait_for(turns.may_look, FORK_PATIENCE)
+        finally:                            # also when ■ ends the waiting
+            if not free: turns.waiting -= 1
+        if not free: return _forked_beside("the training in the background")
+        turns.looker = me
+        held.append(lambda: _end_turn(turns, me))
 
 
 def _forked_beside(what: str) -> None:
