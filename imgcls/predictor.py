@@ -16,6 +16,7 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'stretched', 'Unlabelled']
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .images import as_image, images_in
 from .networks import evaluating
 from .predictions import Origin, Predictions
 from .runtime import Runtime
-from .seeding import deterministic_mode, preserve_rng, seed_all
+from .seeding import deterministic_mode, preserve_rng, seed_all, seeded
 
 # %% ../nbs/27_predictor.ipynb #48e496e7
 class NetworkError(ImgclsError, RuntimeError):
@@ -152,6 +153,11 @@ def _in_batches(dataset: Unlabelled, batch_size: int, seed: int) -> Iterator[Bat
         yield torch.stack(images), torch.full((len(rows),), -1)
 
 
+def _input(dataset: Any, seed: int, i: int) -> Tensor:
+    "Image i of a dataset as the network got it; keeps no network in memory."
+    with seeded(seed, "eval", 0, i): return dataset[i][0]
+
+
 @patch
 def _transform(self: Predictor) -> Callable[[Any], Tensor]:
     check(self.transform is not None, "To make a tensor of an image there must be a `transform`", self,
@@ -177,7 +183,7 @@ def predict(
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     predictions = Predictions.from_logits(logits, self.output_names, paths)
     predictions.origin, predictions.source = self.origin, lambda i: as_image(items[i])
-    predictions.inputs = lambda i: self.prepare(items[i])[0]
+    predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
 
 
@@ -214,15 +220,8 @@ def evaluate(
     "How often is the network right?"
     logits, targets = self._ask(batches)
     evaluation = Evaluation.from_logits(logits, targets, self.output_names, paths, split)
-    evaluation.origin, dataset = self.origin, getattr(batches, "dataset", None)
-    if hasattr(dataset, "__getitem__"): self._remember(evaluation, dataset)
+    evaluation.origin, dataset, colours = self.origin, getattr(batches, "dataset", None), self.colours
+    if hasattr(dataset, "__getitem__"):
+        tensor = evaluation.inputs = partial(_input, dataset, self.seed)
+        evaluation.source = lambda i: colours(tensor(i)[None])[0]
     return evaluation
-
-
-@patch
-def _remember(self: Predictor, evaluation: Evaluation, dataset: Any) -> None:
-    "Where the images can be found again."
-    def tensor(i: int) -> Tensor:
-        with preserve_rng(): return dataset[i][0]
-
-    evaluation.inputs, evaluation.source = tensor, lambda i: self.colours(tensor(i)[None])[0]
