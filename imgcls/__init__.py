@@ -19,6 +19,7 @@ Modules:
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
+- `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?
