@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: train test lab docs bench clean
+.PHONY: train test quick lab docs bench clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ train: $(VENV)/.installed      ## train, evaluate and report on the bundled digi
 
 test: $(VENV)/.installed       ## everything that must hold before a change lands
 	$(BIN)/python tests/check.py
+
+quick: $(VENV)/.installed      ## two minutes of it: export, ruff, structure, the notebooks that changed
+	$(BIN)/python tests/check.py quick
 
 lab: $(VENV)/.installed        ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs

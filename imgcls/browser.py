@@ -13,7 +13,7 @@ __all__ = ['VIEWS', 'ORDERS', 'Browser', 'browse']
 
 # %% ../nbs/49_browser.ipynb #4b5f95ab
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,15 +25,16 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import DataError, check, checked, listed, near_miss
+from .core import check, checked, listed, near_miss
 from .data import ImageData
 from .edits import readable
-from .explorer import ANY, CUT, MOST, SIDE_BY_SIDE, Gallery, escaped, facts, quick_image
-from .explorer import shade, table, tag
+from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image
+from .gallery import shade
 from .images import load_image
+from .markup import CUT, escaped, facts, link, table, tag
 from .plots import pixels
 from .seeding import permutation, seeded
-from .widgets import link, thumbnail
+from .widgets import thumbnail
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,11 +55,12 @@ class _Choice:
 
 # %% ../nbs/49_browser.ipynb #3addf496
 class Browser(Gallery):
-    "The images of every split and class."
+    "The images of every split and class, as they are or as the network sees them."
 
+    @checked
     def __init__(
         self,
-        data: ImageData,            # what to look at
+        data: Any,                  # an ImageData: what to look at
         page_size: int = 24,        # images on a page
         seed: int = 42,             # of the augmentation: `learn.config.seed`
     ):
@@ -73,48 +75,66 @@ class Browser(Gallery):
     def _best_view(self, split: str) -> str: return VIEWS[self._paths[split] is None]
 
     @property
-    def n_images(self) -> int: return self.data.sizes[self._choice.split]
-
-    def seen(
-        self,
-        i: int,                     # the image's number in the split
-        epoch: int | None = None,   # of training, from 0; None: the one that is looked at
-    ) -> Tensor:                    # channel, height, width; normalized
-        "What the network is given of an image, bit for bit."
-        split, epoch = self._choice.split, self._choice.epoch if epoch is None else epoch
-        with seeded(self.seed, split, epoch, i): image, target = self.data.dataset(split)[i]
-        self._met[split, i] = int(target)
-        return image
+    def n_images(self) -> int: return self.data.sizes[self.choice.split]
 
     def picture(self, i: int, small: bool = False) -> Any:
-        if self._choice.view == VIEWS[1]: return self._for_eyes(self.seen(i))
-        path = self._paths[self._choice.split][i]
+        if self.choice.view == VIEWS[1]: return self._for_eyes(self.seen(i))
+        path = self._paths[self.choice.split][i]
         return quick_image(path) if small else load_image(path)
 
     def _for_eyes(self, image: Tensor) -> Tensor:
         "What the network is given, its normalization undone."
-        return self.data.colours(image[None], self._choice.split)[0].clamp(0, 1)
-
-    def _name(self, i: int) -> str:
-        paths = self._paths[self._choice.split]
-        return f"image {i}" if paths is None else Path(paths[i]).name
+        return self.data.colours(image[None], self.choice.split)[0].clamp(0, 1)
 
     @cached_property
-    def _known(self) -> dict[str, tuple[int, int]]:
+    def file_sizes(self) -> dict[str, tuple[int, int]]:
         "Width and height of every file, as the audit saw it."
         return self.data.image_sizes()
 
-    def _label(self, i: int) -> str:
-        split = self._choice.split
-        target = self._targets[split][i] if split in self._targets else self._met.get((split, i))
-        return "unknown" if target is None else self.data.class_names[target]
-
-    def about(self, i: int) -> str: return f"{self._name(i)}\n{self._label(i)}"
-
-    def caption(self, i: int) -> list[str]: return [self._label(i), self._name(i)]
-
     def __repr__(self) -> str:
-        return f"Browser: {len(self._rows):,} of {sum(self.data.sizes.values()):,} images: {self._words()}"
+        return f"Browser: {len(self.rows):,} of {sum(self.data.sizes.values()):,} images: {self._words()}"
+
+# %% ../nbs/49_browser.ipynb #95003c9d
+@patch
+def seen(
+    self: Browser,
+    i: int,                     # the image's number in the split
+    epoch: int | None = None,   # of training, from 0; None: the one that is looked at
+) -> Tensor:                    # channel, height, width; normalized
+    "What the network is given of an image, bit for bit."
+    split, epoch = self.choice.split, self.choice.epoch if epoch is None else epoch
+    with seeded(self.seed, split, epoch, i): image, target = self.data.dataset(split)[i]
+    self._met[split, i] = int(target)
+    return image
+
+# %% ../nbs/49_browser.ipynb #19f42645
+@patch
+def label(
+    self: Browser,
+    i: int,                     # the image's number in the split
+) -> str:                       # 'unknown': of a dataset that lists no classes, before it is looked at
+    "The class of an image."
+    split = self.choice.split
+    target = self._targets[split][i] if split in self._targets else self._met.get((split, i))
+    return "unknown" if target is None else self.data.class_names[target]
+
+
+@patch
+def file_name(
+    self: Browser,
+    i: int,                     # the image's number in the split
+) -> str:
+    "The name of an image's file."
+    paths = self._paths[self.choice.split]
+    return f"image {i}" if paths is None else Path(paths[i]).name
+
+
+@patch
+def about(self: Browser, i: int) -> str: return f"{self.file_name(i)}\n{self.label(i)}"
+
+
+@patch
+def caption(self: Browser, i: int) -> list[str]: return [self.label(i), self.file_name(i)]
 
 # %% ../nbs/49_browser.ipynb #59e43456
 @checked
@@ -156,7 +176,7 @@ def choose(self: Browser, choice: _Choice) -> Browser:
     if self._paths[choice.split] is None: choice = replace(choice, view=VIEWS[1])
     if not _has_epochs(choice): choice = replace(choice, epoch=0)
     here = ("split", "view", "epoch")
-    if any(getattr(choice, name) != getattr(self._choice, name) for name in here): self._small.cache_clear()
+    if any(getattr(choice, name) != getattr(self.choice, name) for name in here): self._small.cache_clear()
     return Gallery.choose(self, choice)
 
 
@@ -166,8 +186,8 @@ def _has_epochs(choice: _Choice) -> bool: return choice.split == "train" and cho
 @patch
 def draw(self: Browser) -> None:
     "Show what there is to see now, in the controls too."
-    self._inputs["epoch"].disabled = not _has_epochs(self._choice)
-    self._inputs["view"].disabled = self._paths[self._choice.split] is None
+    self.selectors["epoch"].disabled = not _has_epochs(self.choice)
+    self.selectors["view"].disabled = self._paths[self.choice.split] is None
     Gallery.draw(self)
 
 # %% ../nbs/49_browser.ipynb #12d95010
@@ -181,52 +201,74 @@ def count(self: Browser) -> Browser:
 # %% ../nbs/49_browser.ipynb #e93707dc
 @patch
 def overview(self: Browser) -> str:
-    splits, names, choice = list(self.data.datasets), self.data.class_names, self._choice
-    style = "padding:3px 10px;text-align:right;font-weight:normal;"
-    mark = lambda on: "background:#E69F00;color:#000;" if on else ""
-    rows = [tag("th", "class", style) + "".join(tag("th", split, style + mark(split == choice.split), f"split {split}")
-                                                 for split in splits)]
-    known = len(self._targets) == len(splits)
-    counts = {split: np.bincount(self._targets[split], minlength=len(names)) for split in splits} if known else {}
-    for i in _classes(counts["train"]) if known else ():
-        cells = "".join(_count(counts[split][i], counts[split].max(), f"class {i} {split}",
-                               (i, split) == (choice.label, choice.split)) for split in splits)
-        rows.append(tag("th", escaped(names[i]), f"{style}max-width:180px;{CUT}{mark(i == choice.label)}", f"class {i}",
-                        names[i]) + cells)
-    rows.append(tag("th", "all", style) + "".join(tag("td", f"{n:,}", style) for n in self.data.sizes.values()))
-    note = f"{len(names):,} classes; the {MOST} with the fewest images in train:" if len(names) > MOST and known else ""
-    ask = "" if known else tag("div", link("count", "count the classes") + ": reads every image once")
+    splits, counts = list(self.data.datasets), self._counts()
+    rows = [tag("th", "class", _HEAD) + "".join(self._split_head(split) for split in splits)]
+    rows += [self._class_row(i, counts) for i in _rarest(counts.get("train"))]
+    rows.append(tag("th", "all", _HEAD) + "".join(tag("td", f"{n:,}", _HEAD) for n in self.data.sizes.values()))
+    n = len(self.data.class_names)
+    note = f"{n:,} classes; the {MOST} with the fewest images in train:" if counts and n > MOST else ""
+    ask = "" if counts else tag("div", link("count", "count the classes") + ": reads every image once")
     return note + table(rows) + ask + self._sizes()
 
 
-def _classes(counts: np.ndarray) -> np.ndarray:
-    "All of them, or the rarest."
-    return np.arange(len(counts)) if len(counts) <= MOST else np.argsort(counts, kind="stable")[:MOST]
-
-
-def _count(n: int, most: int, click: str, chosen: bool) -> str:
-    ring = "outline:2px solid #000;box-shadow:0 0 0 4px #fff;position:relative;font-weight:bold;" if chosen else ""
-    return tag("td", f"{n:,}", f"{ring}{shade(0.2 * n / max(most, 1))}padding:3px 10px;text-align:right;"
-               "border:1px solid #8883", click)
+_HEAD = "padding:3px 10px;text-align:right;font-weight:normal;"
 
 
 @patch
+def _counts(self: Browser) -> dict[str, np.ndarray]:
+    "Images of each class in each split; empty: a dataset would have to be read for it."
+    if len(self._targets) < len(self.data.datasets): return {}
+    n = len(self.data.class_names)
+    return {split: np.bincount(self._targets[split], minlength=n) for split in self.data.datasets}
+
+
+def _rarest(counts: np.ndarray | None) -> list[int]:
+    "The classes in a table: all of them, or the rarest; none where they are not counted."
+    if counts is None: return []
+    return list(range(len(counts))) if len(counts) <= MOST else np.argsort(counts, kind="stable")[:MOST].tolist()
+
+# %% ../nbs/49_browser.ipynb #84629857
+@patch
+def _split_head(self: Browser, split: str) -> str:
+    return tag("th", split, _HEAD + MARK * (split == self.choice.split), f"split {split}")
+
+
+@patch
+def _class_row(self: Browser, i: int, counts: dict[str, np.ndarray]) -> str:
+    name, chosen = self.data.class_names[i], i == self.choice.label
+    head = tag("th", escaped(name), f"{_HEAD}max-width:180px;{CUT}{MARK * chosen}", f"class {i}", name)
+    return head + "".join(_count(number[i], number.max(), f"class {i} {split}", chosen and split == self.choice.split)
+                          for split, number in counts.items())
+
+
+def _count(n: int, most: int, click: str, chosen: bool) -> str:
+    return tag("td", f"{n:,}", f"{RING * chosen}{shade(0.2 * n / max(most, 1))}padding:3px 10px;text-align:right;"
+               "border:1px solid #8883", click)
+
+# %% ../nbs/49_browser.ipynb #2e5d41e6
+@patch
 def _sizes(self: Browser) -> str:
-    split, paths = self._choice.split, self._paths[self._choice.split] or ()
-    sizes = [self._known[path] for path in paths if path in self._known]
+    "How large the files of the split are."
+    split, paths = self.choice.split, self._paths[self.choice.split] or ()
+    sizes = [self.file_sizes[path] for path in paths if path in self.file_sizes]
     if not sizes: return ""
-    (width, height), n = Counter(sizes).most_common(1)[0]
-    if n == len(sizes): words = f"all {n:,} are {width} × {height} pixels"
-    else:
-        (low, high), (lowest, highest) = ((min(side), max(side)) for side in zip(*sizes, strict=True))
-        words = f"{low} to {high} pixels wide, {lowest} to {highest} high; most often {width} × {height} ({n:,})"
-    if len(sizes) < len(paths): words += f"; the sizes of {len(paths) - len(sizes):,} are not known"
+    unknown = len(paths) - len(sizes)
+    words = _size_words(sizes) + (f"; the sizes of {unknown:,} are not known" if unknown else "")
     return tag("div", f"{split}: {words}", "margin-top:8px;max-width:300px", title="when the data was made")
+
+
+def _size_words(sizes: Sequence[tuple[int, int]]) -> str:
+    "Widths and heights, and the commonest of both."
+    (width, height), n = Counter(sizes).most_common(1)[0]
+    if n == len(sizes): return f"all {n:,} are {width} × {height} pixels"
+    widths, heights = zip(*sizes, strict=True)
+    return (f"{min(widths)} to {max(widths)} pixels wide, {min(heights)} to {max(heights)} high; "
+            f"most often {width} × {height} ({n:,})")
 
 # %% ../nbs/49_browser.ipynb #5ac9a990
 @patch
 def chosen(self: Browser) -> str:
-    choice = self._choice
+    choice = self.choice
     further = [link(f"epoch {choice.epoch + 1}", "next epoch")] if _has_epochs(choice) else []
     if choice.label is not None: further.append(link("all", "all classes"))
     return " · ".join([f"<b>{escaped(self._words())}</b>", *further])
@@ -234,7 +276,7 @@ def chosen(self: Browser) -> str:
 
 @patch
 def _words(self: Browser) -> str:
-    choice = self._choice
+    choice = self.choice
     words = [choice.split] + ([] if choice.label is None else [self.data.class_names[choice.label]]) + [choice.view]
     return ", ".join([*words, *([f"epoch {choice.epoch}"] if _has_epochs(choice) else []), choice.order])
 
@@ -269,7 +311,7 @@ def show(
 def selection(self: Browser) -> "DataFrame":
     "What is shown now: path (if known), split, the image's number in it, label."
     import pandas as pd
-    split, rows = self._choice.split, self._rows
+    split, rows = self.choice.split, self.rows
     paths, targets, names = self._paths[split], self._targets_of(split), self.data.class_names
     known = {} if paths is None else {"path": pd.Series([paths[i] for i in rows], dtype=object)}
     return pd.DataFrame({**known, "split": split, "number": rows, "label": [names[t] for t in targets[rows]]})
@@ -277,15 +319,13 @@ def selection(self: Browser) -> "DataFrame":
 
 @patch
 def _number(self: Browser, name: str) -> int:
-    names = self.data.class_names
-    if name in names: return names.index(name)
-    raise DataError(f"There is no class {name!r}.{near_miss(name, names)} There is: {listed(names, 10)}.")
+    return class_number(name, self.data.class_names)
 
 # %% ../nbs/49_browser.ipynb #c2759168
 @patch
 def on_click(self: Browser, part: str) -> None:
     word, *rest = part.split()
-    choice, opened = self._choice, self._opened
+    choice, opened = self.choice, self.opened
     if word == "split": self.choose(replace(choice, split=rest[0], label=None))
     elif word == "class": self.choose(replace(choice, label=int(rest[0]), split=rest[1] if rest[1:] else choice.split))
     elif word == "all": self.choose(replace(choice, label=None))
@@ -298,14 +338,14 @@ def on_click(self: Browser, part: str) -> None:
 # %% ../nbs/49_browser.ipynb #e0d11763
 @patch
 def detail(self: Browser, i: int) -> str:
-    split, epoch = self._choice.split, self._choice.epoch
+    split, epoch = self.choice.split, self.choice.epoch
     paths = self._paths[split]
     frames = [] if paths is None else [self._framed(i, "as it is", lambda i: load_image(paths[i]))]
     when = f" in epoch {epoch}" if split == "train" else ""
     frames.append(self._framed(i, f"as the network sees it{when}", lambda i: self._for_eyes(self.seen(i))))
     strip = self._strip(i) if split == "train" else ""
     file = "none" if paths is None else readable(paths[i])
-    known = {"file": file, "class": self._label(i), "split": split, "number": i}
+    known = {"file": file, "class": self.label(i), "split": split, "number": i}
     frames.append(tag("div", facts(known), "flex:1 1 240px;min-width:0"))
     return tag("div", "".join(frames), SIDE_BY_SIDE) + strip
 
@@ -325,7 +365,7 @@ def _framed(self: Browser, i: int, words: str, make: Callable[[int], Any]) -> st
 @patch
 def _strip(self: Browser, i: int, n: int = 8) -> str:
     "The same image in this epoch and the next ones."
-    epochs = range(self._choice.epoch, self._choice.epoch + n)
+    epochs = range(self.choice.epoch, self.choice.epoch + n)
     try:
         images = [self.seen(i, epoch) for epoch in epochs]
         if all(torch.equal(image, images[0]) for image in images):

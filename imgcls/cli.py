@@ -14,7 +14,7 @@ __all__ = ['KNOWN', 'train_parser', 'overrides_of', 'train_command', 'verify_com
 # %% ../nbs/63_cli.ipynb #ea776644
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from . import __version__
 
@@ -49,23 +49,27 @@ def overrides_of(
     rest: Sequence[str],            # what the parser did not know
 ) -> list[str]:                     # 'key=value'
     "The config keys that were given."
-    pairs = [f"{key}={value}" for key, value in vars(arguments).items()
-             if key in KNOWN and value is not None]
-    rest = list(rest)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") and "=" not in word:
-            raise ValueError(f"{word!r} is no setting. Write --key value, or key=value.")
-        word = word.removeprefix("--")
-        if "=" not in word:
-            if not rest or rest[0].startswith("--"):
-                raise ValueError(f"--{word} needs a value. Write --{word} X.")
-            word = f"{word}={rest.pop(0)}"
-        pairs.append(word)
+    named = [f"{key}={value}" for key, value in vars(arguments).items() if key in KNOWN and value is not None]
+    pairs = [*named, *_paired(rest)]
     keys = [pair.split("=", 1)[0] for pair in pairs]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice: raise ValueError(f"{twice[0]} is given twice.")
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice: raise ValueError(f"{twice} is given twice.")
     return pairs
+
+
+def _paired(words: Sequence[str]) -> Iterator[str]:
+    "`--key value`, `--key=value` and `key=value` as the last of these."
+    words = iter(words)
+    for word in words:
+        if "=" not in word and not word.startswith("--"):
+            raise ValueError(f"{word!r} is no setting. Write --key value, or key=value.")
+        key = word.removeprefix("--")
+        if "=" in key:
+            yield key
+            continue
+        value = next(words, "--")
+        if value.startswith("--"): raise ValueError(f"--{key} needs a value. Write --{key} X.")
+        yield f"{key}={value}"
 
 # %% ../nbs/63_cli.ipynb #920c302c
 def train_command(
@@ -105,7 +109,7 @@ def verify_command(
     parser.add_argument("--num_workers", type=int, help="processes that load images in the second half")
     arguments = parser.parse_args(argv)
     from imgcls.core import ImgclsError
-    from imgcls.verification import Learner
+    from imgcls.learner import Learner
     try:
         learner = Learner.from_run(arguments.run, progress="pipe")
         report = learner.verify_resume(arguments.steps, arguments.at, arguments.num_workers)

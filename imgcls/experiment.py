@@ -13,7 +13,6 @@ __all__ = ['presets', 'ALIASES', 'TrainingConfig', 'ExperimentConfig', 'Knobs', 
            'load_experiment']
 
 # %% ../nbs/50_experiment.ipynb #f6273aa7
-import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +20,16 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from .callbacks import parse_every
 from .config import describe, diff, from_dict, load_config, override, parse_yaml
 from .core import ConfigError, Registry, check, checked, meanings, near_miss
-from .datasets import DataConfig
+from .data import DataConfig
+from .keeping import parse_every
 from .losses import LossConfig
+from .markup import escaped, table, tag
 from .metrics import metrics as metric_builders
 from .networks import ModelConfig
 from .optimizers import OptimizerConfig, SchedulerConfig
+from .tracking import trackers as tracker_builders
 from .transforms import TransformsConfig
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
@@ -42,11 +43,13 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
-    early_stopping: int | None = None   # epochs without better val accuracy that are borne; None: all
+    monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
+    early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
+    trackers: tuple[str, ...] = ("tensorboard",)    # where training is followed, beside the run's folder; []: nowhere
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):
@@ -61,6 +64,7 @@ class TrainingConfig:
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
         for name in self.metrics: metric_builders[name]     # an unknown name is refused here
+        for name in self.trackers: tracker_builders[name]
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +91,8 @@ class Knobs(list[dict[str, Any]]):
 
     def _repr_html_(self) -> str:
         names = ("key", "value", "meaning")
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in names)
-        lines = ("".join(f"<td style='text-align:left'>{html.escape(str(row[name]))}</td>" for name in names)
-                 for row in self)
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return table(["".join(tag("th", name, "text-align:left") for name in names),
+                      *("".join(tag("td", escaped(row[name]), "text-align:left") for name in names) for row in self)])
 
     def __repr__(self) -> str: return "\n".join(f"{row['key']}: {row['value']}" for row in self)
 

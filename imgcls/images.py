@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .core import DataError, check, checked, listed, shown
+from .plots import channel_last
 from .settings import find_settings, get_logger
 
 # %% ../nbs/09_images.ipynb #f7363bc2
@@ -66,14 +67,17 @@ def _named(
 
 def _reason(error: Exception) -> str:
     "What is wrong with an image, in a few words."
-    if isinstance(error, FileNotFoundError): return "there is no such file"
-    if isinstance(error, PermissionError): return "no permission to read it"
+    for kind, words in _REASONS.items():
+        if isinstance(error, kind): return words
     if isinstance(error, Image.DecompressionBombError):
-        return f"Pillow opens none of more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels. Make it smaller"
-    if isinstance(error, MemoryError): return str(error) or "there is not enough memory. Make it smaller"
+        return f"Pillow opens none of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller"
     if isinstance(error, OSError) and error.strerror: return error.strerror.lower()
-    if "truncated" in str(error): return f"the file is cut short ({error})"
-    return str(error).rstrip(".") or type(error).__name__
+    text = str(error).rstrip(".")
+    if isinstance(error, MemoryError): return text or "there is not enough memory. Make it smaller"
+    return f"the file is cut short ({error})" if "truncated" in text else text or type(error).__name__
+
+
+_REASONS = {FileNotFoundError: "there is no such file", PermissionError: "no permission to read it"}
 
 # %% ../nbs/09_images.ipynb #37700e12
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
@@ -155,37 +159,58 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _SAMPLE_FORMAT, _SUBSAM
 
 def _refuse_what_would_be_wrong(image: Image.Image) -> None:
     "Before an image is decoded: can Pillow decode it rightly?"
-    tags = getattr(image, "tag_v2", {})
-    if _is(tags, _SAMPLE_FORMAT, 2) and not _is(tags, _BITS, 32):
-        raise DataError("its pixels are signed numbers, and which of them is black cannot be known. Convert it once, "
-                         "to 8 bits without a sign")
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        kind = "whole numbers" if image.mode == "I" else "floats"
-        raise DataError(f"its pixels are 32-bit {kind}, which have no agreed range. Convert it "
-                         "once, e.g. Image.fromarray((255 * x).clip(0, 255).astype('uint8')) for "
-                         "x in [0, 1]")
-    if tags and _tiff_trap(tags):
-        raise DataError(f"it is a TIFF {_tiff_trap(tags)}, which Pillow reads wrongly. Convert it once, to PNG or a "
-                        "plain TIFF")
-    if _raw_mode(image) == "RGB;16B" and "transparency" in image.info:
-        raise DataError("16 bits a channel with a transparent colour: Pillow keeps 8 bits, so which pixels are "
-                         "transparent cannot be known. Convert it once, to a PNG with an alpha channel")
+    for rule in (_signed, _without_range, _tiff_trap, _unclear_transparency):
+        if wrong := rule(image): raise DataError(wrong)
     scale = {"L;2": 85, "L;4": 17}.get(_raw_mode(image), 1)
     if image.format == "PNG" and scale > 1 and "transparency" in image.info:
         image.info["transparency"] *= scale     # Pillow scales the pixels, but not the colour that is transparent
 
 
-def _tiff_trap(tags: Mapping[int, Any]) -> str:
+def _signed(image: Image.Image) -> str:
+    tags = getattr(image, "tag_v2", {})
+    if not _is(tags, _SAMPLE_FORMAT, 2) or _is(tags, _BITS, 32): return ""
+    return ("its pixels are signed numbers, and which of them is black cannot be known. Convert it once, to 8 bits "
+            "without a sign")
+
+
+def _without_range(image: Image.Image) -> str:
+    kind = {"F": "floats", "I": "whole numbers"}.get(image.mode)
+    if kind is None or (image.mode == "I" and image.format == "PPM"): return ""
+    return (f"its pixels are 32-bit {kind}, which have no agreed range. Convert it "
+            "once, e.g. Image.fromarray((255 * x).clip(0, 255).astype('uint8')) for x in [0, 1]")
+
+
+def _unclear_transparency(image: Image.Image) -> str:
+    if _raw_mode(image) != "RGB;16B" or "transparency" not in image.info: return ""
+    return ("16 bits a channel with a transparent colour: Pillow keeps 8 bits, so which pixels are "
+            "transparent cannot be known. Convert it once, to a PNG with an alpha channel")
+
+# %% ../nbs/09_images.ipynb #be0c4626
+def _tiff_trap(image: Image.Image) -> str:
+    tags = getattr(image, "tag_v2", {})
+    trap = tags and (_channels_apart(tags) or _coarse_colours(tags) or _narrow_colour_map(tags))
+    return f"it is a TIFF {trap}, which Pillow reads wrongly. Convert it once, to PNG or a plain TIFF" if trap else ""
+
+
+def _channels_apart(tags: Mapping[int, Any]) -> str:
+    if tags.get(_PLANAR, 1) != 2: return ""
     bits, photo = tags.get(_BITS, (1,))[0], tags.get(_PHOTOMETRIC, 0)
-    plain, apart = tags.get(_COMPRESSION, 1) == 1, tags.get(_PLANAR, 1) == 2
-    whole_bytes = bits == 8 and photo != 0 and tags.get(_FILL_ORDER, 1) == 1
-    if apart and plain and not whole_bytes: return f"of {bits} bits whose channels are stored apart"
-    if apart and not plain and photo in (1, 3) and any(tags.get(_EXTRA, ())):
-        return "with an alpha channel that is stored apart"
-    if photo == 6 and plain and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
-        return "of YCbCr with coarser colours, uncompressed"
-    if photo == 3 and 0 < max(tags.get(_COLOUR_MAP, (0,))) < 256: return "with a colour map of 8 bits"
-    return ""
+    if tags.get(_COMPRESSION, 1) == 1:
+        whole_bytes = bits == 8 and photo != 0 and tags.get(_FILL_ORDER, 1) == 1
+        return "" if whole_bytes else f"of {bits} bits whose channels are stored apart"
+    has_alpha = photo in (1, 3) and any(tags.get(_EXTRA, ()))
+    return "with an alpha channel that is stored apart" if has_alpha else ""
+
+
+def _coarse_colours(tags: Mapping[int, Any]) -> str:
+    of_plain_ycbcr = tags.get(_PHOTOMETRIC, 0) == 6 and tags.get(_COMPRESSION, 1) == 1
+    coarse = of_plain_ycbcr and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1)
+    return "of YCbCr with coarser colours, uncompressed" if coarse else ""
+
+
+def _narrow_colour_map(tags: Mapping[int, Any]) -> str:
+    narrow = tags.get(_PHOTOMETRIC, 0) == 3 and 0 < max(tags.get(_COLOUR_MAP, (0,))) < 256
+    return "with a colour map of 8 bits" if narrow else ""
 
 
 def _is(tags: Mapping[int, Any], tag: int, value: int) -> bool:
@@ -320,23 +345,22 @@ def _open_file(file: IO[bytes], mode: Mode) -> Image.Image:
 # %% ../nbs/09_images.ipynb #ed6084a2
 def _pixels(item: Any) -> np.ndarray:
     "An array or a tensor as uint8, height x width [x 3 or 4]."
-    try:
-        if isinstance(item, Tensor):
-            item = (item.movedim(0, -1) if item.ndim == 3 else item).detach().cpu()
-            item = (item.float() if item.is_floating_point() else item).numpy()
-        array = np.asarray(item)
+    try: array = channel_last(item) if isinstance(item, Tensor) else np.asarray(item)
     except Exception as error: raise DataError(f"This is no image: {shown(item)}. {error}") from None
     check(array.dtype.kind in "buif", "An image must be a path, bytes, a PIL image, an array or a tensor", item,
           error=DataError)
-    if array.ndim == 3 and array.shape[-1] == 1: array = array[..., 0]
-    ok = array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4)))
-    check(ok, "An array must be height x width, or height x width x 3", array.shape, error=DataError)
-    if array.dtype.kind == "f":
-        check(array.min() >= 0 and array.max() <= 1, "Floats must be in [0, 1]",
-              (float(array.min()), float(array.max())), "Divide by 255, or give uint8.", DataError)
-        array = np.round(array * 255).astype(np.uint8)
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    check(array.size > 0 and array.ndim >= 2 and array.shape[2:] in ((), (3,), (4,)),
+          "An array must be height x width, or height x width x 3", array.shape, error=DataError)
+    array = _eight_bit(array) if array.dtype.kind == "f" else array
     check(array.dtype == np.uint8, "Pixels must be uint8, or floats in [0, 1]", str(array.dtype), error=DataError)
     return array
+
+
+def _eight_bit(array: np.ndarray) -> np.ndarray:
+    low, high = float(array.min()), float(array.max())
+    check(low >= 0 and high <= 1, "Floats must be in [0, 1]", (low, high), "Divide by 255, or give uint8.", DataError)
+    return np.round(array * 255).astype(np.uint8)
 
 # %% ../nbs/09_images.ipynb #6aff449d
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini"})

@@ -2,7 +2,7 @@
 
 A network that was surely wrong about an image was sometimes right, and the label wrong. `label_issues` lists such
 images first, by confident learning; `fix_labels` shows them, and takes a decision about each with a click: another
-label, left out, or right as it is.
+label, left out, or right as it is. It is a gallery (`44_gallery`), so pages and pictures come from there.
 
 Guaranteed: every decision is in the journal (`edits.csv`, see `18_edits`) before the picture changes, so nothing
 is lost by turning a page, choosing another class, or a kernel that dies; no image file is touched; everything a
@@ -15,20 +15,22 @@ label, that stands above the pictures."""
 __all__ = ['PLAUSIBLE', 'SHOW', 'label_issues', 'doubts', 'LabelFixer', 'fix_labels']
 
 # %% ../nbs/46_labels.ipynb #e40af236
-import html
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-from .core import ConfigError, DataError, ImgclsError, check, checked, near_miss
+from .core import ConfigError, DataError, check, checked, near_miss
 from .edits import Decision, Edits, readable
+from .evaluation import Evaluation
+from .gallery import SIDE, Gallery, quick_image
+from .markup import escaped, link, tag
 from .plots import GREY, PALETTE, wilson_interval
-from .predictions import Evaluation, with_interval
-from .widgets import Widget, link, page_of, pager, tile
+from .predictions import with_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -85,19 +87,20 @@ _COLORS = {"relabel": PALETTE[0], "exclude": PALETTE[1], "keep": PALETTE[2]}
 SHOW = ("suspicious", "all", "decided")
 
 
+@dataclass(frozen=True)
+class _Choice:
+    "Which images."
+    show: str = "suspicious"    # one of SHOW
+    label: str = ""             # that they carry; '': any
+
+
 def _decided(decision: Decision | None) -> str:
     "What was decided, in words and colour; HTML."
     if decision is None: return ""
-    return f'<div style="color:{_COLORS[decision.action]};font-weight:bold">{html.escape(str(decision))}</div>'
-
-
-def _boxed(content: str, decision: Decision | None) -> str:
-    color = "#cccccc" if decision is None else _COLORS[decision.action]
-    return (f'<div style="border:3px solid {color};border-radius:5px;padding:3px;text-align:center;font-size:12px;'
-            f'line-height:1.5;overflow-wrap:anywhere">{content}</div>')
+    return tag("div", escaped(decision), f"color:{_COLORS[decision.action]};font-weight:bold")
 
 # %% ../nbs/46_labels.ipynb #d6eb52fc
-class LabelFixer(Widget):
+class LabelFixer(Gallery):
     "Images with suspicious labels, and a decision about each; made by `fix_labels`."
 
     @checked
@@ -107,123 +110,144 @@ class LabelFixer(Widget):
         edits: Edits,               # where decisions go
         page_size: int = 24,        # images on a page
     ):
-        self.evaluation, self.edits, self.page_size = evaluation, edits, page_size
+        self.evaluation, self.edits = evaluation, edits
         self.issues = label_issues(evaluation)
         check(evaluation.paths is not None, "An edit is about a file, but this evaluation knows no paths", evaluation,
               "Evaluate images from a folder, a CSV file or a DataFrame.", DataError)
-        check(page_size > 0, "`page_size` must be a whole number > 0", page_size)
-        learner = getattr(evaluation.origin, "learner", None)       # a network may have outputs that are no class
-        self.class_names = list(learner.class_names if learner else evaluation.class_names)
-        self._paths = [os.path.abspath(path) for path in evaluation.paths]
-        self._labels = [evaluation.class_names[i] for i in evaluation.targets]
-        suspicious = self.issues["image"][self.issues["suspicious"]]
-        self._suspicious = set(suspicious.tolist())
+        whom = getattr(evaluation.origin, "whom", None)         # a network may have outputs that are no class
+        self.class_names = list(getattr(whom, "class_names", evaluation.class_names))
+        self.paths = [os.path.abspath(path) for path in evaluation.paths]
+        self.labels = [evaluation.class_names[i] for i in evaluation.targets]
+        self._suspicious = set(self.issues["image"][self.issues["suspicious"]].tolist())
         self.doubts = doubts(evaluation, len(self._suspicious))     # why they may mean little; empty: nothing
-        self._page, self._label, self._show = 0, "", "suspicious" if len(suspicious) else "all"
-        self._opened: int | None = None
-        self._pictures: dict[tuple[int, int], str] = {}     # of the page that is shown
-        super().__init__()
+        super().__init__(page_size, _Choice("suspicious" if self._suspicious else "all"))
 
-    def controls(self) -> list[ipywidgets.Widget]:
-        counts = self.issues[self.issues["suspicious"]]["label"].value_counts()
-        names = [(f"{name} ({counts.get(name, 0)} suspicious)", name) for name in self.evaluation.class_names]
-        self._show_list = ipywidgets.Dropdown(options=SHOW, value=self._show, description="show")
-        self._label_list = ipywidgets.Dropdown(options=[("all classes", ""), *names], value="", description="label")
-        self._show_list.observe(self._guarded(lambda change: self.go(show=change["new"])), "value")
-        self._label_list.observe(self._guarded(lambda change: self.go(label=change["new"])), "value")
-        return [ipywidgets.HBox([self._show_list, self._label_list])]
+    @property
+    def n_images(self) -> int: return len(self.paths)
+
+    def find(self, choice: _Choice) -> np.ndarray:
+        decided = self.edits.decisions if choice.show == "decided" else {}
+        shown = {"suspicious": lambda i: i in self._suspicious, "all": lambda i: True,
+                 "decided": lambda i: self.paths[i] in decided}[choice.show]
+        return np.array([i for i in self.issues["image"].tolist()
+                         if choice.label in ("", self.labels[i]) and shown(i)], dtype=int)
 
     def images(self) -> list[int]:
-        "The images that the lists above leave, most suspicious first."
-        decided = self.edits.decisions if self._show == "decided" else {}
-        chosen = {"suspicious": lambda i: i in self._suspicious, "all": lambda i: True,
-                  "decided": lambda i: self._paths[i] in decided}[self._show]
-        return [i for i in self.issues["image"].tolist() if self._label in ("", self._labels[i]) and chosen(i)]
+        "The images that the lists leave, most suspicious first."
+        return self.find(self.choice).tolist()
+
+    def inputs(self) -> dict[str, ipywidgets.Widget]:
+        counts = self.issues[self.issues["suspicious"]]["label"].value_counts()
+        names = [(f"{name} ({counts.get(name, 0)} suspicious)", name) for name in self.evaluation.class_names]
+        lists = {"show": list(SHOW), "label": [("all classes", ""), *names]}
+        return {name: ipywidgets.Dropdown(options=options, description=name) for name, options in lists.items()}
 
     def __repr__(self) -> str:
         decisions = self.edits.decisions
-        return (f"LabelFixer: {len(self._suspicious):,} of {len(self._paths):,} labels are suspicious, "
-                f"{sum(path in decisions for path in self._paths):,} decided, see {readable(self.edits.path)}"
+        return (f"LabelFixer: {len(self._suspicious):,} of {len(self.paths):,} labels are suspicious, "
+                f"{sum(path in decisions for path in self.paths):,} decided, see {readable(self.edits.path)}"
                 + "".join(f"\n{sentence}" for sentence in self.doubts))
 
 # %% ../nbs/46_labels.ipynb #887145b1
 @patch
-def page(self: LabelFixer) -> str:
-    decisions, images = self.edits.decisions, self.images()
-    places, self._page, pages = page_of(len(images), self._page, self.page_size)
-    shown = [images[k] for k in places]
-    if self._opened not in shown: self._opened = None
-    self._pictures = {key: picture for key, picture in self._pictures.items() if key[0] in shown}
-    tiles = "".join(self._tile(i, decisions.get(self._paths[i])) for i in shown)
-    grid = ("display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));grid-auto-flow:row dense;"
-            "gap:6px;margin:6px 0")
-    return (f'<div>{self._head(decisions)}{pager(len(images), self._page, pages)}'
-            f'<div style="{grid}">{tiles}</div>{self._next_step(decisions)}</div>')
+def draw(self: LabelFixer) -> None:
+    "Show what there is to see now."
+    self.rows = self.find(self.choice)
+    Gallery.draw(self)
+
+
+@patch
+def inside(self: LabelFixer) -> str:
+    decisions, shown = self.edits.decisions, self.on_page()
+    if self.opened not in shown: self.opened = None
+    tiles = "".join(self._tile(i, decisions.get(self.paths[i])) for i in shown)
+    grid = tag("div", tiles, "display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));"
+               "grid-auto-flow:row dense;gap:6px;margin:6px 0")
+    return self._head(decisions) + self.pages() + grid + self._next_step(decisions)
 
 
 @patch
 def _head(self: LabelFixer, decisions: dict[str, Decision]) -> str:
-    split, n = self.evaluation.split, sum(path in decisions for path in self._paths)
+    split, n = self.evaluation.split, sum(path in decisions for path in self.paths)
     of = f" of {split}" if split else ""
     accuracy = with_interval(self.evaluation.accuracy, self.evaluation.accuracy_interval, 2)
-    text = (f"<b>{len(self._suspicious):,} of {len(self._paths):,} labels{html.escape(of)} are suspicious</b>, {n:,} "
+    text = (f"<b>{len(self._suspicious):,} of {len(self.paths):,} labels{escaped(of)} are suspicious</b>, {n:,} "
             f"decided. The network agrees with {accuracy} of them. Click a picture to choose any class.")
-    warnings = [html.escape(" ".join(self.doubts))] if self.doubts else []
-    if split == "train":
-        warnings.append("<b>The network has learned these labels</b>, so it may believe them where they are wrong. "
-                        "Judge images it has not seen: evaluate('val') or evaluate('test').")
-    text += "".join(f'<div style="color:{PALETTE[1]}">{warning}</div>' for warning in warnings)
+    warnings = "".join(tag("div", warning, f"color:{PALETTE[1]}") for warning in self._warnings())
+    return tag("div", text + warnings) + tag("div", self._kept())
+
+
+@patch
+def _warnings(self: LabelFixer) -> list[str]:       # HTML
+    "Why suspicions may mean little."
+    said = [escaped(" ".join(self.doubts))] if self.doubts else []
+    if self.evaluation.split == "train":
+        said.append("<b>The network has learned these labels</b>, so it may believe them where they are wrong. "
+                    "Judge images it has not seen: evaluate('val') or evaluate('test').")
+    return said
+
+# %% ../nbs/46_labels.ipynb #4ce4173f
+@patch
+def _kept(self: LabelFixer) -> str:
+    "Where decisions are kept, and the last one, to take it back."
+    kept = escaped(f"{readable(self.edits.path)}: {self.edits.summary}.")
     last = self._last_seen = self.edits.last
-    undo = "" if last is None else (f" Last: {html.escape(os.path.basename(readable(last.path)))}, "
-                                    f"{html.escape(str(last))} {link('undo', 'undo')}")
-    kept = f"{readable(self.edits.path)}: {self.edits.summary}."
-    return f"<div>{text}</div><div>{html.escape(kept)}{undo}</div>"
+    if last is None: return kept
+    return f"{kept} Last: {escaped(os.path.basename(readable(last.path)))}, {escaped(last)} {link('undo', 'undo')}"
 
 
 @patch
 def _next_step(self: LabelFixer, decisions: dict[str, Decision]) -> str:
     if not decisions: return ""
-    call = f"data.with_edits({readable(self.edits.path)!r})"
-    return f"<div>Next: <code>{html.escape(call)}</code> is the data with these decisions; train on it again.</div>"
+    call = tag("code", escaped(f"data.with_edits({readable(self.edits.path)!r})"))
+    return tag("div", f"Next: {call} is the data with these decisions; train on it again.")
 
 # %% ../nbs/46_labels.ipynb #a6ded8de
 @patch
 def _tile(self: LabelFixer, i: int, decision: Decision | None) -> str:
-    label, said, sure = self._labels[i], self.evaluation.labels[i], self.evaluation.confidence[i]
-    agrees = said == label
-    words = "agrees" if agrees else f"says <b>{html.escape(said)}</b>"
+    label, said, sure = self.labels[i], self.evaluation.labels[i], self.evaluation.confidence[i]
     links = [link(f"keep {i}", "keep"), link(f"exclude {i}", "leave out")]
-    if not agrees and said in self.class_names: links.insert(0, link(f"suggest {i}", f"→ {said}"))
-    box = _boxed(f"{self._picture(i, 96, f'open {i}')}<div>label <b>{html.escape(label)}</b></div>"
-                 f"<div>network {words} {sure:.2f}</div>{_decided(decision)}<div>{' · '.join(links)}</div>", decision)
-    return box + (self._panel(i, decision) if i == self._opened else "")
+    if said != label and said in self.class_names: links.insert(0, link(f"suggest {i}", f"→ {said}"))
+    words = "agrees" if said == label else f"says <b>{escaped(said)}</b>"
+    picture = tag("div", self.shown(i, small=True), f"height:{SIDE}px;display:flex;align-items:center;"
+                  "justify-content:center", f"open {i}", "choose a class")
+    color = "#cccccc" if decision is None else _COLORS[decision.action]
+    lines = (f"label <b>{escaped(label)}</b>", f"network {words} {sure:.2f}", _decided(decision), " · ".join(links))
+    box = tag("div", picture + "".join(tag("div", line) for line in lines if line),
+              f"border:3px solid {color};border-radius:5px;padding:3px;text-align:center;font-size:12px;"
+              "line-height:1.5;overflow-wrap:anywhere")
+    return box + (self._panel(i, decision) if i == self.opened else "")
 
 
 @patch
-def _picture(self: LabelFixer, i: int, side: int, click: str | None = None) -> str:
-    "An image as HTML; a file that cannot be read says so."
-    if (i, side) not in self._pictures:
-        try: self._pictures[i, side] = tile(self.evaluation.image(i), "", click, side=side,
-                                               alt=f"image {i}, choose a class")
-        except (ImgclsError, OSError) as error:
-            self._pictures[i, side] = f'<div style="color:{PALETTE[1]}">{html.escape(str(error))}</div>'
-    return self._pictures[i, side]
+def picture(self: LabelFixer, i: int, small: bool = False) -> Any:
+    return quick_image(self.evaluation.paths[i]) if small else self.evaluation.image(i)
 
 
+@patch
+def about(self: LabelFixer, i: int) -> str: return f"image {i}, choose a class"
+
+# %% ../nbs/46_labels.ipynb #8723749d
 @patch
 def _panel(self: LabelFixer, i: int, decision: Decision | None) -> str:
     "A larger picture and all classes, the most probable first; it takes a row of the grid."
-    names, label, probabilities = self.evaluation.class_names, self._labels[i], self.evaluation.probabilities[i]
+    names, probabilities = self.evaluation.class_names, self.evaluation.probabilities[i]
     order = [k for k in np.argsort(-probabilities, kind="stable") if names[k] in self.class_names]
-    classes = "".join(
-        f"<div>{link(f'label {i} {names[k]}', names[k])} <span style='color:{GREY}'>{probabilities[k]:.4f}"
-        f"{', its label: keep' if names[k] == label else ''}</span></div>" for k in order)
-    back = f"<div>{link(f'undo {i}', 'take the decision back')}</div>" if decision else ""
-    frame = f"grid-column:1/-1;display:flex;gap:12px;border:1px solid {GREY};border-radius:5px;padding:8px"
-    return (f'<div style="{frame}">{self._picture(i, 256)}<div><div>{html.escape(readable(self._paths[i]))}</div>'
-            f'<div>label <b>{html.escape(label)}</b></div>{_decided(decision)}{back}'
-            f'<div style="max-height:240px;overflow:auto;margin:6px 0">It shows:{classes}</div>'
-            f'<div style="color:{GREY}">Click the small picture again to close this.</div></div></div>')
+    classes = "".join(self._class_of(i, names[k], probabilities[k]) for k in order)
+    back = tag("div", link(f"undo {i}", "take the decision back")) if decision else ""
+    words = (tag("div", escaped(readable(self.paths[i]))) + tag("div", f"label <b>{escaped(self.labels[i])}</b>")
+             + _decided(decision) + back
+             + tag("div", f"It shows:{classes}", "max-height:240px;overflow:auto;margin:6px 0")
+             + tag("div", "Click the small picture again to close this.", f"color:{GREY}"))
+    return tag("div", tag("div", self.shown(i, limit=256)) + tag("div", words),
+               f"grid-column:1/-1;display:flex;gap:12px;border:1px solid {GREY};border-radius:5px;padding:8px")
+
+
+@patch
+def _class_of(self: LabelFixer, i: int, name: str, probability: float) -> str:
+    "A class to choose."
+    known = ", its label: keep" if name == self.labels[i] else ""
+    return tag("div", f"{link(f'label {i} {name}', name)} " + tag("span", f"{probability:.4f}{known}", f"color:{GREY}"))
 
 # %% ../nbs/46_labels.ipynb #2093775a
 @patch
@@ -238,7 +262,7 @@ def relabel(
     label = self.evaluation.labels[i] if label is None else label
     check(label in self.class_names, "`label` must be a class", label,
           f"{near_miss(label, self.class_names)} There are {len(self.class_names)}, see .class_names.".strip())
-    if label == self._labels[i]: return self.keep(i)
+    if label == self.labels[i]: return self.keep(i)
     self._decide("relabel", i, label)
 
 # %% ../nbs/46_labels.ipynb #cf344cce
@@ -272,7 +296,7 @@ def undo(
 ) -> Decision | None:           # what was taken back; None: there was nothing
     "Take a decision back."
     if i is not None: self._check_image(i)
-    taken = self.edits.undo(None if i is None else self._paths[i])
+    taken = self.edits.undo(None if i is None else self.paths[i])
     self.draw()
     return taken
 
@@ -288,13 +312,13 @@ def _check_unchanged(self: LabelFixer) -> None:
 
 @patch
 def _check_image(self: LabelFixer, i: int) -> None:
-    check(i in range(len(self._paths)), f"An image must be from 0 to {len(self._paths) - 1}", i)
+    check(i in range(len(self.paths)), f"An image must be from 0 to {len(self.paths) - 1}", i)
 
 
 @patch
 def _decide(self: LabelFixer, action: str, i: int, label: str = "") -> None:
     "Into the journal first, then on the screen; deciding the same again changes nothing."
-    path, was = self._paths[i], self._labels[i]
+    path, was = self.paths[i], self.labels[i]
     now = self.edits.decisions.get(path)
     if now is None or (now.action, now.label, now.was) != (action, label, was):
         getattr(self.edits, action)(path, *([label] if label else []), was)
@@ -313,12 +337,11 @@ def go(
     names = self.evaluation.class_names
     check(label in (None, "", *names), "`label` must be a class", label, near_miss(label, names).strip())
     check(show in (None, *SHOW), f"`show` must be one of {', '.join(SHOW)}", show, near_miss(show, SHOW).strip())
-    before = self._label, self._show
-    self._label, self._show = self._label if label is None else label, show or self._show
-    if page is not None: self._page = page
-    elif before != (self._label, self._show): self._page = 0
-    elif label is not None or show is not None: return      # a list that follows what was said here
-    self._label_list.value, self._show_list.value = self._label, self._show
+    asked = {"label": label, "show": show}
+    choice = replace(self.choice, **{name: value for name, value in asked.items() if value is not None})
+    if choice != self.choice: self.choose(choice)
+    if page is None: return
+    self.page_number = page
     self.draw()
 
 # %% ../nbs/46_labels.ipynb #f066115a
@@ -327,25 +350,21 @@ def go(
 def open(
     self: LabelFixer,
     i: int | None,              # the image: its row in the evaluation; None: close
-) -> None:
+) -> "LabelFixer":              # itself
     "Show an image larger, with all classes."
-    if i is not None: self._check_image(i)
-    self._opened = i
-    self.draw()
+    return self.close() if i is None else Gallery.open(self, i)
 
 # %% ../nbs/46_labels.ipynb #925fed48
 @patch
 def on_click(self: LabelFixer, part: str) -> None:
     word, _, rest = part.partition(" ")
     number, _, label = rest.partition(" ")      # a class may hold blanks
-    if word == "page": self.go(page=int(number))
-    elif word == "suggest": self.relabel(int(number))
-    elif word == "label": self.relabel(int(number), label)
-    elif word == "undo":
-        if not number: self._check_unchanged()
-        self.undo(int(number) if number else None)
-    elif word == "open": self.open(None if self._opened == int(number) else int(number))
-    else: {"exclude": self.exclude, "keep": self.keep}[word](int(number))
+    if word == "undo" and not number: self._check_unchanged()
+    i = int(number) if number else None
+    does = {"page": lambda: self.go(page=i), "suggest": lambda: self.relabel(i), "undo": lambda: self.undo(i),
+            "label": lambda: self.relabel(i, label), "exclude": lambda: self.exclude(i), "keep": lambda: self.keep(i),
+            "open": lambda: self.open(None if self.opened == i else i)}
+    does[word]()
 
 # %% ../nbs/46_labels.ipynb #0d4571f6
 @checked
@@ -360,7 +379,7 @@ def fix_labels(
 
 
 def _beside_run(evaluation: Evaluation) -> Path:
-    run = getattr(getattr(getattr(evaluation, "origin", None), "learner", None), "run", None)
+    run = getattr(getattr(evaluation.origin, "whom", None), "run", None)
     if run is None:
         raise ConfigError("`edits` must say where decisions are kept, as this evaluation belongs to no run. "
                           "Try fix_labels(evaluation, edits='edits.csv').")

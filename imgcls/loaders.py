@@ -29,6 +29,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
@@ -207,15 +208,6 @@ class Batches:
     def __len__(self) -> int:
         return len(batch_indices(len(self.dataset), self.batch_size))
 
-    def indices(
-        self,
-        epoch: int = 0,             # which epoch, from 0
-    ) -> list[list[int]]:           # the dataset's indices in each batch
-        "Which images each batch of an epoch holds."
-        n = len(self.dataset)
-        order = permutation(n, self.seed, self.name, "order", epoch) if self.shuffle else None
-        return batch_indices(n, self.batch_size, order)
-
     def epoch(
         self,
         epoch: int = 0,             # which epoch, from 0
@@ -239,17 +231,30 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Images, Labels]]: return self.epoch(0)
 
-    def close(self) -> None:
-        "Let the workers go; the next epoch makes new ones."
-        board, self._board = self._board, None
-        _signal(board, "SIGCONT")               # one that somebody stopped can leave, too
-        self._loader = None
-        _kill_left_over(board)
-
     def __repr__(self) -> str:
         return (f"Batches({len(self.dataset)} images of {self.name!r} in {len(self)} batches of "
                 f"{self.batch_size}, {'shuffled' if self.shuffle else 'in order'}, "
                 f"{self.num_workers} workers)")
+
+# %% ../nbs/15_loaders.ipynb #1ee0563f
+@patch
+def indices(
+    self: Batches,
+    epoch: int = 0,             # which epoch, from 0
+) -> list[list[int]]:           # the dataset's indices in each batch
+    "Which images each batch of an epoch holds."
+    n = len(self.dataset)
+    order = permutation(n, self.seed, self.name, "order", epoch) if self.shuffle else None
+    return batch_indices(n, self.batch_size, order)
+
+# %% ../nbs/15_loaders.ipynb #98a3001e
+@patch
+def close(self: Batches) -> None:
+    "Let the workers go; the next epoch makes new ones."
+    board, self._board = self._board, None
+    _signal(board, "SIGCONT")               # one that somebody stopped can leave, too
+    self._loader = None
+    _kill_left_over(board)
 
 # %% ../nbs/15_loaders.ipynb #0cd554de
 class _Silence(Exception):

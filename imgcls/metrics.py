@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from imgcls.core import (
@@ -69,38 +70,6 @@ class Metric:
         self.n = 0
         for total in self.sums.values(): total.zero_()
 
-    @checked
-    def merge(
-        self,
-        other: "Metric",  # the same metric, over other images
-    ) -> None:
-        "Add what another metric has seen to this one."
-        check(self._identity() == other._identity(), "`merge` needs the same metric twice", other,
-              f"This one is {self!r}.")
-        self.n += other.n
-        for key, total in self.move(other.device).items(): total.add_(other.sums[key])
-
-    def state_dict(self) -> dict[str, Any]:
-        "Everything seen, as plain numbers and CPU tensors."
-        sums = {key: total.detach().cpu().clone() for key, total in self.sums.items()}
-        return {"metric": self._identity(), "n": self.n, "sums": sums}
-
-    @checked
-    def load_state_dict(
-        self,
-        state: Mapping[str, Any],  # from `state_dict`
-    ) -> None:
-        "Go on from a saved state."
-        check(state.get("metric") == self._identity(), f"The state must be of {self!r}", state.get("metric"),
-              "Use the metrics that the run was started with.")
-        n, sums = state.get("n"), state.get("sums")
-        like = isinstance(sums, Mapping) and {key: getattr(total, "shape", None) for key, total in sums.items()}
-        check(isinstance(n, int) and n >= 0 and like == {key: total.shape for key, total in self.sums.items()},
-              f"The state of `{self.name}` must hold a number of images and its sums", state,
-              "Go on from an earlier checkpoint.", CheckpointError)
-        self.n, self.device = n, torch.device("cpu")
-        self.sums = {key: total.clone() for key, total in sums.items()}
-
     def move(
         self,
         device: torch.device,  # where the batch lies
@@ -117,6 +86,44 @@ class Metric:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}: {self.n} images)"
+
+# %% ../nbs/22_metrics.ipynb #6728cd62
+@patch
+@checked
+def merge(
+    self: Metric,
+    other: Metric,  # the same metric, over other images
+) -> None:
+    "Add what another metric has seen to this one."
+    check(self._identity() == other._identity(), "`merge` needs the same metric twice", other,
+          f"This one is {self!r}.")
+    self.n += other.n
+    for key, total in self.move(other.device).items(): total.add_(other.sums[key])
+
+# %% ../nbs/22_metrics.ipynb #dbf85480
+@patch
+def state_dict(self: Metric) -> dict[str, Any]:
+    "Everything seen, as plain numbers and CPU tensors."
+    sums = {key: total.detach().cpu().clone() for key, total in self.sums.items()}
+    return {"metric": self._identity(), "n": self.n, "sums": sums}
+
+# %% ../nbs/22_metrics.ipynb #e4b79580
+@patch
+@checked
+def load_state_dict(
+    self: Metric,
+    state: Mapping[str, Any],  # from `state_dict`
+) -> None:
+    "Go on from a saved state."
+    check(state.get("metric") == self._identity(), f"The state must be of {self!r}", state.get("metric"),
+          "Use the metrics that the run was started with.")
+    n, sums = state.get("n"), state.get("sums")
+    like = isinstance(sums, Mapping) and {key: getattr(total, "shape", None) for key, total in sums.items()}
+    check(isinstance(n, int) and n >= 0 and like == {key: total.shape for key, total in self.sums.items()},
+          f"The state of `{self.name}` must hold a number of images and its sums", state,
+          "Go on from an earlier checkpoint.", CheckpointError)
+    self.n, self.device = n, torch.device("cpu")
+    self.sums = {key: total.clone() for key, total in sums.items()}
 
 # %% ../nbs/22_metrics.ipynb #ff5d6de3
 def _to(total: Tensor, device: torch.device) -> Tensor:
@@ -146,7 +153,14 @@ def labels_of(
     targets: Targets,  # class indices, or a probability for each class
 ) -> Labels:           # class indices
     "The right class of each image; the largest share where targets are soft."
-    return targets if targets.ndim == 1 else targets.argmax(1)
+    if targets.ndim == 1: return targets
+    if targets.ndim != 2 or not targets.is_floating_point(): raise _no_labels(targets)
+    return targets.argmax(1)
+
+
+def _no_labels(targets: Tensor) -> DataError:
+    return DataError("`targets` must be a class index for each image, or a probability for each class as floats. Got "
+                     f"{tuple(targets.shape)}, {targets.dtype}. For several labels an image write your own Metric.")
 
 # %% ../nbs/22_metrics.ipynb #1b9a6bde
 class LabelMetric(Metric):
@@ -166,7 +180,7 @@ class LabelMetric(Metric):
 
 # %% ../nbs/22_metrics.ipynb #6fdc4c20
 class Accuracy(LabelMetric):
-    "Share of images whose predicted class is right."
+    "Share of images whose predicted class is right; targets are class indices or probabilities."
     name = "accuracy"
 
     def __init__(self): super().__init__(correct=_zero(torch.int64))
@@ -460,44 +474,53 @@ class Metrics(Mapping[str, Metric]):
         "Images seen."
         return self._lost.n
 
-    @property
-    def directions(self) -> dict[str, bool]:
-        "Is a larger value better? By name."
-        return {name: bool(metric.higher_is_better) for name, metric in self.items()}
-
     def reset(self) -> None:
         "Forget everything seen."
         for metric in (*self.values(), self._lost): metric.reset()
 
-    @checked
-    def merge(
-        self,
-        other: "Metrics",  # the same metrics, over other images
-    ) -> None:
-        "Add what another set has seen to this one."
-        self._check_names(other)
-        for name, metric in self.items(): metric.merge(other[name])
-        self._lost.merge(other._lost)
+# %% ../nbs/22_metrics.ipynb #0075a4d8
+@patch(as_prop=True)
+def directions(self: Metrics) -> dict[str, bool]:
+    "Is a larger value better? By name."
+    return {name: bool(metric.higher_is_better) for name, metric in self.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        "Everything seen, as plain numbers and CPU tensors."
-        return {metric.name: metric.state_dict() for metric in (*self.values(), self._lost)}
+# %% ../nbs/22_metrics.ipynb #6a6a61ee
+@patch
+@checked
+def merge(
+    self: Metrics,
+    other: Metrics,  # the same metrics, over other images
+) -> None:
+    "Add what another set has seen to this one."
+    self._check_names(other)
+    for name, metric in self.items(): metric.merge(other[name])
+    self._lost.merge(other._lost)
 
-    @checked
-    def load_state_dict(
-        self,
-        state: Mapping[str, Any],  # from `state_dict`
-    ) -> None:
-        "Go on from a saved state."
-        members = {name: saved for name, saved in state.items() if name != self._lost.name}
-        self._check_names(members)
-        for name, metric in self.items(): metric.load_state_dict(members[name])
-        if self._lost.name in state: self._lost.load_state_dict(state[self._lost.name])
-        else: self._lost.reset()            # saved before lost images were counted
 
-    def _check_names(self, other: Mapping[str, Any]) -> None:
-        check(list(other) == list(self), f"The metrics must be {list(self)}", list(other),
-              "Use the metrics that the run was started with.")
+@patch
+def _check_names(self: Metrics, other: Mapping[str, Any]) -> None:
+    check(list(other) == list(self), f"The metrics must be {list(self)}", list(other),
+          "Use the metrics that the run was started with.")
+
+# %% ../nbs/22_metrics.ipynb #09c5b01e
+@patch
+def state_dict(self: Metrics) -> dict[str, Any]:
+    "Everything seen, as plain numbers and CPU tensors."
+    return {metric.name: metric.state_dict() for metric in (*self.values(), self._lost)}
+
+# %% ../nbs/22_metrics.ipynb #eec815b7
+@patch
+@checked
+def load_state_dict(
+    self: Metrics,
+    state: Mapping[str, Any],  # from `state_dict`
+) -> None:
+    "Go on from a saved state."
+    members = {name: saved for name, saved in state.items() if name != self._lost.name}
+    self._check_names(members)
+    for name, metric in self.items(): metric.load_state_dict(members[name])
+    if self._lost.name in state: self._lost.load_state_dict(state[self._lost.name])
+    else: self._lost.reset()            # saved before lost images were counted
 
 # %% ../nbs/22_metrics.ipynb #d2804a7b
 @checked

@@ -19,7 +19,7 @@ __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw'
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,23 +115,28 @@ def parameter_groups(
     head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
 ) -> list[dict[str, Any]]:      # 'params', 'name', 'lr', 'base_lr' and 'weight_decay' each
     "Which weights move at which speed."
-    head = None if head_parameters is None else {id(p) for p in head_parameters}
-    factor, split_decay = config.backbone_lr_factor, not config.decay_norm_and_bias
-    check(factor == 1 or head is not None, "`backbone_lr_factor` needs to know the head", factor,
+    factor = config.backbone_lr_factor
+    check(factor == 1 or head_parameters is not None, "`backbone_lr_factor` needs to know the head", factor,
           "Pass head_parameters, for instance head_of(network)[1].parameters().")
+    head = {id(p) for p in head_parameters or ()}
     groups: dict[str, dict[str, Any]] = {}
     for parameter in network.parameters():
         if not parameter.requires_grad: continue
-        part = "network" if factor == 1 else "head" if id(parameter) in head else "backbone"
-        decayed = parameter.ndim >= 2 or not split_decay
-        lr = config.lr * (factor if part == "backbone" else 1)
-        name = part if decayed else f"{part}_no_decay"
-        group = groups.setdefault(name, {"name": name, "params": [], "lr": lr, "base_lr": lr,
-                                         "weight_decay": config.weight_decay if decayed else 0.0})
-        group["params"].append(parameter)
+        new = _empty_group(config, id(parameter) in head, parameter.ndim >= 2 or config.decay_norm_and_bias)
+        groups.setdefault(new["name"], new)["params"].append(parameter)
     check(bool(groups), "The network needs parameters to train", groups,
           "All are frozen, or there are none.")
     return list(groups.values())
+
+
+def _empty_group(config: OptimizerConfig, in_head: bool, decayed: bool) -> dict[str, Any]:
+    "The group that such a parameter belongs to."
+    factor = 1 if in_head else config.backbone_lr_factor
+    part = "head" if in_head else "backbone"
+    if config.backbone_lr_factor == 1: part = "network"
+    lr, weight_decay = config.lr * factor, config.weight_decay if decayed else 0.0
+    return {"name": part if decayed else f"{part}_no_decay", "params": [], "lr": lr, "base_lr": lr,
+            "weight_decay": weight_decay}
 
 # %% ../nbs/23_optimizers.ipynb #9a3784d6
 @checked
@@ -171,21 +176,22 @@ def follow_network(
     here = {id(p): p for p in network.parameters()}
     check(any(p.requires_grad for p in here.values()), "The network needs parameters to train", "all are frozen",
           "Try networks.unfreeze(network).")
-    for group in optimizer.param_groups: _let_go(optimizer, group, here)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for key, parameter in here.items():
-        if key not in held or not parameter.requires_grad: parameter.grad = None
-    new = [p for key, p in here.items() if p.requires_grad and key not in held]
+    held = _let_go(optimizer, here)
+    without_gradient = [p for key, p in here.items() if key not in held or not p.requires_grad]
+    for parameter in without_gradient: parameter.grad = None
+    new = [p for p in without_gradient if p.requires_grad]
     if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder))
     _begin_momentum(optimizer)
 
 
-def _let_go(optimizer: Optimizer, group: dict[str, Any], here: Mapping[int, nn.Parameter]) -> None:
+def _let_go(optimizer: Optimizer, here: Collection[int]) -> set[int]:      # what it holds after that
     "Parameters that are the network's no more. Groups that a builder added are its own business."
-    if "name" not in group: return
-    gone = [p for p in group["params"] if id(p) not in here]
-    for parameter in gone: optimizer.state.pop(parameter, None)
-    group["params"] = [p for p in group["params"] if id(p) in here]
+    for group in optimizer.param_groups:
+        if "name" not in group: continue
+        gone = [p for p in group["params"] if id(p) not in here]
+        for parameter in gone: optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) in here]
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _take_up(optimizer: Optimizer, other: Optimizer) -> None:

@@ -35,14 +35,16 @@ def write_digits(
     folder: str | Path,     # made when missing; left as it is when it holds anything
 ) -> Path:                  # the folder: 0/ to 9/
     "1,797 real handwritten digits as grey PNGs."
-    def write(root: Path) -> None:
-        from sklearn.datasets import load_digits
-        digits = load_digits()
-        for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            file = root/str(label)/f"{i:04d}.png"
-            file.parent.mkdir(exist_ok=True)
-            Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(file)
-    return _build(Path(folder), write)
+    return _build(Path(folder), _write_digits)
+
+
+def _write_digits(root: Path) -> None:
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        file = root/str(label)/f"{i:04d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(file)
 
 # %% ../nbs/17_samples.ipynb #ffb12fc5
 @checked
@@ -50,34 +52,42 @@ def write_photos(
     folder: str | Path,     # made when missing; left as it is when it holds anything
 ) -> Path:                  # the folder: china/ and flower/
     "208 colour tiles of 48 x 48 pixels, cut from two photographs."
-    def write(root: Path) -> None:
-        from sklearn.datasets import load_sample_images
-        for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
-            (root/name).mkdir()
-            height, width = pixels.shape[:2]
-            corners = itertools.product(range(0, height - 47, 48), range(0, width - 47, 48))
-            for i, (top, left) in enumerate(corners):
-                Image.fromarray(pixels[top:top + 48, left:left + 48]).save(root/name/f"{i:03d}.png")
-    return _build(Path(folder), write)
+    return _build(Path(folder), _write_photos)
 
 
+def _write_photos(root: Path) -> None:
+    from sklearn.datasets import load_sample_images
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        (root/name).mkdir()
+        height, width = pixels.shape[:2]
+        corners = itertools.product(range(0, height - 47, 48), range(0, width - 47, 48))
+        for i, (top, left) in enumerate(corners):
+            Image.fromarray(pixels[top:top + 48, left:left + 48]).save(root/name/f"{i:03d}.png")
+
+# %% ../nbs/17_samples.ipynb #8e0c0ff3
 def _build(folder: Path, write: Callable[[Path], None]) -> Path:
     "Fill a folder that appears only when it is complete."
     try:
-        if folder.is_dir() and any(folder.iterdir()): return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:50]}.", dir=folder.parent) as temporary:
-            complete = Path(temporary)/"complete"
-            complete.mkdir()
-            write(complete)
-            try: os.replace(complete, folder)
-            except OSError:
-                if not (folder.is_dir() and any(folder.iterdir())): raise   # else another process was first
+        if not _is_filled(folder): _fill(folder, write)
         return folder
+    except DataError: raise
     except (OSError, ValueError) as error:
-        if isinstance(error, DataError): raise
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"Cannot write the folder {str(folder)!r}: {reason}.") from error
+
+
+def _is_filled(folder: Path) -> bool: return folder.is_dir() and any(folder.iterdir())
+
+
+def _fill(folder: Path, write: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name[:50]}.", dir=folder.parent) as temporary:
+        complete = Path(temporary)/"complete"
+        complete.mkdir()
+        write(complete)
+        try: os.replace(complete, folder)
+        except OSError:
+            if not _is_filled(folder): raise        # else another process was first
 
 # %% ../nbs/17_samples.ipynb #eb8ae2b3
 HYMENOPTERA = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
@@ -106,24 +116,37 @@ def download_zip(
 
     def write(root: Path) -> None:
         archive, unpacked = root.parent/"archive.zip", root.parent/"unpacked"
-        try: digest = _fetch(url, archive)
-        except (OSError, ValueError, HTTPException) as error:
-            raise DataError(f"Cannot download {url}: {getattr(error, 'reason', error)}. By hand: fetch "
-                            f"it elsewhere, and unpack it as {str(folder)!r}.") from None
+        digest = _fetch(url, archive, folder)
         if sha256 and digest != sha256.lower():
             raise DataError(f"{url} is not the expected file: its sha256 is {digest}, not {sha256}.")
         _unpack(archive, unpacked, url)
-        inside = [path for path in unpacked.iterdir() if path.name != "__MACOSX"]
-        top = inside[0] if len(inside) == 1 and inside[0].is_dir() else unpacked
-        for part, n in (n_files or {}).items():
-            found = len(list((top/part).glob("*")))
-            if found != n: raise DataError(f"{url} should hold {n} files in {part}. Got {found}.")
+        top = _top(unpacked)
+        _check_numbers(top, n_files or {}, url)
         for item in top.iterdir(): item.rename(root/item.name)
     return _build(Path(folder), write)
 
 
-def _fetch(url: str, file: Path) -> str:
-    "Stream to a file; the sha256."
+def _top(unpacked: Path) -> Path:
+    "What lies in the archive; a folder that wraps everything is left away."
+    inside = [path for path in unpacked.iterdir() if path.name != "__MACOSX"]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else unpacked
+
+
+def _check_numbers(top: Path, n_files: Mapping[str, int], url: str) -> None:
+    for part, n in n_files.items():
+        found = len(list((top/part).glob("*")))
+        if found != n: raise DataError(f"{url} should hold {n} files in {part}. Got {found}.")
+
+# %% ../nbs/17_samples.ipynb #0a238247
+def _fetch(url: str, file: Path, folder: str | Path) -> str:
+    "Download to a file; the sha256."
+    try: return _stream(url, file)
+    except (OSError, ValueError, HTTPException) as error:
+        raise DataError(f"Cannot download {url}: {getattr(error, 'reason', error)}. By hand: fetch it elsewhere, and "
+                        f"unpack it as {str(folder)!r}.") from None
+
+
+def _stream(url: str, file: Path) -> str:
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=30) as response, open(file, "wb") as out:
         length = int(response.headers.get("Content-Length") or 0)

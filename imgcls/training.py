@@ -38,7 +38,8 @@ from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
 from .runtime import Runtime
-from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state, training_turn
+from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state
+from .turns import training_turn
 
 # %% ../nbs/33_training.ipynb #6fa6bc2b
 @dataclass

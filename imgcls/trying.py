@@ -1,7 +1,8 @@
 """What does it say of an image of mine?
 
-`predict_widget(learn)` takes images: chosen, dropped, or shown from code. For each one it says what the network thinks
-of it, class by class, and where it looks. A click on a class asks what speaks for that class.
+`predict_widget(predictor)` takes images: chosen, dropped, or shown from code. For each one it says what the network thinks
+of it, class by class, and where it looks. A click on a class asks what speaks for that class. A learner can be asked in
+the same way; it makes a predictor of its weights at each question, also while it trains.
 
 Guaranteed: a dropped file is read exactly as training reads files (turned upright, of any colour mode); what cannot be
 read is named, with the reason, and what was there stays; the last eight images are kept, and nothing stays on the disk."""
@@ -23,14 +24,15 @@ from PIL import Image
 from torch import Tensor
 
 from .core import ConfigError, DataError, ImgclsError, check, checked
-from .explorer import CUT, SIDE_BY_SIDE, escaped, tag
+from .gallery import SIDE_BY_SIDE
 from .images import as_image, images_in, load_image
-from .interpretation import Explanation, _asked, _explained, _prepared, overlay
-from .learner import Learner, network_with
+from .interpretation import Explanation, explain_tensor, overlay
+from .markup import CUT, escaped, link, tag
 from .plots import PALETTE
-from .predictions import Predictions
+from .predictions import Answers, Predictions
+from .predictor import Predictor
 from .seeding import preserve_rng
-from .widgets import Widget, link, thumbnail
+from .widgets import Widget, thumbnail
 
 # %% ../nbs/48_trying.ipynb #2ace044d
 @dataclass(frozen=True, eq=False)
@@ -41,10 +43,9 @@ class Answer:
     picture: str                        # a small one, as a data URI
     tensor: Tensor                      # as the network got it
     shown: Tensor                       # the same for an eye, in [0, 1]
-    predictions: Predictions            # of this one image
+    predictions: Predictions            # of this one image; .weights says whose answer it is
     explanation: Explanation | None     # where it looks; None: it cannot be said
     why_not: str = ""                   # the reason for that
-    asked: str = ""                     # which weights: 'best weights, epoch 2'
 
     @property
     def label(self) -> str:
@@ -53,16 +54,15 @@ class Answer:
 
     def __repr__(self) -> str: return f"Answer({self.name!r}: {self.label!r} {self.predictions.confidence[0]:.4f})"
 
-
-def _answer(learner: Learner, weights: str | None, number: int, name: str, picture: str, tensor: Tensor, shown: Tensor,
+# %% ../nbs/48_trying.ipynb #a3b00171
+def _answer(predictor: Predictor, number: int, name: str, picture: str, tensor: Tensor, shown: Tensor,
             label: str | None = None) -> Answer:
     "Ask the network. Where it has no map to look at, it has an answer all the same."
-    asked = _asked(learner, tensor, weights)
-    found, why_not = None, ""
-    try: found = _explained(asked, tensor, shown, label, None)
+    predictions = Predictions.from_logits(predictor.logits(tensor[None]), predictor.output_names)
+    predictions.origin, found, why_not = predictor.origin, None, ""
+    try: found = explain_tensor(predictor, tensor, shown, label)
     except ConfigError as error: why_not = str(error)
-    return Answer(number, name, picture, tensor, shown, Predictions(asked[2][None], asked[1]), found, why_not,
-                  str(asked[3]))
+    return Answer(number, name, picture, tensor, shown, predictions, found, why_not)
 
 # %% ../nbs/48_trying.ipynb #580c8815
 KEPT, SIDE, MOST_BARS = 8, 200, 10      # images; pixels of their longer side; classes with a bar
@@ -74,11 +74,11 @@ class PredictWidget(Widget):
     @checked
     def __init__(
         self,
-        learn: Learner,                 # whom to ask
-        weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
+        whom: Answers,                  # whom to ask: a predictor, or a learner
+        weights: str | None = None,     # of a learner: 'best', 'last' or 'current'; None: best where val chose
     ):
-        with preserve_rng(): network_with(learn, weights)       # an error now rather than at the first image
-        self.learn, self.weights = learn, weights
+        with preserve_rng(): whom.predictor(weights)        # an error now rather than at the first image
+        self.whom, self.weights = whom, weights
         self._entries: list[Answer | str] = []
         self._number = 0
         super().__init__()
@@ -98,12 +98,12 @@ class PredictWidget(Widget):
 @checked
 def show(
     self: PredictWidget,
-    image: Any,                     # what learn.predict takes: path, PIL image, array, or up to eight of them
+    image: Any,                     # what `predict` takes: path, PIL image, array, or up to eight of them
 ) -> PredictWidget:                 # itself
     "Ask what the network says of an image."
     items = images_in(image)
     check(0 < len(items) <= KEPT, f"There must be 1 to {KEPT} images at a time", len(items),
-          "For more: learn.predict.", DataError)
+          "For more: predict.", DataError)
     self._add([self._ask(Path(item).name if isinstance(item, (str, Path)) else "image", as_image(item))
                for item in items])
     return self
@@ -123,8 +123,8 @@ def on_file(self: PredictWidget, name: str, content: bytes | DataError) -> None:
 @patch
 def _ask(self: PredictWidget, name: str, picture: Image.Image) -> Answer:
     with preserve_rng():
-        tensor, shown = _prepared(self.learn, picture)
-        answer = _answer(self.learn, self.weights, self._number, name, thumbnail(picture, SIDE), tensor, shown)
+        predictor = self.whom.predictor(self.weights)
+        answer = _answer(predictor, self._number, name, thumbnail(picture, SIDE), *predictor.prepare(picture))
     self._number += 1
     return answer
 
@@ -161,7 +161,8 @@ def explain(
     check(i in range(len(self.answers)), f"`i` must be one of the {len(self.answers)} answers, from 0", i)
     old = self.answers[i]
     with preserve_rng():
-        new = _answer(self.learn, self.weights, old.number, old.name, old.picture, old.tensor, old.shown, label)
+        predictor = self.whom.predictor(self.weights)
+        new = _answer(predictor, old.number, old.name, old.picture, old.tensor, old.shown, label)
     self._entries[self._entries.index(old)] = new
     self.draw()
     return self
@@ -187,7 +188,7 @@ def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PAL
 
 def _card(answer: Answer) -> str:
     head = (f"{tag('b', escaped(answer.name))}: {escaped(answer.label)} {answer.predictions.confidence[0]:.4f} "
-            f"{tag('span', escaped(answer.asked), 'opacity:0.6;margin-left:8px')}")
+            f"{tag('span', escaped(answer.predictions.weights), 'opacity:0.6;margin-left:8px')}")
     pictures = _picture(answer.picture, answer.name, "")
     if answer.explanation is None:
         pictures += tag("div", "No heat map. " + escaped(answer.why_not), f"max-width:{SIDE}px;font-size:12px")
@@ -203,27 +204,35 @@ def _picture(source: str, alt: str, below: str) -> str:
     image = f'<img alt="{escaped(alt)}" src="{source}" style="max-width:{SIDE}px;max-height:{SIDE}px;margin:0">'
     return tag("div", image + tag("div", escaped(below), "font-size:12px"), f"max-width:{SIDE}px")
 
-
+# %% ../nbs/48_trying.ipynb #035033de
 def _bars(answer: Answer) -> str:
-    table, names = answer.predictions.top(min(MOST_BARS, len(answer.predictions.class_names))), []
-    chosen = None if answer.explanation is None else answer.explanation.label
-    for rank in range(1, table.shape[1]//2 + 1):
-        label, share = table[f"label_{rank}"][0], table[f"probability_{rank}"][0]
-        word = escaped(label) if chosen is None else link(f"class {answer.number} {label}", label)
-        names.append(tag("div", tag("b", word) if label == chosen else word, f"max-width:180px;{CUT}", title=label)
-                     + tag("div", tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;"
-                                                 f"background:{PALETTE[0 if rank == 1 else 5]}"), "width:150px")
-                     + tag("div", f"{share:.4f}"))
-    more = len(answer.predictions.class_names) - len(names)
-    rest = tag("div", f"… {more} more classes", "grid-column:1/4;opacity:0.6") if more else ""
-    return tag("div", "".join(names) + rest, "display:grid;grid-template-columns:auto auto auto;gap:2px 10px;"
+    "A name, a bar and a number for each of the most probable classes."
+    top, n = answer.predictions[0].top(MOST_BARS), len(answer.predictions.class_names)
+    rows = [_name(answer, label) + _bar(share, best=rank == 0) + tag("div", f"{share:.4f}")
+            for rank, (label, share) in enumerate(top.items())]
+    rest = tag("div", f"… {n - len(rows)} more classes", "grid-column:1/4;opacity:0.6") if len(rows) < n else ""
+    return tag("div", "".join(rows) + rest, "display:grid;grid-template-columns:auto auto auto;gap:2px 10px;"
                "align-items:center;align-content:start")
+
+
+def _name(answer: Answer, label: str) -> str:
+    "To be clicked, where something can be shown for it."
+    found = answer.explanation
+    word = escaped(label) if found is None else link(f"class {answer.number} {label}", label)
+    shown = tag("b", word) if found is not None and label == found.label else word
+    return tag("div", shown, f"max-width:180px;{CUT}", title=label)
+
+
+def _bar(share: float, best: bool) -> str:
+    color = PALETTE[0 if best else 5]
+    inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
+    return tag("div", inside, "width:150px")
 
 # %% ../nbs/48_trying.ipynb #4279df70
 @checked
 def predict_widget(
-    learn: Learner,                 # whom to ask
-    weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
+    whom: Answers,                  # whom to ask: a predictor, or a learner
+    weights: str | None = None,     # of a learner: 'best', 'last' or 'current'; None: best where val chose
 ) -> PredictWidget:                 # shows itself; .show(image) .explain(label) .answers
     "Drop an image, and see what the network says of it."
-    return PredictWidget(learn, weights)
+    return PredictWidget(whom, weights)

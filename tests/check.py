@@ -1,4 +1,4 @@
-"""Everything that must hold before a change lands: what `make test` runs.
+"""Everything that must hold before a change lands: what `make test` runs, and the two minutes of `make quick`.
 
 Each check prints what it found; the last line counts them. `python tests/check.py ruff notebooks` runs some.
 """
@@ -51,6 +51,30 @@ def unchanged(*command: str) -> bool:
     return done and not changed
 
 
+def changed_notebooks() -> list[str]:
+    "Notebooks that differ from the last commit; where none does, those that the last commit changed."
+    def asked(*command: str) -> list[str]:
+        done = subprocess.run(["git", *command, "--", "nbs"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return [line for line in done.stdout.splitlines() if line.endswith(".ipynb") and (ROOT/line).is_file()]
+    now = asked("diff", "--name-only", "HEAD") + asked("ls-files", "--others", "--exclude-standard")
+    return sorted(set(now or asked("diff", "--name-only", "HEAD~1", "HEAD")))
+
+
+def run_changed() -> bool:
+    "The notebooks at hand, as far as they fit into the time; those that don't are named."
+    names = [Path(name).stem for name in changed_notebooks() if "/benchmarks/" not in name]
+    if not names: print("  no notebook has changed")
+    late = time.monotonic() + QUICK
+    for i, name in enumerate(names):
+        if time.monotonic() > late:
+            print(f"  no time for {', '.join(names[i:])}: make test runs them")
+            return True
+        if not run("nbdev-test", "--file-re", f"^{name}[.]ipynb$", "--do-print", "--n-workers", "0"): return False
+    return True
+
+
+QUICK = 75              # seconds for the notebooks of `make quick`, beside the one that runs then
+
 CHECKS = {
     "clean": lambda: unchanged("nbdev-clean"),
     "export": lambda: unchanged("nbdev-export"),
@@ -59,19 +83,26 @@ CHECKS = {
     "processes": lambda: run("python", "-m", "pytest", "tests"),
     "site": lambda: run("nbdev-proc-nbs"),
 }
+QUICK_CHECKS = {
+    "export": CHECKS["export"],
+    "ruff": CHECKS["ruff"],
+    "structure": lambda: run("python", "-m", "pytest", "tests/test_structure.py"),
+    "changed": run_changed,
+}
 
 
 def main(names: list[str]) -> int:
     "Run the checks; the number that failed."
-    failed = []
-    for name in names or CHECKS:
+    failed, checks = [], CHECKS | QUICK_CHECKS
+    names = [*QUICK_CHECKS] if names == ["quick"] else names or [*CHECKS]
+    for name in names:
         started = time.monotonic()
         print(f"== {name}", flush=True)
-        ok = CHECKS[name]()
+        ok = checks[name]()
         print(f"-- {name}: {'ok' if ok else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
         if not ok: failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else "all is well")
-    print(f"{len(names or CHECKS) - len(failed)} passed, {len(failed)} failed")
+    print(f"{len(names) - len(failed)} passed, {len(failed)} failed")
     return len(failed)
 
 

@@ -106,7 +106,8 @@ import threading
 import numpy as np
 from torch import nn
 from torchvision.ops import StochasticDepth
-from imgcls.checkpointing import first_difference, load_checkpoint
+from imgcls.checkpointing import first_difference
+from imgcls.keeping import load_checkpoint
 class Net(nn.Module):
     "All that draws in a network: first weights, stochastic depth, dropout."
     def __init__(self):

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from imgcls import CheckpointError, DataError, ImageData, Learner, TrainingInterrupted
-from imgcls.checkpointing import first_difference, load_checkpoint
+from imgcls.checkpointing import first_difference
+from imgcls.keeping import load_checkpoint
 from imgcls.core import ConfigError, temporary_for
 from imgcls.samples import write_digits
 from imgcls.training import Callback, Order
-from imgcls.verification import _outcome
+from imgcls.verification import outcome
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills")
 SETTINGS = {"lr": 0.02, "batch_size": 8, "num_epochs": 3, "accumulate": 2, "ema_decay": 0.9, "mixup_alpha": 0.3,
@@ -96,11 +97,11 @@ def straight(folder) -> tuple[dict, float]:
     do(lambda: make(folder, "straight").fit(), folder)
     begun = time.monotonic()
     do(lambda: make(folder, "timed").fit(), folder)
-    return _outcome(folder/"runs"/"straight"), time.monotonic() - begun
+    return outcome(folder/"runs"/"straight"), time.monotonic() - begun
 
 
 def check_equal(folder: Path, name: str, straight: tuple[dict, float]) -> None:
-    found = first_difference(_outcome(folder/"runs"/name), straight[0])
+    found = first_difference(outcome(folder/"runs"/name), straight[0])
     assert found is None, f"{name}: {found}"
     best, wanted = (load_checkpoint(folder/"runs"/n/"weights"/"best.pt") for n in (name, "straight"))
     for key in ("network", "optimizer", "epoch", "step", "callbacks"):

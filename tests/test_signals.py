@@ -26,9 +26,9 @@ def wait_for(process, text: str) -> None:
 
 COMPARE = """
 import sys, torch
-from imgcls.checkpointing import load_checkpoint
+from imgcls.checkpointing import first_difference
 from imgcls.history import History
-from imgcls.verification import first_difference
+from imgcls.keeping import load_checkpoint
 one_run, other_run = sys.argv[1:]
 for file in ('last.pt', 'best.pt'):
     one, two = (load_checkpoint(f'runs/{name}/weights/{file}') for name in (one_run, other_run))

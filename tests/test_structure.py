@@ -1,53 +1,281 @@
-"What the rooms promise about each other: imports point down, and the package is light to import."
+"""What the rooms promise about each other: which may import which, whose names are used, who may touch whose class.
+
+The plan of the house is a table here, so that a change of it is a change of this file.
+"""
 import ast
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1]/"imgcls"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, NOTEBOOKS = ROOT/"imgcls", ROOT/"nbs"
 NUMBERED = re.compile(r"File to edit: \.\./nbs/((\d\d)_\w+)\.ipynb")
 
+# Which floors a room may import from, beside lower rooms of its own: 3x sees batches, never folders of images.
+FLOORS = {0: {0}, 1: {0, 1}, 2: {0, 2}, 3: {0, 2, 3}, 4: {0, 1, 2, 3, 4}, 5: {0, 1, 2, 3, 4, 5}, 6: {0, 1, 2, 6}}
+ROOMS = {63: {0, 1, 2, 3, 4, 5, 6}}             # rooms with a rule of their own: the commands stand on top of everything
+SHIPPED = {30, 31, 32}                          # rooms of training that 6x may read: history, summaries, runs
 
-def rooms() -> dict[str, tuple[str, int]]:
-    "Module -> its notebook and number."
+
+@dataclass(frozen=True)
+class Room:
+    notebook: str
+    number: int
+    imports: frozenset[str]     # modules of the package, at any depth
+
+
+@cache
+def rooms() -> dict[str, Room]:
+    "Module -> its notebook, number and imports."
     found = {}
     for file in PACKAGE.glob("*.py"):
-        match = NUMBERED.search(file.read_text())
-        if match: found[file.stem] = (match[1], int(match[2]))
+        text = file.read_text()
+        match = NUMBERED.search(text)
+        if match: found[file.stem] = Room(match[1], int(match[2]), frozenset(imported(ast.parse(text))))
     return found
 
 
-def upward(rooms: dict[str, tuple[str, int]]) -> list[str]:
-    "Imports, at any depth, that do not point to a lower number."
-    wrong = []
-    for module, (notebook, number) in rooms.items():
-        for node in ast.walk(ast.parse((PACKAGE/f"{module}.py").read_text())):
-            if not isinstance(node, ast.ImportFrom): continue
-            if not (node.level or (node.module or "").startswith("imgcls.")): continue
-            target = (node.module or "").split(".")[-1]
-            if target in rooms and rooms[target][1] >= number:
-                wrong.append(f"{notebook} imports {rooms[target][0]}: move the shared code down, or renumber")
-    return wrong
+def imported(tree: ast.AST) -> Iterator[str]:
+    "Modules of the package: `from .x import y`, `from . import x`, `from imgcls import x`, `import imgcls.x`."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("imgcls."))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            inside = node.level == 1 or module.split(".")[0] == "imgcls"
+            path = module if node.level else module.removeprefix("imgcls").lstrip(".")
+            if inside and path: yield path.split(".")[0]
+            elif inside: yield from (alias.name for alias in node.names)
 
 
-def test_imports_point_down():
-    found = rooms()
-    assert len(found) > 10
-    assert not upward(found)
+def may_import(number: int, other: int) -> bool:
+    "The table."
+    if other >= number: return False
+    if number // 10 == 6 and other in SHIPPED: return True
+    return other // 10 in ROOMS.get(number, FLOORS[number // 10])
 
 
-def test_the_check_can_fail():
-    found = rooms()
-    assert upward(found | {"core": ("99_core", 99)})
+def forbidden(rooms: dict[str, Room]) -> list[str]:
+    return [f"{room.notebook} imports {rooms[name].notebook}" for room in rooms.values() for name in sorted(room.imports)
+            if name in rooms and not may_import(room.number, rooms[name].number)]
+
+
+def test_imports_follow_the_table():
+    assert len(rooms()) > 30
+    assert not forbidden(rooms())
+
+
+@pytest.mark.parametrize("code", ["from .learner import Learner", "from . import learner", "import imgcls.learner",
+                                  "from imgcls import learner", "def f():\n    from imgcls.learner import Learner"])
+def test_the_check_can_fail(code):
+    spoiled = rooms() | {"data": Room("19_data", 19, frozenset(imported(ast.parse(code))))}
+    assert forbidden(spoiled) == [f"19_data imports {rooms()['learner'].notebook}"]
+
+
+def test_the_table_is_not_a_line():
+    "Lower is not enough: a network knows no folders, the loop no files of images."
+    assert not may_import(24, 19) and not may_import(33, 19) and not may_import(61, 33)
+    assert may_import(24, 9) and may_import(33, 20) and may_import(55, 19) and may_import(61, 31)
 
 
 def test_every_room_is_there():
     "Each numbered notebook has its module, and each module its notebook."
-    notebooks = {f.stem for f in (PACKAGE.parent/"nbs").glob("[0-9][0-9]_*.ipynb")}
-    assert notebooks == {notebook for notebook, _ in rooms().values()}
+    notebooks = {file.stem for file in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")}
+    assert notebooks == {room.notebook for room in rooms().values()}
+
+
+def test_every_room_is_in_the_sidebar():
+    sidebar = (NOTEBOOKS/"sidebar.yml").read_text()
+    missing = [room.notebook for room in rooms().values() if f"{room.notebook}.ipynb" not in sidebar]
+    gone = [name for name in re.findall(r"(\d\d_\w+)\.ipynb", sidebar) if not (NOTEBOOKS/f"{name}.ipynb").is_file()]
+    assert not missing and not gone
+
+
+@dataclass(frozen=True)
+class Cell:
+    notebook: str
+    module: str             # that the notebook exports; "" where it exports none
+    kind: str               # 'exported', 'hidden' or 'shown'
+    text: str
+
+    @property
+    def tree(self) -> ast.Module: return ast.parse(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", self.text, flags=re.M))
+
+
+@cache
+def cells() -> list[Cell]:
+    "Every code cell."
+    found = []
+    for file in sorted(NOTEBOOKS.rglob("*.ipynb")):
+        if file.parent.name.startswith((".", "_")): continue
+        texts = ["".join(cell["source"]) for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+        module = next((m[1] for text in texts if (m := re.search(r"^#\| default_exp:? (\w+)", text, re.M))), "")
+        found += [Cell(file.stem, module, _kind(text), text) for text in texts]
+    return found
+
+
+def _kind(text: str) -> str:
+    if re.search(r"^#\| ?export\b", text, re.M): return "exported"
+    return "hidden" if re.search(r"^#\| ?hide\b", text, re.M) else "shown"
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    "Every name that is read, also as an attribute or an import."
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name): found.add(node.id)
+        elif isinstance(node, ast.Attribute): found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom): found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            found.add(node.value)       # an annotation in quotes, a name in a table
+    return found
+
+
+def defined(cell: Cell) -> list[str]:
+    "Public functions, classes and constants that a cell exports; methods that it adds to a class are not among them."
+    found = []
+    for node in cell.tree.body:
+        patched = any("patch" in ast.unparse(d) for d in getattr(node, "decorator_list", ()))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not patched: found.append(node.name)
+        elif isinstance(node, ast.Assign): found += [t.id for t in node.targets if isinstance(t, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): found.append(node.target.id)
+    return [name for name in found if not name.startswith("_")]
+
+
+def unused(cells: list[Cell], others: set[str]) -> list[str]:
+    "Public names that no other cell needs: neither a room, nor a lesson that is shown, nor `others`."
+    used = [(cell, names_in(cell.tree)) for cell in cells if cell.kind != "hidden"]
+    counts: dict[str, int] = {}
+    for cell, names in used:
+        own = {*defined(cell)} if cell.kind == "exported" else set()
+        for name in names - own: counts[name] = counts.get(name, 0) + 1
+    within = {name for cell in cells if cell.kind == "exported" for name in defined(cell)
+              if len(re.findall(rf"\b{name}\b", cell.text)) > 1}        # its own cell needs it
+    return [f"{cell.notebook}: {name}" for cell in cells if cell.kind == "exported" for name in defined(cell)
+            if not counts.get(name) and name not in others and name not in within]
+
+
+def tests_and_front_door() -> set[str]:
+    "What is public by `imgcls.__all__`, named by a command, or used by the tests here."
+    files = [file for file in (ROOT/"tests").glob("*.py") if file.name != Path(__file__).name]
+    named = set().union(*(names_in(ast.parse(file.read_text())) for file in files))
+    in_texts = {word for file in files for word in re.findall(r"\w+", file.read_text())}      # programs that tests run
+    commands = set(re.findall(r'"imgcls\.\w+:(\w+)"', (ROOT/"pyproject.toml").read_text()))
+    return named | in_texts | commands | names_in(ast.parse((PACKAGE/"__init__.py").read_text()))
+
+
+def test_no_exported_name_is_unused():
+    assert not unused(cells(), tests_and_front_door())
+
+
+def test_unused_names_are_found():
+    spare = Cell("00_core", "core", "exported", "def nobody_calls_this(): ...")
+    assert unused([*cells(), spare], tests_and_front_door()) == ["00_core: nobody_calls_this"]
+    needed = Cell("01_settings", "settings", "shown", "nobody_calls_this()")
+    assert not unused([*cells(), spare, needed], tests_and_front_door())
+
+
+def patched(cell: Cell) -> Iterator[str]:
+    "Classes that get a method in a cell."
+    for node in cell.tree.body:
+        for decorator in getattr(node, "decorator_list", ()):
+            call = decorator if isinstance(decorator, ast.Call) else None
+            name = ast.unparse(call.func if call else decorator)
+            if name == "patch_to": yield ast.unparse(call.args[0])
+            elif name == "patch":
+                first = (node.args.posonlyargs + node.args.args)[0]
+                yield from re.findall(r"\w+", ast.unparse(first.annotation))
+
+
+def strangers_patched(cells: list[Cell]) -> list[str]:
+    classes = {(cell.module, node.name) for cell in cells if cell.kind == "exported" for node in cell.tree.body
+               if isinstance(node, ast.ClassDef)}
+    return [f"{cell.notebook} patches {name}, a class of another room" for cell in cells if cell.kind == "exported"
+            for name in patched(cell) if (cell.module, name) not in classes]
+
+
+def test_no_room_patches_the_class_of_another():
+    assert not strangers_patched(cells())
+
+
+def test_patched_strangers_are_found():
+    for code in ("@patch\ndef shout(self: Learner): ...", "@patch_to(Learner)\ndef shout(self): ..."):
+        found = strangers_patched([*cells(), Cell("43_interpretation", "interpretation", "exported", code)])
+        assert found == ["43_interpretation patches Learner, a class of another room"]
+
+
+def private_reads(cell: Cell, private: set[str]) -> set[str]:
+    "Private names of the package that a cell reads without making them itself."
+    made = {node.name for node in ast.walk(cell.tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    made |= {target.attr for node in ast.walk(cell.tree) if isinstance(node, ast.Assign) for target in node.targets
+             if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"}
+    return (names_in(cell.tree) & private) - made
+
+
+@cache
+def private_names() -> set[str]:
+    "Of functions, classes, methods and attributes of the package."
+    found = set()
+    for cell in cells():
+        if cell.kind != "exported": continue
+        for node in ast.walk(cell.tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store): found.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): found.add(node.id)
+    return {name for name in found if name.startswith("_") and not name.endswith("_") and name != "_"}
+
+
+SHOWN = {"_repr_html_", "_repr_markdown_"}
+REASON = re.compile(r"#.*\bprivate\b", re.I)        # a comment that says why a private name is read
+
+
+def unexplained(cells: list[Cell]) -> list[str]:
+    return [f"{cell.notebook} reads {', '.join(sorted(found))} and no comment says why it is private and read"
+            for cell in cells if cell.kind != "exported" and not REASON.search(cell.text)
+            and (found := private_reads(cell, private_names()) - SHOWN)]
+
+
+def test_no_test_reads_a_private_name_without_saying_why():
+    files = [Cell(f"tests/{file.name}", "", "shown", file.read_text()) for file in (ROOT/"tests").glob("test_*.py")
+             if file.name != Path(__file__).name]
+    assert not unexplained([*cells(), *files])
+
+
+def test_private_reads_are_found():
+    name = next(iter(sorted(private_names() - SHOWN)))
+    assert unexplained([Cell("55_learner", "learner", "shown", f"learn.{name}")])
+    assert not unexplained([Cell("55_learner", "learner", "shown", f"learn.{name}     # private: nothing else tells")])
+
+
+LONGEST = 60        # lines of an exported cell
+
+
+def crowded(cell: Cell) -> str:
+    "What makes an exported cell hard to read; '' for nothing."
+    if all(isinstance(node, (ast.Import, ast.ImportFrom, ast.If)) for node in cell.tree.body): return ""
+    public = [node.name for node in cell.tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+              and not node.name.startswith("_")]
+    if len(public) > 1: return f"holds {' and '.join(public)}: one public thing a cell"
+    n = len([line for line in cell.text.strip().split("\n") if not line.startswith("#|")])
+    return f"{', '.join(public) or cell.text[:40]!r} has {n} lines, {LONGEST} at most" if n > LONGEST else ""
+
+
+def test_exported_cells_are_small():
+    assert not [f"{cell.notebook}: {problem}" for cell in cells() if cell.kind == "exported" and cell.module
+                and "#| export: true\n" in cell.text and (problem := crowded(cell))]
+
+
+def test_crowded_cells_are_found():
+    cell = lambda text: Cell("00_core", "core", "exported", text)
+    assert crowded(cell("def a(): ...\ndef b(): ...")) == "holds a and b: one public thing a cell"
+    assert "62 lines" in crowded(cell("def a():\n" + "    pass\n"*61))
 
 
 def python(code: str) -> str:
@@ -60,7 +288,7 @@ def test_import_loads_no_torch():
 
 
 def test_learner_loads_nothing_heavy_beside_torch():
-    heavy = ["matplotlib", "pandas", "sklearn", "seaborn", "tensorboard", "IPython", "scipy"]
+    heavy = ["matplotlib", "pandas", "sklearn", "seaborn", "tensorboard", "IPython", "scipy", "captum", "ipywidgets"]
     code = f"import torch, torchvision, sys; before = set(sys.modules); from imgcls import Learner; " \
            f"print([m for m in {heavy} if m in sys.modules and m not in before])"
     assert python(code).strip() == "[]"
@@ -71,3 +299,23 @@ def test_public_names_exist():
     for name in imgcls.__all__: assert getattr(imgcls, name) is not None
     assert set(imgcls.__all__) <= set(dir(imgcls))
     with pytest.raises(AttributeError, match="Did you mean 'Learner'"): _ = imgcls.Lerner
+
+
+def test_a_class_has_its_verbs_wherever_it_comes_from():
+    "Each room is imported before those above it: what its classes can do is complete then, and never grows."
+    homes = [name for name, _ in sorted(rooms().items(), key=lambda item: item[1].number)]
+    program = f"""
+import importlib, inspect
+import imgcls
+known = {{}}
+for home in {homes}:
+    room = importlib.import_module(f"imgcls.{{home}}")
+    known |= {{c: set(vars(c)) for c in vars(room).values() if inspect.isclass(c) and c.__module__ == room.__name__}}
+grown = [f"{{c.__module__}}.{{c.__name__}}" for c, verbs in known.items() if set(vars(c)) - verbs
+         - {{"__abstractmethods__", "_abc_impl", "__annotations__"}}]
+for name in imgcls.__all__:
+    public = getattr(imgcls, name)
+    if inspect.isclass(public): assert public in known and public.__name__ == name, name
+print(len(known) > 50, grown)
+"""
+    assert python(program).strip() == "True []"
