@@ -118,7 +118,7 @@ def label(
     target = self._targets[split][i] if split in self._targets else self._met.get((split, i))
     return "unknown" if target is None else self.data.class_names[target]
 
-
+# %% ../nbs/49_browser.ipynb #57b4d361
 @patch
 def file_name(
     self: Browser,
@@ -128,11 +128,11 @@ def file_name(
     paths = self._paths[self.choice.split]
     return f"image {i}" if paths is None else Path(paths[i]).name
 
-
+# %% ../nbs/49_browser.ipynb #f17d5336
 @patch
 def about(self: Browser, i: int) -> str: return f"{self.file_name(i)}\n{self.label(i)}"
 
-
+# %% ../nbs/49_browser.ipynb #b3457c2e
 @patch
 def caption(self: Browser, i: int) -> list[str]: return [self.label(i), self.file_name(i)]
 

@@ -243,7 +243,7 @@ def page(self: Gallery) -> str:
         with preserve_rng(): self._html = tag("div", self.inside(), "font-size:13px;line-height:1.4")
     return self._html
 
-
+# %% ../nbs/44_gallery.ipynb #784454eb
 @patch
 def inside(self: Gallery) -> str:
     "A page of tiles, or the image that is open; HTML."
@@ -292,7 +292,7 @@ def on_page(
     places, self.page_number, _ = page_of(len(self.rows), self.page_number, self.page_size)
     return self.rows[places.start:places.stop].tolist()
 
-
+# %% ../nbs/44_gallery.ipynb #5199f686
 @patch
 def pages(
     self: Gallery,
