@@ -18,6 +18,7 @@ import math
 import numbers
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -470,8 +471,8 @@ def evaluate(
 ) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
     "How good is the network on a split?"
     dataset = self.data.eval_dataset(split)
-    with preserve_rng():            # its turn first, if it trains meanwhile
-        evaluation = self.predictor(weights).evaluate(batches_to_ask(self.setup, dataset), self.data.paths(split), split)
+    with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:   # its turn first, if it trains meanwhile
+        evaluation = self.predictor(weights).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     return evaluation
 
@@ -532,8 +533,8 @@ def show_results(
     check(n > 0, "`n` must be > 0", n)
     dataset = self.data.eval_dataset(split)
     subset = torch.utils.data.Subset(dataset, permutation(len(dataset), self.config.seed, "show results", split)[:n])
-    with preserve_rng():
-        said = self.predictor(weights).evaluate(batches_to_ask(self.setup, subset))
+    with preserve_rng(), closing(batches_to_ask(self.setup, subset)) as batches:
+        said = self.predictor(weights).evaluate(batches)
         images = torch.stack([subset[i][0] for i in range(len(subset))])
     titles = [one.truth if one.truth == one.label else f"{one.truth}, said {one.label}" for one in said]
     colors = [PALETTE[0] if right else PALETTE[1] for right in said.correct]
