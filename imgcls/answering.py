@@ -153,8 +153,8 @@ def predictor(
     "The one that answers with these weights."
     setup, data, config = self.setup, self.setup.data, self.setup.config
     network, origin = self.network(weights)
-    return Predictor(network, _transform_of(data), data.class_names, setup.state.runtime, origin, n_outputs=setup.n_outputs,
-                     batch_size=config.training.batch_size, seed=config.seed, deterministic=config.deterministic,
+    return Predictor(network, _transform_of(data), data.class_names, setup.state.runtime, origin,
+                     n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed, deterministic=config.deterministic,
                      colours=lambda images: data.colours(images, "test"),
                      loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network)
 
@@ -176,4 +176,5 @@ def batches_to_ask(
     "A dataset as it is evaluated."
     config, trained = setup.config, setup.state.train_batches
     return Batches(dataset, config.training.batch_size, config.seed, num_workers=trained.num_workers,
-                   pin_memory=setup.state.runtime.pin_memory, name="eval", worker_timeout=setup.data.config.worker_timeout)
+                   pin_memory=setup.state.runtime.pin_memory, name="eval",
+                   worker_timeout=setup.data.config.worker_timeout)

@@ -125,7 +125,9 @@ def settle(
     wanted = _weights_by_name({**said, **changes}, data.class_names)
     _refuse_late_keys(base, wanted, given)
     settled, changed = load_experiment(base, wanted)
-    if metrics: settled = override(settled, {"training.metrics": [*dict.fromkeys([*settled.training.metrics, *metrics])]})
+    if metrics:
+        every = dict.fromkeys([*settled.training.metrics, *metrics])
+        settled = override(settled, {"training.metrics": [*every]})
     _check_needs_val(settled, data)
     return settled, changed
 
@@ -198,8 +200,8 @@ def _checked_monitor(monitor: str, state: State) -> str:
     phases = ["train"] if state.val_batches is None else ["train", "val"]
     columns = [f"{phase}_{name}" for phase in phases for name in state.train_metrics]
     if monitor not in columns and monitor != TrainingConfig.monitor:
-        raise ConfigError(f"`monitor` must be a column of the epoch table. Got {monitor!r}.{near_miss(monitor, columns)} "
-                          f"There are: {', '.join(columns)}.")
+        raise ConfigError(f"`monitor` must be a column of the epoch table. Got {monitor!r}."
+                          f"{near_miss(monitor, columns)} There are: {', '.join(columns)}.")
     return monitor
 
 # %% ../nbs/51_assembly.ipynb #81711fc6

@@ -471,7 +471,7 @@ def evaluate(
 ) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
     "How good is the network on a split?"
     dataset = self.data.eval_dataset(split)
-    with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:   # its turn first, if it trains meanwhile
+    with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = self.predictor(weights).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     return evaluation

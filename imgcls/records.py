@@ -45,7 +45,8 @@ class Record:
     summary: Summary                # how it goes; kept up to date by `KeepRun`
 
 # %% ../nbs/52_records.ipynb #bfb595d3
-_NOT_IN_NAMES = {"data.num_workers", "data.worker_timeout", "training.device", "training.trackers"}     # change no result
+# change no result
+_NOT_IN_NAMES = {"data.num_workers", "data.worker_timeout", "training.device", "training.trackers"}
 
 
 @checked
@@ -158,7 +159,7 @@ def reopen(
     _check_config(config, saved)
     _check_given(run, saved["objects"], data, given)
     data = _listed_images(run, config) if data is None else _checked_images(run, config, data)
-    start = replace(config, model=replace(config.model, weights=None, new_head=False))     # they come from the checkpoint
+    start = replace(config, model=replace(config.model, weights=None, new_head=False))     # the checkpoint has them
     settled, _ = settle(start, data, given, {}, free or {})
     setup = assemble(data, settled, given, _unlike_the_defaults(config))
     workers = setup.config.data.num_workers
@@ -228,7 +229,8 @@ def _checked_images(run: Run, config: ExperimentConfig, data: ImageData) -> Imag
     "The same images, given as an object."
     if data.table is not None and not data.own_transforms:
         changed = diff(config.transforms, data.transforms)
-        check(not changed, "The data must have the run's transforms", _told(changed), "Give the same size and augmentation.")
+        check(not changed, "The data must have the run's transforms", _told(changed),
+              "Give the same size and augmentation.")
     check_contents(data, run.folder/"data.csv")
     return data
 

@@ -128,7 +128,7 @@ def _kind(text: str) -> str:
 
 
 def names_in(tree: ast.AST, texts: bool = True) -> set[str]:
-    "Every name that is read, also as an attribute or an import; `texts`: as a text too, such as an annotation in quotes?"
+    "Every name that is read, also as an attribute, an import or (`texts`) in quotes, as an annotation may be."
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name): found.add(node.id)
