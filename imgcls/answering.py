@@ -154,7 +154,8 @@ def predictor(
     setup, data, config = self.setup, self.setup.data, self.setup.config
     network, origin = self.network(weights)
     return Predictor(network, _transform_of(data), data.class_names, setup.state.runtime, origin,
-                     n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed, deterministic=config.deterministic,
+                     n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed,
+                     deterministic=config.deterministic,
                      colours=lambda images: data.colours(images, "test"),
                      loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network)
 
