@@ -173,14 +173,14 @@ def said(
     name = f"row {i}" if e.paths is None else Path(e.paths[i]).name
     return name, e.class_names[e.targets[i]], e.class_names[e.predicted[i]]
 
-# %% ../nbs/45_explorer.ipynb #b364d197
+# %% ../nbs/45_explorer.ipynb #9f2b450c
 @patch
 def about(self: Explorer, i: int) -> str:
     e, (name, true, _) = self.evaluation, self.said(i)
     said = ", ".join(f"{label} {p:.3f}" for label, p in e[i].top().items())
     return f"{name}\ntrue: {true}\npredicted: {said}\nloss: {e.losses[i]:.3g}"
 
-# %% ../nbs/45_explorer.ipynb #da77b24a
+# %% ../nbs/45_explorer.ipynb #d8ed2204
 @patch
 def caption(self: Explorer, i: int) -> list[str]:
     name, true, said = self.said(i)
@@ -188,7 +188,7 @@ def caption(self: Explorer, i: int) -> list[str]:
     if true == said: return [f"✓ right, {sure}", true, name]
     return [f"✗ wrong, {sure}", f"said: {said}", f"true: {true}", name]
 
-# %% ../nbs/45_explorer.ipynb #03dca6d8
+# %% ../nbs/45_explorer.ipynb #abf05c86
 @patch
 def color(self: Explorer, i: int) -> str: return PALETTE[0 if self.evaluation.correct[i] else 1]
 
@@ -199,7 +199,7 @@ def chosen(self: Explorer) -> str:
     reset = "" if words == "all images" else f" · {link('all', 'all images')}"
     return f"<b>{escaped(words)}</b> · {order}{reset}"
 
-# %% ../nbs/45_explorer.ipynb #b1756802
+# %% ../nbs/45_explorer.ipynb #e7a42525
 @patch
 def overview(self: Explorer) -> str:
     e, true, predicted = self.evaluation, self.choice.true, self.choice.predicted

@@ -155,7 +155,7 @@ def draw(self: LabelFixer) -> None:
     self.rows = self.find(self.choice)
     Gallery.draw(self)
 
-# %% ../nbs/46_labels.ipynb #87e449f6
+# %% ../nbs/46_labels.ipynb #9360dae5
 @patch
 def inside(self: LabelFixer) -> str:
     decisions, shown = self.edits.decisions, self.on_page()
@@ -223,7 +223,7 @@ def _tile(self: LabelFixer, i: int, decision: Decision | None) -> str:
 def picture(self: LabelFixer, i: int, small: bool = False) -> Any:
     return quick_image(self.evaluation.paths[i]) if small else self.evaluation.image(i)
 
-# %% ../nbs/46_labels.ipynb #51164811
+# %% ../nbs/46_labels.ipynb #7ee5d198
 @patch
 def about(self: LabelFixer, i: int) -> str: return f"image {i}, choose a class"
 
