@@ -200,7 +200,7 @@ def batches(
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
                    self.config.worker_timeout)
 
-
+# %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)
 def num_workers(self: ImageData) -> int:
     "Processes that load images: as the config says, else as settings.ini says."

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from multiprocessing import spawn
 from typing import Any
 
@@ -361,5 +362,5 @@ def _signal(board: _Board | None, name: str) -> None:
 def _kill_left_over(board: _Board | None) -> None:
     "DataLoader asks its workers to leave; one that is stuck does not hear it, and Python would wait for it at the end."
     for process in _workers_alive(board):
-        process.kill()
-        process.join(10)
+        for step in (process.kill, partial(process.join, 10), partial(process.join, 10)):
+            with suppress(RuntimeError): step()         # torch raises when a worker is killed, also by us
