@@ -162,6 +162,25 @@ def paths(
     paths = getattr(self.dataset(split), "paths", None)
     return None if paths is None else [str(path) for path in paths]
 
+# %% ../nbs/19_data.ipynb #01b056d5
+@patch
+def image_sizes(self: ImageData) -> dict[str, tuple[int, int]]:     # path, as `paths` gives it -> width, height
+    "Sizes of the image files in pixels, as they were seen when the data was made; no file is opened."
+    if self.seen is None: return {}
+    return {os.path.join(self.seen.table.root, path): (width, height)
+            for path, width, height in self.seen.images[["path", "width", "height"]].itertuples(index=False)}
+
+# %% ../nbs/19_data.ipynb #1cf681e6
+@patch(as_prop=True)
+def eval_transform(self: ImageData) -> Callable[[Any], Tensor]:
+    "What is done to an image for validation, testing and prediction."
+    known = [self._eval_transform, *(getattr(self.datasets.get(split), "transform", None) for split in ("val", "test"))]
+    transform = next((transform for transform in known if transform is not None), None)
+    if transform is None and self.table is not None: transform = build_transform(self.transforms.test, "test")
+    if transform is not None: return _Grey(transform) if self.config.mode == "L" else transform
+    raise DataError("How an image becomes a tensor is known to your datasets only. Say it: "
+                    "ImageData(..., eval_transform=...).")
+
 # %% ../nbs/19_data.ipynb #32f36802
 class _Grey:
     "Before a transform for images of one channel: an image in colour becomes grey."
@@ -420,25 +439,6 @@ def data_from_config(
     "Find the images that a config names."
     config = config or DataConfig()
     return data_from_table(load_table(config, find_settings().data, seed), config, transforms, **own)
-
-# %% ../nbs/19_data.ipynb #01b056d5
-@patch
-def image_sizes(self: ImageData) -> dict[str, tuple[int, int]]:     # path, as `paths` gives it -> width, height
-    "Sizes of the image files in pixels, as they were seen when the data was made; no file is opened."
-    if self.seen is None: return {}
-    return {os.path.join(self.seen.table.root, path): (width, height)
-            for path, width, height in self.seen.images[["path", "width", "height"]].itertuples(index=False)}
-
-# %% ../nbs/19_data.ipynb #1cf681e6
-@patch(as_prop=True)
-def eval_transform(self: ImageData) -> Callable[[Any], Tensor]:
-    "What is done to an image for validation, testing and prediction."
-    known = [self._eval_transform, *(getattr(self.datasets.get(split), "transform", None) for split in ("val", "test"))]
-    transform = next((transform for transform in known if transform is not None), None)
-    if transform is None and self.table is not None: transform = build_transform(self.transforms.test, "test")
-    if transform is not None: return _Grey(transform) if self.config.mode == "L" else transform
-    raise DataError("How an image becomes a tensor is known to your datasets only. Say it: "
-                    "ImageData(..., eval_transform=...).")
 
 # %% ../nbs/19_data.ipynb #1f482ef2
 @patch(cls_method=True)
