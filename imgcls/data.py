@@ -371,14 +371,15 @@ def data_from_table(
 ) -> ImageData:
     "Look at every image once, then make the datasets."
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
+    mode = config.mode
     check(len(table.splits) > 0, "`table` must be divided", "no splits", "See splits.split_table.", DataError)
     own = {split: train_transform if split == "train" else eval_transform for split in table.splits}
-    pipelines = {split: own[split] or _pipeline(transforms, split, config.mode) for split in table.splits}
+    pipelines = {split: own[split] or _pipeline(transforms, split, mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
     notes = _left_out(table, seen.table)
     _say_what_was_seen(seen)
     if train_transform is None: _say_what_vanishes(seen, transforms)
-    datasets = {split: seen.table.dataset(split, pipelines[split], config.mode) for split in seen.table.splits}
+    datasets = {split: seen.table.dataset(split, pipelines[split], mode) for split in seen.table.splits}
     return ImageData(datasets, seen.table.class_names, seen.table, config, transforms,
                      bool(train_transform or eval_transform), eval_transform, notes, seen)
 
