@@ -371,9 +371,9 @@ def data_from_table(
 ) -> ImageData:
     "Look at every image once, then make the datasets."
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
+    mode = config.mode
     check(len(table.splits) > 0, "`table` must be divided", "no splits", "See splits.split_table.", DataError)
     own = {split: train_transform if split == "train" else eval_transform for split in table.splits}
-    mode = config.mode
     pipelines = {split: own[split] or _pipeline(transforms, split, mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
     notes = _left_out(table, seen.table)
