@@ -421,6 +421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.datasets.OwnDataset.__getitem__': ('datasets.html#owndataset.__getitem__', 'imgcls/datasets.py'),
                                  'imgcls.datasets.OwnDataset.__init__': ('datasets.html#owndataset.__init__', 'imgcls/datasets.py'),
                                  'imgcls.datasets.OwnDataset.__len__': ('datasets.html#owndataset.__len__', 'imgcls/datasets.py'),
+                                 'imgcls.datasets.TargetKind': ('datasets.html#targetkind', 'imgcls/datasets.py'),
                                  'imgcls.datasets._as_number': ('datasets.html#_as_number', 'imgcls/datasets.py'),
                                  'imgcls.datasets._as_seen': ('datasets.html#_as_seen', 'imgcls/datasets.py'),
                                  'imgcls.datasets._check_alike': ('datasets.html#_check_alike', 'imgcls/datasets.py'),

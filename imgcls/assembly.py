@@ -183,7 +183,7 @@ def make_state(
     loss = given.loss or build_loss(config.loss, data.class_counts())
     head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
-    names = ["loss", "accuracy", *chosen.metrics, *given.metrics]
+    names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
     state = State(
         network, build_optimizer(network, config.optimizer, head, given.optimizer), as_loss(loss).to(runtime.device),
         data.batches("train", chosen.batch_size, shuffle=True, **options),

@@ -39,7 +39,8 @@ from .audit import Audit, audit, check_leaks
 from .config import from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
 from .core import near_miss
-from .datasets import ImageDataset, ImageTable, as_dataset, check_files, read_targets
+from .datasets import ONE_CLASS, ImageDataset, ImageTable, TargetKind, as_dataset, check_files
+from .datasets import read_targets
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
 from .loaders import Batches
@@ -75,9 +76,11 @@ class ImageData:
         eval_transform: Callable[[Any], Tensor] | None = None,  # for predict; None: the datasets' own
         notes: Sequence[str] = (),          # what was done to the data, for the summary of its runs
         seen: Audit | None = None,          # what the files looked like; None: nobody looked
+        kind: TargetKind = ONE_CLASS,       # of the targets of datasets of your own
     ):
+        self.kind = kind
         self.class_names = _checked_names(class_names)
-        self.datasets = _checked_datasets(datasets, self.class_names)
+        self.datasets = _checked_datasets(datasets, self.class_names, kind)
         self.table, self.own_transforms, self._eval_transform = table, own_transforms, eval_transform
         self._targets: dict[str, tuple[Dataset, list[int]]] = {}        # what was read of datasets of your own
         self.config = config or DataConfig(data_dir=OBJECTS)
@@ -133,12 +136,12 @@ def dataset(
 def targets(
     self: ImageData,
     split: str,                 # 'train', 'val' or 'test'
-) -> list[int]:
+) -> list[Any]:
     "The class number of every image; a dataset of your own that does not list them is read once, with a bar."
     dataset = self.dataset(split)
     if type(dataset) is ImageDataset: return list(dataset.targets)
     if split not in self._targets or self._targets[split][0] is not dataset:
-        with preserve_rng(): self._targets[split] = dataset, read_targets(dataset, split, self.n_classes)
+        with preserve_rng(): self._targets[split] = dataset, read_targets(dataset, split, self.n_classes, self.kind)
     return list(self._targets[split][1])
 
 # %% ../nbs/19_data.ipynb #5e313151
@@ -149,7 +152,8 @@ def class_counts(
     split: str = "train",       # 'train', 'val' or 'test'
 ) -> list[int]:
     "Images of each class."
-    return torch.tensor(self.targets(split)).bincount(minlength=self.n_classes).tolist()
+    targets = torch.stack([torch.as_tensor(target) for target in self.targets(split)])
+    return self.kind.counts(targets, self.n_classes).tolist()
 
 # %% ../nbs/19_data.ipynb #a5823021
 @patch
@@ -301,14 +305,14 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     return names
 
 
-def _checked_datasets(datasets: Any, class_names: Sequence[str]) -> dict[str, Dataset]:
+def _checked_datasets(datasets: Any, class_names: Sequence[str], kind: TargetKind) -> dict[str, Dataset]:
     "By split, in their order; those that are not ours in a wrapper."
     check(isinstance(datasets, Mapping), "`datasets` must be a dict of splits", datasets,
           "Try ImageData({'train': ..., 'val': ...}, class_names).")
     unknown = [split for split in datasets if split not in SPLITS]
     check(not unknown, f"Splits are {', '.join(SPLITS)}", unknown, near_miss(next(iter(unknown), ""), SPLITS).strip())
     check("train" in datasets, "There must be a split `train`", list(datasets), error=DataError)
-    return {split: as_dataset(dataset, split, len(class_names)) for split, dataset in datasets.items()}
+    return {split: as_dataset(dataset, split, len(class_names), kind) for split, dataset in datasets.items()}
 
 # %% ../nbs/19_data.ipynb #413a0d8a
 @checked
@@ -611,7 +615,7 @@ def show_batch(
     with preserve_rng():
         batches = Batches(self.dataset(split), n, seed, shuffle=split == "train", name=split)
         images, targets = next(batches.epoch(epoch))
-    return image_grid(self.colours(images[:n], split), [self.class_names[int(t)] for t in targets[:n]])
+    return image_grid(self.colours(images[:n], split), [self.kind.words(t, self.class_names) for t in targets[:n]])
 
 # %% ../nbs/19_data.ipynb #4bb542b6
 @patch

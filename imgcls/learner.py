@@ -35,7 +35,7 @@ from .assembly import settle, sort_out
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights
 from .config import override, to_dict
-from .core import CheckpointError, ConfigError, Logits, Targets, check, checked
+from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
@@ -470,6 +470,8 @@ def evaluate(
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
 ) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
     "How good is the network on a split?"
+    check(self.data.kind.scored, "`evaluate` is for images of one class", "targets of another kind",
+          "See learn.history, and learn.predict(images).probabilities.", DataError)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = self.predictor(weights).evaluate(batches, self.data.paths(split), split)
