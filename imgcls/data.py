@@ -23,20 +23,19 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
-from .config import from_dict, override
+from .config import FREE, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
 from .core import near_miss
 from .datasets import ONE_CLASS, ImageDataset, ImageTable, TargetKind, as_dataset, check_files
@@ -152,8 +151,7 @@ def class_counts(
     split: str = "train",       # 'train', 'val' or 'test'
 ) -> list[int]:
     "Images of each class."
-    targets = torch.stack([torch.as_tensor(target) for target in self.targets(split)])
-    return self.kind.counts(targets, self.n_classes).tolist()
+    return self.kind.counts(self.targets(split), self.n_classes).tolist()
 
 # %% ../nbs/19_data.ipynb #a5823021
 @patch
@@ -259,8 +257,10 @@ class DataConfig:
     split_seed: int | None = None       # of the division; None: the experiment's seed
     mode: Literal["RGB", "L"] = "RGB"   # how images are loaded: in colour, or grey with one channel
     on_bad_image: Literal["error", "skip"] = "error"  # an image that cannot be read: stop, or leave it away
-    num_workers: int | None = None      # processes that prepare batches, 0: none; None: settings.ini's
-    worker_timeout: float = 120.0       # seconds without a finished image after which silent workers are replaced
+    num_workers: int | None = field(default=None, metadata=FREE)
+    # processes that prepare batches, 0: none; None: settings.ini's
+    worker_timeout: float = field(default=120.0, metadata=FREE)
+    # seconds without a finished image after which silent workers are replaced
 
     def __post_init__(self):
         for name in ("val_ratio", "test_ratio"): _check_share(name, getattr(self, name))

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
@@ -479,15 +480,21 @@ def dataset(
 @dataclass(frozen=True)
 class TargetKind:
     "What the target of an image is: how it is checked, counted, said and judged."
-    read: Callable[[Any, str, int], Any]            # label, where, n_classes -> the target, or an error
-    counts: Callable[[Tensor, int], Tensor]         # all targets, n_classes -> images of each class
+    read: Callable[[Any, str, int], Any]            # label, where it stands, n_classes -> the target, or an error
+    counts: Callable[[Sequence[Any], int], Tensor]  # all targets, n_classes -> images of each class
     words: Callable[[Tensor, Sequence[str]], str]   # a target, class names -> for a person
-    metrics: tuple[str | Callable, ...] = ("accuracy",)     # beside the loss
-    scored: bool = True                             # can `Scores` be made of it?
+    metrics: tuple[str | Callable, ...] = ("accuracy",)     # measured beside the loss
+    scored: bool = True                             # is it one class, so that an `Evaluation` can be made?
 
 
-ONE_CLASS = TargetKind(class_number, lambda targets, n: targets.bincount(minlength=n),
-                       lambda target, names: names[int(target)])
+def _counted(targets: Sequence[int], n_classes: int) -> Tensor:
+    return torch.tensor(targets).bincount(minlength=n_classes)
+
+
+def _named(target: Tensor, class_names: Sequence[str]) -> str: return class_names[int(target)]
+
+
+ONE_CLASS = TargetKind(class_number, _counted, _named)
 
 # %% ../nbs/11_datasets.ipynb #be12f69c
 class OwnDataset(Dataset):

@@ -20,7 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import describe, diff, from_dict, load_config, override, parse_yaml
+from .config import FREE, describe, diff, from_dict, load_config, override, parse_yaml
 from .core import ConfigError, Registry, check, checked, meanings, near_miss
 from .data import DataConfig
 from .keeping import parse_every
@@ -39,7 +39,7 @@ class TrainingConfig:
     num_epochs: int = 25                # epochs planned, > 0
     batch_size: int = 32                # images a batch, > 0
     accumulate: int = 1                 # batches whose gradients make one step, > 0
-    device: str = "auto"                # auto (as settings.ini says), cpu, cuda, cuda:1, mps
+    device: str = field(default="auto", metadata=FREE)      # auto (as settings.ini says), cpu, cuda, cuda:1, mps
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
@@ -49,7 +49,8 @@ class TrainingConfig:
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
-    trackers: tuple[str, ...] = ("tensorboard",)    # where training is followed, beside the run's folder; []: nowhere
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)
+    # where training is followed, beside the run's folder; []: nowhere
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from .assembly import Given, Setup, assemble, settle
-from .config import diff, dump_yaml, from_dict, override, to_dict
+from .config import diff, dump_yaml, free_keys, from_dict, override, to_dict
 from .core import CheckpointError, DataError, check, checked, write_atomic
 from .data import OBJECTS, DataConfig, ImageData, check_contents, load_manifest, save_manifest
 from .experiment import ExperimentConfig, load_experiment
@@ -45,10 +45,6 @@ class Record:
     summary: Summary                # how it goes; kept up to date by `KeepRun`
 
 # %% ../nbs/52_records.ipynb #bfb595d3
-# change no result
-_NOT_IN_NAMES = {"data.num_workers", "data.worker_timeout", "training.device", "training.trackers"}
-
-
 @checked
 def begin_record(
     setup: Setup,                   # at its beginning; from a DataFrame, its config names the list of images afterwards
@@ -56,7 +52,7 @@ def begin_record(
     name: str | None = None,        # of the run; None: made from what was changed
 ) -> Record:
     "A new run, held, with everything known before training."
-    name = name or run_name(setup.changed, _NOT_IN_NAMES)
+    name = name or run_name(setup.changed, free_keys(ExperimentConfig))
     run = Run.create(Path(root) if root else find_settings().runs, name)
     hold = Hold(run)
     try:
@@ -194,13 +190,13 @@ def take_up(
     setup.waiting = {name: kept for name, kept in saved["callbacks"].items() if name not in here}
 
 # %% ../nbs/52_records.ipynb #51121ebe
-_FREE = ("training.num_epochs", "training.device", "training.checkpoint_every", "training.trackers", "data.num_workers",
-         "data.worker_timeout", "data.csv", "data.data_dir")     # between a run's config.yaml and its checkpoint
+_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir"}     # and may differ, too
 
 
 def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:
     "config.yaml must still be what the run was started with."
-    changed = {k: v for k, v in diff(from_dict(ExperimentConfig, saved["config"]), config).items() if k not in _FREE}
+    free = free_keys(ExperimentConfig) | _MOVES
+    changed = {k: v for k, v in diff(from_dict(ExperimentConfig, saved["config"]), config).items() if k not in free}
     check(not changed, "A run's config.yaml must not be changed", _told(changed), "For other settings start a new run.")
 
 
