@@ -62,7 +62,7 @@ class Answering:
         if weights == "current": return weights
         check(self.run is not None, f"`weights={weights!r}` needs a run", "no fit yet", "Call fit() first.")
         if weights == "last": return weights
-        check("val" in data.datasets, "`weights='best'` needs a val split", list(data.datasets),
+        check(best is not None or "val" in data.datasets, "`weights='best'` needs a val split", list(data.datasets),
               "Without one there is no best epoch: weights='current'.")
         check(best is not None, "`weights='best'` needs an epoch that was validated",
               f"{self.setup.state.epoch} epochs trained", "Till then: weights='current'.")
@@ -149,10 +149,12 @@ def _saved(answering: Answering, name: str) -> dict[str, Any]:
 def predictor(
     self: Answering,
     weights: str | None = None,         # 'best', 'last' or 'current'; None: by the rule
-) -> Predictor:                         # of these weights; ask it inside the same `preserve_rng`
+    keep: bool = True,                  # may it be kept? Else it copies nothing: asked in this `preserve_rng` only
+) -> Predictor:                         # of these weights, whatever is trained afterwards
     "The one that answers with these weights."
     setup, data, config = self.setup, self.setup.data, self.setup.config
     network, origin = self.network(weights)
+    if keep and network is setup.state.network: network = copy.deepcopy(network)
     return Predictor(network, _transform_of(data), data.class_names, setup.state.runtime, origin,
                      n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed,
                      deterministic=config.deterministic,

@@ -163,7 +163,9 @@ def _refuse_late_keys(base: ExperimentConfig, changes: Mapping[str, Any], given:
 def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
     "What looks at validation needs a validation split."
     if "val" in data.datasets: return
-    check(config.training.early_stopping is None, "`early_stopping` needs a val split", list(data.datasets))
+    chosen = config.training
+    without = chosen.early_stopping is None or not chosen.monitor.startswith("val_")
+    check(without, "`early_stopping` needs a val split", list(data.datasets))
     check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
 # %% ../nbs/51_assembly.ipynb #123c5e32
@@ -202,6 +204,10 @@ def _checked_monitor(monitor: str, state: State) -> str:
     if monitor not in columns and monitor != TrainingConfig.monitor:
         raise ConfigError(f"`monitor` must be a column of the epoch table. Got {monitor!r}."
                           f"{near_miss(monitor, columns)} There are: {', '.join(columns)}.")
+    name = monitor.removeprefix("val_").removeprefix("train_")
+    known = state.train_metrics.directions.get(name, state.history.higher_is_better(monitor))
+    check(known is not None, "`monitor` must be a metric that says whether more of it is better", monitor,
+          f"Try metrics=[FunctionMetric({name}, higher_is_better=False)], from imgcls.metrics.")
     return monitor
 
 # %% ../nbs/51_assembly.ipynb #81711fc6

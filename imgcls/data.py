@@ -83,6 +83,7 @@ class ImageData:
         self.table, self.own_transforms, self._eval_transform = table, own_transforms, eval_transform
         self._targets: dict[str, tuple[Dataset, list[int]]] = {}        # what was read of datasets of your own
         self.config = config or DataConfig(data_dir=OBJECTS)
+        self.group_column = self.config.group_column    # whose equal rows stay together in folds, too
         self.transforms, self.notes, self.seen = transforms or TransformsConfig(), tuple(notes), seen
 
     @property
@@ -257,10 +258,8 @@ class DataConfig:
     split_seed: int | None = None       # of the division; None: the experiment's seed
     mode: Literal["RGB", "L"] = "RGB"   # how images are loaded: in colour, or grey with one channel
     on_bad_image: Literal["error", "skip"] = "error"  # an image that cannot be read: stop, or leave it away
-    num_workers: int | None = field(default=None, metadata=FREE)
-    # processes that prepare batches, 0: none; None: settings.ini's
-    worker_timeout: float = field(default=120.0, metadata=FREE)
-    # seconds without a finished image after which silent workers are replaced
+    num_workers: int | None = field(default=None, metadata=FREE)    # processes that load, 0: none; None: settings.ini's
+    worker_timeout: float = field(default=120.0, metadata=FREE)     # seconds of silence before workers are replaced
 
     def __post_init__(self):
         for name in ("val_ratio", "test_ratio"): _check_share(name, getattr(self, name))
@@ -502,8 +501,10 @@ def from_dataframe(
     "Images listed in a DataFrame."
     config = _config("from_dataframe", seed, options, data_dir=OBJECTS)
     table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root)
-    return data_from_table(_divided(table, config, seed, group_column), config,
+    data = data_from_table(_divided(table, config, seed, group_column), config,
                            _transforms(transforms, size, config.mode), train_transform, eval_transform)
+    data.group_column = group_column
+    return data
 
 # %% ../nbs/19_data.ipynb #755d9ca3
 _WORDS = {
@@ -637,7 +638,7 @@ def folds(
 ) -> list[ImageData]:               # in fold k, val is the k-th part and train the others; test stays
     "Data for cross-validation: every image but those of test is validated on once."
     table = _table_of(self, "Folds")
-    parts = fold_tables(table, n_folds, seed, group_column or self.config.group_column)
+    parts = fold_tables(table, n_folds, seed, group_column or self.group_column)
     return [_redone(self, part, f"fold {k} of {n_folds}") for k, part in enumerate(parts, 1)]
 
 
@@ -658,8 +659,20 @@ def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:
         alike = data.dataset(split) if split in data.datasets else data.eval_dataset("train")
         datasets[split] = alike.with_images(plain.paths, plain.targets)
     config = replace(data.config, data_dir=OBJECTS, csv=None, **_COLUMNS)   # no longer what a folder or a file says
-    return ImageData(datasets, data.class_names, table, config, data.transforms, data.own_transforms,
-                     data._eval_transform, [*data.notes, note], data.seen)
+    again = ImageData(datasets, data.class_names, table, config, data.transforms, data.own_transforms,
+                      data._eval_transform, [*data.notes, note], data.seen)
+    again.group_column = data.group_column
+    _check_groups(table, again.group_column)
+    return again
+
+
+def _check_groups(table: ImageTable, column: str | None) -> None:
+    "What belongs together is in one split."
+    if column is None or column not in table.frame: return
+    torn = table.frame.groupby(column)["split"].nunique() > 1
+    told = f"{int(torn.sum()):,} of {len(torn):,} in several"
+    check(not torn.any(), f"Images of one {column!r} must be in one split", told,
+          "Divide them by group, or make the data without `group_column`.", DataError)
 
 # %% ../nbs/19_data.ipynb #a7f40ec2
 @patch

@@ -29,7 +29,6 @@ from .markup import escaped, table, tag
 from .metrics import metrics as metric_builders
 from .networks import ModelConfig
 from .optimizers import OptimizerConfig, SchedulerConfig
-from .tracking import trackers as tracker_builders
 from .transforms import TransformsConfig
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
@@ -49,8 +48,7 @@ class TrainingConfig:
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
-    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)
-    # where training is followed, beside the run's folder; []: nowhere
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # where it is followed; []: nowhere
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):
@@ -65,7 +63,7 @@ class TrainingConfig:
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
         for name in self.metrics: metric_builders[name]     # an unknown name is refused here
-        for name in self.trackers: tracker_builders[name]
+        check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)

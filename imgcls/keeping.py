@@ -77,6 +77,9 @@ def load_checkpoint(
 def _check_fields(state: Mapping[str, Any], needs: Collection[str]) -> None:
     "What must be there is there, and what is there is of its kind."
     missing = next((name for name in (*STATE_FIELDS, *needs) if name not in state), None)
+    if missing and "best_accuracy" in state:
+        raise CheckpointError("An earlier version of imgcls wrote it, whose runs cannot be taken up. A new run can "
+                              "begin from its weights: Learner(..., weights='.../best.safetensors').")
     if missing: raise CheckpointError(f"It has no `{missing}`.{near_miss(missing, map(str, state))}")
     for name, kind in (STATE_FIELDS | RUN_FIELDS).items():
         if name in state: _refuse_unless(fits(state[name], kind), f"`{name}` must be {in_words(kind)}", state[name])

@@ -62,7 +62,7 @@ from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
-from .tracking import Tracking, build_trackers
+from .tracking import Tracking, build_trackers, trackers
 from .training import Callback, State, TrainingInterrupted
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
@@ -146,6 +146,7 @@ class Learner(_Parts):
         arguments = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
                      "weights": weights, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
+        for tracker in chosen.training.trackers: trackers[tracker]      # an unknown one is refused here
         self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress)
 
 
@@ -376,7 +377,7 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
 def _try_network(setup: Setup) -> None:
     "One image through a network of the user's own, before a run is made for it."
     with preserve_rng():
-        try: Answering(setup).predictor("current").logits(first_image(setup.data)[None])
+        try: Answering(setup).predictor("current", keep=False).logits(first_image(setup.data)[None])
         except NetworkError: raise
         except Exception: pass          # it will happen again in training, which says where
 
@@ -416,7 +417,7 @@ def from_config(
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device")
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers")
 
 
 @patch_to(Learner, cls_method=True)
@@ -432,7 +433,7 @@ def from_run(
     check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
-    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    free = {key: own.pop(key) for key in ("num_workers", "device", "trackers") if key in own}
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
                                       own.get("metrics") or (), own.get("callbacks") or ())
@@ -449,9 +450,9 @@ def from_run(
 def predictor(
     self: Learner,
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Predictor:                     # while it trains in the background: asked inside `preserve_rng` only
+) -> Predictor:                     # of these weights, whatever is trained afterwards
     "Who answers with these weights."
-    return _answering(self).predictor(weights)
+    with preserve_rng(): return _answering(self).predictor(weights)
 
 
 def _answering(learner: Learner) -> Answering:
@@ -474,7 +475,7 @@ def evaluate(
           "See learn.history, and learn.predict(images).probabilities.", DataError)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
-        evaluation = self.predictor(weights).evaluate(batches, self.data.paths(split), split)
+        evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     return evaluation
 
@@ -493,7 +494,7 @@ def predict(
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
 ) -> Predictions:                   # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
-    with preserve_rng(): return self.predictor(weights).predict(images)
+    with preserve_rng(): return _answering(self).predictor(weights, keep=False).predict(images)
 
 # %% ../nbs/55_learner.ipynb #c3f9c9c3
 @patch
@@ -536,7 +537,7 @@ def show_results(
     dataset = self.data.eval_dataset(split)
     subset = torch.utils.data.Subset(dataset, permutation(len(dataset), self.config.seed, "show results", split)[:n])
     with preserve_rng(), closing(batches_to_ask(self.setup, subset)) as batches:
-        said = self.predictor(weights).evaluate(batches)
+        said = _answering(self).predictor(weights, keep=False).evaluate(batches)
         images = torch.stack([subset[i][0] for i in range(len(subset))])
     titles = [one.truth if one.truth == one.label else f"{one.truth}, said {one.label}" for one in said]
     colors = [PALETTE[0] if right else PALETTE[1] for right in said.correct]

@@ -37,7 +37,7 @@ from imgcls.core import (
 class Metric:
     "A number built up batch by batch; subclasses write `update` and `score`."
     name: str = "metric"
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
     @checked
     def __init__(
@@ -369,7 +369,7 @@ class FunctionMetric(Metric):
         self,
         function: Callable[[Logits, Targets], Tensor],  # returns one number, a mean over the batch
         name: str | None = None,                        # None: the function's own name
-        higher_is_better: bool = True,                  # is a larger value better?
+        higher_is_better: bool | None = None,           # is a larger value better? None: not known, or as its name says
     ):
         super().__init__(total=_zero())
         self.function, self.higher_is_better = function, higher_is_better
@@ -481,8 +481,8 @@ class Metrics(Mapping[str, Metric]):
 # %% ../nbs/22_metrics.ipynb #0075a4d8
 @patch(as_prop=True)
 def directions(self: Metrics) -> dict[str, bool]:
-    "Is a larger value better? By name."
-    return {name: bool(metric.higher_is_better) for name, metric in self.items()}
+    "Is a larger value better? By name; a metric that does not say is left out."
+    return {name: bool(m.higher_is_better) for name, m in self.items() if m.higher_is_better is not None}
 
 # %% ../nbs/22_metrics.ipynb #6a6a61ee
 @patch

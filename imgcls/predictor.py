@@ -221,7 +221,14 @@ def evaluate(
     logits, targets = self._ask(batches)
     evaluation = Evaluation.from_logits(logits, targets, self.output_names, paths, split)
     evaluation.origin, dataset, colours = self.origin, getattr(batches, "dataset", None), self.colours
-    if hasattr(dataset, "__getitem__"):
+    if hasattr(dataset, "__getitem__") and _in_order(batches):
         tensor = evaluation.inputs = partial(_input, dataset, self.seed)
         evaluation.source = lambda i: colours(tensor(i)[None])[0]
     return evaluation
+
+
+def _in_order(batches: Any) -> bool:
+    "Do images come as the dataset numbers them? A shuffled loader's rows are other images."
+    sampler = getattr(batches, "sampler", None)
+    if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
+    return getattr(batches, "shuffle", None) is False

@@ -126,7 +126,21 @@ def build_trackers(
 ) -> list[Tracker]:
     "The trackers of a run."
     check(len(set(names)) == len(names), "`trackers` must name each tracker once", list(names))
-    return [trackers[name](run) for name in names]
+    builders = {name: trackers[name] for name in names}        # an unknown name is an error, before anything is built
+    built = [_built(name, build, run) for name, build in builders.items()]
+    return [tracker for tracker in built if tracker is not None]
+
+
+def _built(name: str, build: Callable[[Run], Tracker], run: Run) -> Tracker | None:
+    "A tracker; None, and a warning, where it cannot be had."
+    try:
+        tracker = build(run)
+        check(isinstance(tracker, Tracker), f"The tracker {name!r} must be a `Tracker`", tracker)
+    except Exception as error:
+        get_logger().warning(f"The tracker {name!r} cannot be had ({type(error).__name__}: {error}). Training and the "
+                             "run's own files are not concerned.")
+        return None
+    return tracker
 
 # %% ../nbs/37_tracking.ipynb #870f9725
 class Tracking(Callback):

@@ -284,7 +284,7 @@ def _caller(listeners: list[Callable[[State], None]], finish: bool) -> Callable[
         errors = []
         for listener in listeners:
             try: listener(state)
-            except Exception as error: errors.append(error)
+            except BaseException as error: errors.append(error)     # an interrupt, too: a step is done by all or none
         if errors: raise errors[0]
     return call_all if finish else call
 

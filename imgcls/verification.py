@@ -120,7 +120,8 @@ def _write_run(learner: Resumable, folder: Path, steps: int) -> None:
     "The learner as it is, as a run of its own, with enough epochs planned."
     run, setup, record = Run.create(folder, "origin"), learner.setup, learner.record
     needed = setup.state.epoch + 1 + -(-steps // setup.state.steps_per_epoch)
-    training = replace(setup.config.training, num_epochs=max(setup.state.n_epochs, needed), early_stopping=None)
+    training = replace(setup.config.training, num_epochs=max(setup.state.n_epochs, needed), early_stopping=None,
+                       trackers=())
     config = replace(setup.config, training=training)
     save_config(config, run.config_path)
     save_manifest(setup.data, run.folder/"data.csv")
