@@ -28,16 +28,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from .core import DataError, check, checked, listed, shown, write_atomic
 from .datasets import ImageTable, read_text
 from .settings import find_settings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../nbs/14_manifests.ipynb #9778583e
 @checked
