@@ -45,7 +45,7 @@ from .folders import SPLITS, folders_in
 from .loaders import Batches
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
 from .manifests import read_manifest, save_splits as write_splits, write_manifest
-from .plots import image_grid
+from .plots import image_grid, stretched
 from .samples import write_digits, write_photos
 from .seeding import preserve_rng
 from .settings import MAX_WORKERS, find_settings, get_logger
@@ -289,8 +289,7 @@ def colours(
     if self.table is not None and not self.own_transforms:
         normalize = getattr(self.transforms, split).normalize
         return images if normalize is None else denormalize(images, normalize.mean, normalize.std)
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp_min(1e-12)   # yours cannot be undone: stretch it
+    return stretched(images)                # transforms of yours cannot be undone
 
 # %% ../nbs/19_data.ipynb #da771ee0
 def _checked_names(names: Sequence[str]) -> list[str]:

@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from .history import History, is_accuracy
 from .plots import wilson_interval
 from .runs import Run, writing
 from .settings import get_logger
-from .summaries import Summary
+from .summaries import Summary, now
 from .training import Callback, Order, State, load_state_dict, state_dict
 
 # %% ../nbs/36_keeping.ipynb #5adea6c4
@@ -372,7 +371,7 @@ class KeepRun(Callback):
         self.summary.status = state.status
         if state.status == "failed": self.summary.error = f"{type(state.error).__name__}: {state.error}"
         if state.status == "stopped" and state.stop_reason: self.summary.notes.append(state.stop_reason)
-        self.summary.ended = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.summary.ended = now()
         self._write(state)
 
 # %% ../nbs/36_keeping.ipynb #914ea15b

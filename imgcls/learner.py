@@ -30,8 +30,7 @@ from torch.utils.data import Dataset
 
 from . import training
 from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, images_in_words
-from .assembly import settle, sort_out
+from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights
 from .config import override, to_dict
@@ -64,6 +63,7 @@ from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
 from .tracking import Tracking, build_trackers, trackers
 from .training import Callback, State, TrainingInterrupted
+from .transforms import told
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
 
@@ -196,11 +196,16 @@ def _repr_html_(self: Learner) -> str:
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
-        "data": repr(self.data), "images": images_in_words(self.data), "network": "; ".join(parts),
+        "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
                      f"{config.scheduler.type}, batches of {config.training.batch_size}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
         "trained": _trained(self), "run": self.run.name if self.run else "none yet: the first fit makes one"})
+
+
+def _images_in_words(data: ImageData) -> str:
+    if data.table is None or data.own_transforms: return "as transforms of yours make them"
+    return told(data.transforms)
 
 
 def _trained(learner: Learner) -> str:

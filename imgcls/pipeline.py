@@ -1,7 +1,7 @@
 """How does an experiment run from its config to its reports?
 
 `train(config)` is the main job: find the images, train, and report on every split from the weights that
-validation chose (`55_learner`, *Which weights answer*). It is what the command line calls, and what a notebook calls for a run that
+validation chose (`53_answering`). It is what the command line calls, and what a notebook calls for a run that
 needs no watching.
 
 Guaranteed: every report says which weights it is about, every accuracy comes with its 95 % interval, and

@@ -11,8 +11,8 @@ whole or not there. Matplotlib is imported by the first plot, not by `import img
 
 # %% auto #0
 __all__ = ['PALETTE', 'GREY', 'LINES', 'NUMBERED', 'MAX_BINS', 'new_axes', 'given_or_new', 'image_grid', 'pixels', 'channel_last',
-           'curves', 'matrix', 'wilson_interval', 'bars', 'reliability', 'bins_of', 'draw_bins', 'picture_html',
-           'save_plot']
+           'stretched', 'curves', 'matrix', 'wilson_interval', 'bars', 'reliability', 'bins_of', 'draw_bins',
+           'picture_html', 'save_plot']
 
 # %% ../nbs/07_plots.ipynb #567b9399
 import base64
@@ -187,6 +187,14 @@ def channel_last(
     "A tensor as an array of the layout in which arrays and PIL hold images."
     image = (image.movedim(0, -1) if image.ndim == 3 else image).detach().cpu()
     return (image.float() if image.is_floating_point() else image).numpy()
+
+# %% ../nbs/07_plots.ipynb #8a0da62e
+def stretched(
+    images: Images,         # as a network gets them
+) -> Images:                # each from its darkest value, 0, to its brightest, 1
+    "Images for an eye, where nobody knows how they were normalized."
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(1e-12)
 
 # %% ../nbs/07_plots.ipynb #469d4d69
 LINES = ("-", "--", "-.", ":")

@@ -13,7 +13,7 @@ Words: a *phase* is train, val or test; a *pipeline* is what turns a PIL image i
 # %% auto #0
 __all__ = ['transforms', 'IMAGENET_MEAN', 'IMAGENET_STD', 'MAX_SIDE', 'PHASES', 'NormalizeConfig', 'TransformConfig',
            'TransformsConfig', 'ToPixels', 'Fit', 'Normalize', 'denormalize', 'build_transform', 'Extra',
-           'describe_transform', 'normalization_of', 'described', 'preview', 'image_statistics']
+           'describe_transform', 'normalization_of', 'described', 'preview', 'image_statistics', 'told']
 
 # %% ../nbs/13_transforms.ipynb #b2043506
 import math
@@ -493,3 +493,35 @@ def _moments(item: Any, mode: Mode) -> np.ndarray:
     levels = np.arange(256)
     counts = np.stack([np.bincount(channel.flatten(), minlength=256) for channel in pixels.numpy()])
     return np.stack([counts @ levels / 255, counts @ levels**2 / 255**2]) / pixels[0].numel()
+
+# %% ../nbs/13_transforms.ipynb #0dac20a4
+@checked
+def told(
+    transforms: TransformsConfig,
+) -> str:                   # 'stretched to 32 x 32, normalized (ImageNet); in training ...'
+    "What happens to an image, as a person would say it."
+    train, test = transforms.train, transforms.test
+    placed, drawn = _placed(train), _drawn(train)
+    normal = "" if test.normalize is None else ", normalized"
+    if test.normalize and (test.normalize.mean, test.normalize.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        normal += " (ImageNet)"
+    extra = ", ".join(([] if placed == _placed(test) else [placed]) + drawn)
+    return f"{_placed(test)}{normal}; in training {extra or 'the same'}"
+
+
+def _placed(c: TransformConfig) -> str:
+    "How an image gets its size."
+    if c.resize is None: return "in their own size"
+    size = " x ".join(map(str, c.resize))
+    if c.random_resized_crop:
+        return "random parts ({:.0%} to {:.0%}) stretched to ".format(*c.random_resized_crop) + size
+    return {"crop": "cropped to ", "pad": "padded to "}.get(c.resize_mode, "stretched to ") + size
+
+
+def _drawn(c: TransformConfig) -> list[str]:
+    "What chance does to an image in training."
+    flips = [(c.random_horizontal_flip in (None, True) or c.random_horizontal_flip, "flipped left-right at random"),
+             (c.random_vertical_flip, "flipped upside down at random")]
+    return [words for on, words in [*flips, (c.random_rotation, f"turned by up to {c.random_rotation:g}°"),
+            (c.color_jitter, "colours varied"), (c.randaugment, "RandAugment"), (c.trivial_augment, "TrivialAugment"),
+            (c.extra, ", ".join(c.extra)), (c.random_erasing, "parts blotted out")] if on]
