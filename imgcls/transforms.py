@@ -12,7 +12,7 @@ Words: a *phase* is train, val or test; a *pipeline* is what turns a PIL image i
 
 # %% auto #0
 __all__ = ['transforms', 'IMAGENET_MEAN', 'IMAGENET_STD', 'MAX_SIDE', 'PHASES', 'NormalizeConfig', 'TransformConfig',
-           'TransformsConfig', 'ToPixels', 'Fit', 'Normalize', 'denormalize', 'build_transform', 'Extra',
+           'TransformsConfig', 'ToPixels', 'Fit', 'Normalize', 'denormalize', 'Pipeline', 'build_transform', 'Extra',
            'describe_transform', 'normalization_of', 'described', 'preview', 'image_statistics', 'told']
 
 # %% ../nbs/13_transforms.ipynb #b2043506
@@ -31,6 +31,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from .core import DataError, Images, RawImage, Registry, check, checked, fits, in_words
+from .datasets import InParts
 from .images import MODES, Mode, load_image
 from .plots import image_grid
 from .seeding import permutation, rng_state, seeded
@@ -53,6 +54,7 @@ transforms = Registry("transform", {
     "random_grayscale": v2.RandomGrayscale,
     "random_sharpness": partial(v2.RandomAdjustSharpness, sharpness_factor=2),
 })
+_TORCH_ONLY = frozenset(transforms)     # a step of yours may draw from anywhere
 
 # %% ../nbs/13_transforms.ipynb #4a3eb9d9
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -267,6 +269,58 @@ def denormalize(
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (mean, std))
     return images.float() * std + mean
 
+# %% ../nbs/13_transforms.ipynb #f7ea790d
+class Pipeline(InParts, v2.Compose):
+    "Steps in their order, in three parts."
+
+    def __init__(
+        self,
+        fixed: Sequence[nn.Module],     # the same pixels each time
+        vary: Sequence[nn.Module],      # what is drawn
+        finish: Sequence[nn.Module],    # each pixel by itself: 8 bits -> numbers
+        draws: Literal["nothing", "torch", "anything"] = "anything",    # from which generators `vary` draws
+    ):
+        super().__init__([*fixed, *vary, *finish])
+        self.draws, self.fixed_in_words = draws, " ".join(map(repr, fixed))
+        self._fixed, self._vary, self._finish = list(fixed), list(vary), list(finish)
+        self._columns = [(_column(step.mean), _column(step.std)) for step in finish if isinstance(step, Normalize)]
+        self._short: dict[int, bool] = {}       # channels -> is the short way the same?
+
+    def fixed(self, image: Any) -> RawImage:
+        for step in self._fixed: image = step(image)
+        return torch.from_numpy(np.ascontiguousarray(image.numpy()))      # twice as fast as torch's
+
+    def vary(self, pixels: RawImage) -> Tensor:
+        for step in self._vary: pixels = step(pixels)
+        return pixels
+
+    def finish(self, images: Sequence[Tensor]) -> Images:
+        if not self._finish: return torch.stack([*images])
+        if not self._is_short(len(images[0])): return torch.stack([self._in_steps(image) for image in images])
+        batch = torch.empty((len(images), *images[0].shape))
+        for place, image in zip(batch, images, strict=True): self._in_short(image, place)
+        return batch
+
+    def _in_steps(self, image: RawImage) -> Tensor:
+        for step in self._finish: image = step(image)
+        return image
+
+    def _in_short(self, image: RawImage, place: Tensor) -> Tensor:
+        check(image.shape == place.shape, "The images of a batch must have one size", [image.shape, place.shape],
+              "Say `resize`.", DataError)
+        place.copy_(image).mul_(1 / 255)
+        for mean, std in self._columns: place.sub_(mean).div_(std)
+        return place
+
+    def _is_short(self, channels: int) -> bool:
+        if channels not in self._short:
+            levels = torch.arange(256, dtype=torch.uint8).expand(channels, 1, 256)
+            self._short[channels] = torch.equal(self._in_steps(levels), self._in_short(levels, torch.empty(levels.shape)))
+        return self._short[channels]
+
+
+def _column(values: Sequence[float]) -> Tensor: return torch.tensor([*values])[:, None, None]
+
 # %% ../nbs/13_transforms.ipynb #a059c48a
 PHASES = ("train", "val", "test")
 
@@ -275,7 +329,7 @@ PHASES = ("train", "val", "test")
 def build_transform(
     config: TransformConfig,                # what to do
     phase: str = "train",                   # 'train', 'val' or 'test': only train may be random
-) -> Callable[[Image.Image], Tensor]:       # PIL image -> float32 tensor (channel, height, width)
+) -> "Pipeline":                              # PIL image -> float32 tensor (channel, height, width)
     "The pipeline that a config describes."
     check(phase in PHASES, "`phase` must be 'train', 'val' or 'test'", phase)
     if phase != "train": _check_not_random(config, phase)
@@ -284,14 +338,15 @@ def build_transform(
         check(not _draws(step, _probe(_channels(config))), f"The transform {step.name!r} is random, "
               f"and a random {phase} set would give another result each time", config.extra,
               "It belongs to `train`.")
-    flip = config.random_horizontal_flip
-    steps = [ToPixels(), *_size_steps(config),
-             *_flips(phase == "train" if flip is None else flip, v2.RandomHorizontalFlip),
-             *_flips(config.random_vertical_flip, v2.RandomVerticalFlip),
-             *_colour_steps(config), *extra, v2.ToDtype(torch.float32, scale=True)]
-    if config.normalize: steps += [Normalize(config.normalize.mean, config.normalize.std)]
-    if config.random_erasing: steps += [v2.RandomErasing(p=config.random_erasing)]
-    return v2.Compose(steps)
+    flip, sized = config.random_horizontal_flip, _size_steps(config)
+    finish = [v2.ToDtype(torch.float32, scale=True)]
+    if config.normalize: finish.append(Normalize(config.normalize.mean, config.normalize.std))
+    vary = [*_flips(phase == "train" if flip is None else flip, v2.RandomHorizontalFlip),
+            *_flips(config.random_vertical_flip, v2.RandomVerticalFlip), *_colour_steps(config), *extra]
+    if config.random_resized_crop: vary, sized = [*sized, *vary], []
+    if config.random_erasing: vary, finish = [*vary, *finish, v2.RandomErasing(p=config.random_erasing)], []
+    foreign = any(step.name not in _TORCH_ONLY for step in extra)
+    return Pipeline([ToPixels(), *sized], vary, finish, "anything" if foreign else "torch" if vary else "nothing")
 
 
 def _size_steps(c: TransformConfig) -> list[nn.Module]:
