@@ -6,6 +6,7 @@ Modules:
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
+- `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?

@@ -635,6 +635,7 @@ def _as_tensors(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, name: 
 class BatchReader(Protocol):
     "Gives whole batches of a dataset."
     draws: Literal["nothing", "torch", "anything"]      # from which generators it draws
+    in_memory: bool                                     # are the images there already?
 
     def __call__(
         self,
@@ -657,6 +658,8 @@ def batch_reader(
 
 
 class _OfFiles:
+    in_memory = False
+
     def __init__(self, dataset: ImageDataset):
         self.dataset, self.draws = dataset, dataset.transform.draws
 
@@ -669,7 +672,7 @@ class _OfFiles:
 
 
 class _OfTensors:
-    draws = "nothing"
+    draws, in_memory = "nothing", True
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None, name: str, n_classes: int):
         self.images, self.labels, self.rows, self.name, self.n_classes = images, labels, rows, name, n_classes

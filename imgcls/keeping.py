@@ -372,6 +372,7 @@ class KeepRun(Callback):
         if state.status == "failed": self.summary.error = f"{type(state.error).__name__}: {state.error}"
         if state.status == "stopped" and state.stop_reason: self.summary.notes.append(state.stop_reason)
         self.summary.ended = now()
+        if hasattr(state.train_batches, "loading"): self.summary.loading = state.train_batches.loading()
         self._write(state)
 
 # %% ../nbs/36_keeping.ipynb #914ea15b

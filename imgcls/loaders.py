@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import spawn
 from typing import Any
 
@@ -35,7 +35,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from .core import DataError, Images, Labels, check, checked, listed
-from .seeding import generator, permutation, preserve_rng, seed_all
+from .datasets import batch_reader
+from .seeding import generator, permutation, preserve_rng, seed_all, seed_cpu
 from .settings import MAX_WORKERS, get_logger
 
 # %% ../nbs/15_loaders.ipynb #e75b6249
@@ -53,21 +54,37 @@ def batch_indices(
 
 # %% ../nbs/15_loaders.ipynb #b3ca9a95
 class _Keyed(Dataset):
-    "A dataset whose keys are (epoch, index): seeds, then fetches."
+    "A dataset whose keys are (epoch, indices): batches, in which each sample has random numbers of its own."
 
     def __init__(self, dataset: Dataset, seed: int, name: str, board: "_Board | None" = None):
         self.dataset, self.seed, self.name, self.board = dataset, seed, name, board
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, Any]:
-        epoch, index = key
-        if self.board is not None: self.board.begin(index)
-        seed_all(self.seed, self.name, epoch, index)
-        item = self.dataset[index]
+    @cached_property
+    def reader(self) -> Any: return batch_reader(self.dataset)
+
+    def __getitems__(self, key: tuple[int, list[int]]) -> tuple[Any, Any]:     # the batch; what the cache has to say
+        epoch, indices = key
+        seed = {"nothing": None, "torch": seed_cpu, "anything": seed_all}[self.reader.draws if self.reader else "anything"]
+
+        def begin(index: int) -> None:
+            if self.board is not None: self.board.begin(index)
+            if seed is not None: seed(self.seed, self.name, epoch, index)
+
+        batch = self.reader(indices, begin) if self.reader else self._one_by_one(indices, begin)
         if self.board is not None: self.board.end()
-        return item
+        cache = getattr(self.dataset, "cache", None) if self.reader else None
+        return batch, cache.take() if cache else None
+
+    def _one_by_one(self, indices: list[int], begin: Callable[[int], None]) -> Any:
+        items = []
+        for i in indices:
+            begin(i)
+            items.append(self.dataset[i])
+        return default_collate(items)
 
     def __getstate__(self) -> dict[str, Any]:       # for workers that are not forked
-        return self.__dict__ | {"dataset": cloudpickle.dumps(self.dataset)}
+        parts = {"seed": self.seed, "name": self.name, "board": self.board}
+        return parts | {"dataset": cloudpickle.dumps(self.dataset)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"dataset": cloudpickle.loads(state["dataset"])})
@@ -76,9 +93,12 @@ class _Keyed(Dataset):
 class _Plan:
     "The batch sampler: what the next epoch reads, set before each one."
 
-    def __init__(self): self.keys: list[list[tuple[int, int]]] = []
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]: return iter(self.keys)
+    def __init__(self): self.keys: list[tuple[int, list[int]]] = []
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]: return iter(self.keys)
     def __len__(self) -> int: return len(self.keys)
+
+
+def _as_it_is(batch: Any) -> Any: return batch      # it is in one piece already
 
 # %% ../nbs/15_loaders.ipynb #f1ac47c3
 GRACE = 20      # seconds that a worker lives on after a SIGTERM
@@ -95,7 +115,9 @@ class _Board:
         self.at = 3*worker_id
         self.rows[self.at:self.at + 3] = [os.getpid(), -1, 0]
 
-    def begin(self, index: int) -> None: self.rows[self.at + 1] = index
+    def begin(self, index: int) -> None:        # the one before is done
+        if self.rows[self.at + 1] >= 0: self.rows[self.at + 2] += 1
+        self.rows[self.at + 1] = index
 
     def end(self) -> None:
         self.rows[self.at + 1] = -1
@@ -218,7 +240,7 @@ class Batches:
         plan, done, silences = self.indices(epoch), start, Counter()
         try:
             while done < len(plan):
-                self._plan.keys = [[(epoch, i) for i in batch] for batch in plan[done:]]
+                self._plan.keys = [(epoch, batch) for batch in plan[done:]]
                 try:
                     for batch in _fetched(self):
                         yield batch
@@ -257,13 +279,44 @@ def close(self: Batches) -> None:
     self._loader = None
     _kill_left_over(board)
 
+# %% ../nbs/15_loaders.ipynb #e3d62916
+@patch
+def loading(self: Batches) -> dict[str, Any]:       # plain values
+    "How images came: in how many processes, and what a cache had."
+    said: dict[str, Any] = {"workers": self.num_workers if _has_workers(self) else 0}
+    cache = getattr(self.dataset, "cache", None)
+    if cache is not None:
+        said |= {"cached_mb": round(cache.n_bytes / 1e6, 1), "found": cache.hits, "asked": cache.asked}
+        if cache.problem: said["problem"] = cache.problem
+    return said
+
 # %% ../nbs/15_loaders.ipynb #0cd554de
 class _Silence(Exception):
     "No worker has finished an image for too long."
 
 
 def _fetched(batches: Batches) -> Iterator[tuple[Images, Labels]]:
-    "What the plan says, as long as workers answer."
+    "What the plan says, as long as workers answer; without workers, here."
+    for batch, said in _from_here(batches) if not _has_workers(batches) else _from_workers(batches):
+        if said is not None: batches.dataset.cache.add(said)
+        yield batch
+
+
+def _has_workers(batches: Batches) -> bool:
+    "To look up a tensor takes less time than to wait for a worker's answer."
+    reader = batch_reader(batches.dataset)
+    return batches.num_workers > 0 and not (reader is not None and reader.in_memory)
+
+
+def _from_here(batches: Batches) -> Iterator[tuple[Any, Any]]:
+    keyed = _Keyed(batches.dataset, batches.seed, batches.name)
+    for key in batches._plan:
+        batch, said = keyed.__getitems__(key)
+        if batches.pin_memory: batch = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in batch]
+        yield batch, said
+
+
+def _from_workers(batches: Batches) -> Iterator[tuple[Any, Any]]:
     starting = batches._loader is None
     if starting: batches._loader = _make_loader(batches)
     with _main_unseen() if starting and batches._fresh else nullcontext():
@@ -274,7 +327,7 @@ def _fetched(batches: Batches) -> Iterator[tuple[Images, Labels]]:
         except StopIteration: return
         yield batch
 
-
+# %% ../nbs/15_loaders.ipynb #5666b656
 def _next_batch(batches: Batches, iterator: Iterator[Any]) -> Any:
     "Wait for a batch while any worker finishes images."
     board, since = batches._board, time.monotonic()
@@ -319,19 +372,18 @@ def _file_of(dataset: Dataset, i: int) -> str:
 
 # %% ../nbs/15_loaders.ipynb #794a7993
 def _make_loader(batches: Batches) -> DataLoader:
-    workers = batches.num_workers
-    method = start_method() if workers else None
-    board = _Board(workers, multiprocessing.get_context(method)) if workers else None
+    method = start_method()
+    board = _Board(batches.num_workers, multiprocessing.get_context(method))
     keyed = _Keyed(batches.dataset, batches.seed, batches.name, board)
-    if workers and method != "fork": method = _portable(keyed, method)
+    if method != "fork": method = _portable(keyed, method)
     if method == "fork": _rehearse(batches.dataset)
     if method == "forkserver": multiprocessing.set_forkserver_preload([__name__])
-    batches._board, batches._fresh = board, workers and method != "fork"
+    batches._board, batches._fresh = board, method != "fork"
     tick = max(batches.worker_timeout / 10, min(batches.worker_timeout, 5.0))     # seconds between two looks
     return DataLoader(
-        keyed, batch_sampler=batches._plan, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=batches.pin_memory, worker_init_fn=_start_worker if workers else None,
-        timeout=tick if workers else 0, multiprocessing_context=method,
+        keyed, batch_sampler=batches._plan, num_workers=batches.num_workers, persistent_workers=True,
+        collate_fn=_as_it_is, pin_memory=batches.pin_memory, worker_init_fn=_start_worker,
+        timeout=tick, multiprocessing_context=method,
         generator=generator(batches.seed, batches.name, "workers"))     # or it draws from the global one
 
 

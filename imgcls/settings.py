@@ -42,6 +42,8 @@ class Settings:
     runs: Path                  # results; `runs` in the file, relative to root
     device: str = "auto"        # where to compute: auto, cpu, cuda, cuda:1, mps
     num_workers: int = 0        # processes that load images, >= 0; 0: the training process itself
+    cache: Path | None = None   # decoded images, for the next epoch and the next run; None: .imgcls/pixels in data
+    max_cache_gb: int = 20      # gigabytes that they may take in all, >= 0
     max_image_mb: int = 1000    # megabytes that decoding may take, > 0: an image that needs more is refused
     log_level: str = "INFO"     # least important message on the console: one of LEVELS
     source: Path | None = None  # the file all this was read from; None: there was none
@@ -50,6 +52,8 @@ class Settings:
         check(self.num_workers >= 0, "`num_workers` must be >= 0", self.num_workers)
         check(self.num_workers <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers,
               "Each is a process with a torch of its own: as many as there are processors is plenty.")
+        if self.cache is None: object.__setattr__(self, "cache", self.data/".imgcls"/"pixels")
+        check(self.max_cache_gb >= 0, "`max_cache_gb` must be >= 0", self.max_cache_gb)
         check(self.max_image_mb > 0, "`max_image_mb` must be > 0", self.max_image_mb)
         _check_level(self.log_level, "log_level")
 
@@ -64,8 +68,8 @@ def _check_level(level: str, name: str) -> None:
           near_miss(level, LEVELS).strip())
 
 # %% ../nbs/01_settings.ipynb #fa8429d8
-_NUMBERS = ("num_workers", "max_image_mb")
-_KEYS = ("data", "runs", "device", *_NUMBERS, "log_level")
+_NUMBERS = ("num_workers", "max_cache_gb", "max_image_mb")
+_KEYS = ("data", "runs", "cache", "device", *_NUMBERS, "log_level")
 
 
 def find_settings(
@@ -102,7 +106,7 @@ def _settings(root: Path, section: dict[str, str], source: Path | None) -> Setti
                                   f"There are: {', '.join(_KEYS)}.")
         values: dict[str, Any] = {"data": "data", "runs": "runs", **section}
         for key, value in values.items(): check(value != "", f"`{key}` must not be empty", value)
-        for key in ("data", "runs"):    # an absolute path stays what it is
+        for key in {"data", "runs", "cache"} & {*values}:   # an absolute path stays what it is
             values[key] = Path(os.path.abspath(root/Path(values[key]).expanduser()))
         for key in filter(values.__contains__, _NUMBERS):
             whole = re.fullmatch(r"-?[0-9]{1,30}", values[key]) is not None

@@ -47,6 +47,7 @@ class Summary:
     final: dict[str, Any] = field(default_factory=dict)     # split -> accuracy, its interval, ...
     device: str = ""                # where it was computed
     parameters: dict[str, int] = field(default_factory=dict)    # trainable, total
+    loading: dict[str, Any] = field(default_factory=dict)   # how images came: processes, what the cache had and holds
     dataset_sizes: dict[str, int] = field(default_factory=dict)     # split -> images
     n_classes: int = 0              # number of classes
     objects: dict[str, str] = field(default_factory=dict)   # network, loss, ... -> what was passed instead of a name
