@@ -282,6 +282,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.config._is_block': ('config.html#_is_block', 'imgcls/config.py'),
                                'imgcls.config._key_lines': ('config.html#_key_lines', 'imgcls/config.py'),
                                'imgcls.config._lines_of': ('config.html#_lines_of', 'imgcls/config.py'),
+                               'imgcls.config._meanings': ('config.html#_meanings', 'imgcls/config.py'),
                                'imgcls.config._mismatch': ('config.html#_mismatch', 'imgcls/config.py'),
                                'imgcls.config._pairs': ('config.html#_pairs', 'imgcls/config.py'),
                                'imgcls.config._plain': ('config.html#_plain', 'imgcls/config.py'),

@@ -22,6 +22,7 @@ import textwrap
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -330,7 +331,7 @@ def dump_yaml(
 
 
 def _lines_of(config: Any, indent: str) -> list[str]:
-    meanings, lines = docments(type(config)), []
+    meanings, lines = _meanings(type(config)), []
     for f in fields(config):
         value, meaning = getattr(config, f.name), meanings.get(f.name)
         if is_dataclass(value):
@@ -339,6 +340,12 @@ def _lines_of(config: Any, indent: str) -> list[str]:
             line = f"{indent}{f.name}: {scalar(_plain(value))}"
             lines.append(f"{line:<48}  # {' '.join(meaning.split())}" if meaning else line)
     return lines
+
+
+@cache
+def _meanings(kind: type) -> Mapping[str, str]:
+    "What the fields of a dataclass mean: its source is read, which takes milliseconds."
+    return docments(kind)
 
 # %% ../nbs/02_config.ipynb #e430377d
 @checked
@@ -491,7 +498,7 @@ def describe(
 
 
 def _rows(config: Any, path: str) -> Iterable[dict[str, Any]]:
-    meanings = docments(type(config))
+    meanings = _meanings(type(config))
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):

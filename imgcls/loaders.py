@@ -229,7 +229,8 @@ class Batches:
         self._plan, self._loader, self._board, self._fresh = _Plan(), None, None, False
 
     def __len__(self) -> int:
-        return len(batch_indices(len(self.dataset), self.batch_size))
+        n, size = len(self.dataset), self.batch_size
+        return max(1, -(-n // size) - (n % size == 1 < size))       # as `batch_indices` cuts it
 
     def epoch(
         self,
