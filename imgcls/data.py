@@ -76,15 +76,16 @@ class DataConfig:
     mode: Literal["RGB", "L"] = "RGB"   # how images are loaded: in colour, or grey with one channel
     on_bad_image: Literal["error", "skip"] = "error"  # an image that cannot be read: stop, or leave it away
     cache: Literal["auto", "disk", "ram", "off"] = field(default="auto", metadata=FREE)  # where decoded images are kept
-    num_workers: int | None = field(default=None, metadata=FREE)    # processes that load, 0: none; None: settings.ini's
+    num_workers: int | Literal["auto"] | None = field(default=None, metadata=FREE)  # processes that load; None: settings.ini's
     worker_timeout: float = field(default=120.0, metadata=FREE)     # seconds of silence before workers are replaced
 
     def __post_init__(self):
         for name in ("val_ratio", "test_ratio"): _check_share(name, getattr(self, name))
         check(self.val_ratio + self.test_ratio < 1, "`val_ratio` + `test_ratio` must be < 1",
               self.val_ratio + self.test_ratio, "Training needs images too.")
-        for name in ("num_workers", "split_seed"): _check_whole(name, getattr(self, name))
-        check((self.num_workers or 0) <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers)
+        _check_whole("split_seed", self.split_seed)
+        if self.num_workers != "auto": _check_whole("num_workers", self.num_workers)
+        check(self.num_workers == "auto" or (self.num_workers or 0) <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers)
         check(isinstance(self.worker_timeout, numbers.Real) and 0 < self.worker_timeout < math.inf,
               "`worker_timeout` must be a number of seconds > 0", self.worker_timeout)
         check(self.cache in _CACHES, f"`cache` must be one of {', '.join(_CACHES)}", self.cache,
@@ -269,7 +270,7 @@ def batches(
     split: str,                 # 'train', 'val' or 'test'
     batch_size: int = 32,       # images a batch
     seed: int = 42,             # of the order and the augmentation
-    num_workers: int | None = None,     # processes that load; None: as the config says
+    num_workers: int | Literal["auto"] | None = None,   # processes that load; None: as the config says
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
 ) -> Batches:
@@ -280,7 +281,7 @@ def batches(
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)
-def num_workers(self: ImageData) -> int:
+def num_workers(self: ImageData) -> int | Literal["auto"]:
     "Processes that load images: as the config says, else as settings.ini says."
     chosen = self.config.num_workers
     return find_settings().num_workers if chosen is None else chosen

@@ -119,7 +119,7 @@ def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], ch
         what = ", ".join(["config"] * (config is not None) + [*wanted])
         raise ConfigError(f"A resumed run keeps its config; only num_epochs can grow. Got {what}. "
                           "For other settings start a new run.")
-    if "num_workers" in free: free["num_workers"] = _whole("num_workers", free["num_workers"])
+    if free.get("num_workers", "auto") != "auto": free["num_workers"] = _whole("num_workers", free["num_workers"])
     learner = Learner.from_run(resume, **own, **free)
     if epochs: learner.plan(_whole("num_epochs", epochs[0]))
     return learner

@@ -41,7 +41,7 @@ class Settings:
     data: Path                  # images; `data` in the file, relative to root
     runs: Path                  # results; `runs` in the file, relative to root
     device: str = "auto"        # where to compute: auto, cpu, cuda, cuda:1, mps
-    num_workers: int = 0        # processes that load images, >= 0; 0: the training process itself
+    num_workers: int | str = 0  # processes that load images, >= 0; 0: the training process itself; auto: tried
     cache: Path | None = None   # decoded images, for the next epoch and the next run; None: .imgcls/pixels in data
     max_cache_gb: int = 20      # gigabytes that they may take in all, >= 0
     max_image_mb: int = 1000    # megabytes that decoding may take, > 0: an image that needs more is refused
@@ -49,9 +49,7 @@ class Settings:
     source: Path | None = None  # the file all this was read from; None: there was none
 
     def __post_init__(self):
-        check(self.num_workers >= 0, "`num_workers` must be >= 0", self.num_workers)
-        check(self.num_workers <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers,
-              "Each is a process with a torch of its own: as many as there are processors is plenty.")
+        _check_workers(self.num_workers)
         if self.cache is None: object.__setattr__(self, "cache", self.data/".imgcls"/"pixels")
         check(self.max_cache_gb >= 0, "`max_cache_gb` must be >= 0", self.max_cache_gb)
         check(self.max_image_mb > 0, "`max_image_mb` must be > 0", self.max_image_mb)
@@ -66,6 +64,14 @@ class Settings:
 def _check_level(level: str, name: str) -> None:
     check(level in LEVELS, f"`{name}` must be one of {', '.join(LEVELS)}", level,
           near_miss(level, LEVELS).strip())
+
+
+def _check_workers(number: int | str) -> None:
+    if number == "auto": return
+    check(isinstance(number, int), "`num_workers` must be a whole number or auto", number)
+    check(number >= 0, "`num_workers` must be >= 0", number)
+    check(number <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", number,
+          "Each is a process with a torch of its own: as many as there are processors is plenty.")
 
 # %% ../nbs/01_settings.ipynb #fa8429d8
 _NUMBERS = ("num_workers", "max_cache_gb", "max_image_mb")
@@ -109,6 +115,7 @@ def _settings(root: Path, section: dict[str, str], source: Path | None) -> Setti
         for key in {"data", "runs", "cache"} & {*values}:   # an absolute path stays what it is
             values[key] = Path(os.path.abspath(root/Path(values[key]).expanduser()))
         for key in filter(values.__contains__, _NUMBERS):
+            if (key, values[key]) == ("num_workers", "auto"): continue
             whole = re.fullmatch(r"-?[0-9]{1,30}", values[key]) is not None
             check(whole, f"`{key}` must be a whole number", values[key])
             values[key] = int(values[key])

@@ -88,7 +88,7 @@ def prove_resume(
     "Does an interruption change anything? Trains a short stretch twice."
     at = _checked_stretch(steps, at, num_workers)
     setup, start = learner.setup, learner.setup.state.step
-    before = setup.state.train_batches.num_workers
+    before = setup.state.train_batches.workers
     workers = before if num_workers is None else num_workers
     given = setup.given
     alone = not (setup.objects or given.callbacks)
