@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'imgcls.cache._size': ('cache.html#_size', 'imgcls/cache.py'),
                               'imgcls.cache._stamp': ('cache.html#_stamp', 'imgcls/cache.py'),
                               'imgcls.cache._write': ('cache.html#_write', 'imgcls/cache.py'),
+                              'imgcls.cache._write_plainly': ('cache.html#_write_plainly', 'imgcls/cache.py'),
                               'imgcls.cache.open_cache': ('cache.html#open_cache', 'imgcls/cache.py')},
             'imgcls.callbacks': { 'imgcls.callbacks.CheckFirstBatch': ('callbacks.html#checkfirstbatch', 'imgcls/callbacks.py'),
                                   'imgcls.callbacks.CheckFirstBatch.__init__': ( 'callbacks.html#checkfirstbatch.__init__',

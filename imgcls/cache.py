@@ -14,10 +14,10 @@ __all__ = ['TOO_YOUNG', 'PixelCache', 'open_cache']
 
 # %% ../nbs/14a_cache.ipynb #0e36366d
 import atexit
+import errno
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zlib
@@ -77,18 +77,20 @@ def _write(file: str, pixels: RawImage) -> None:        # raises `OSError`
     head = np.array([_MAGIC, zlib.crc32(data), *data.shape], np.uint32)
     beside = f"{file}.{os.getpid()}.part"
     try:
-        try: handle = open(beside, "wb", buffering=0)
+        try: _write_plainly(beside, head, data)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(file), exist_ok=True)
-            handle = open(beside, "wb", buffering=0)
-        with handle:
-            written = os.writev(handle.fileno(), [head, data]) if hasattr(os, "writev") else handle.write(
-                head.tobytes() + data.tobytes())
-        if written != head.nbytes + data.nbytes: raise OSError(28, "no space left on the device")
+            _write_plainly(beside, head, data)
         os.replace(beside, file)
     except OSError:
         with suppress(OSError): os.unlink(beside)
         raise
+
+
+def _write_plainly(file: str, *parts: np.ndarray) -> None:
+    with open(file, "wb", buffering=0) as handle:
+        for part in parts:
+            if handle.write(memoryview(part).cast("B")) != part.nbytes: raise OSError(errno.ENOSPC, "no space left")
 
 # %% ../nbs/14a_cache.ipynb #666c97d6
 class PixelCache:
@@ -160,8 +162,8 @@ def add(
     self.problem = self.problem or problem
     if self.problem is None or self._told: return
     self._told = True
-    get_logger().warning(f"Nothing more is kept in the cache {self.folder!r}: {self.problem}. Images are decoded in each "
-                         "epoch instead, which changes no result.")
+    get_logger().warning(f"Nothing more is kept in the cache {self.folder!r}: {self.problem}. Images are decoded in "
+                         "each epoch instead, which changes no result.")
 
 # %% ../nbs/14a_cache.ipynb #19388d61
 @checked

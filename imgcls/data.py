@@ -76,7 +76,7 @@ class DataConfig:
     mode: Literal["RGB", "L"] = "RGB"   # how images are loaded: in colour, or grey with one channel
     on_bad_image: Literal["error", "skip"] = "error"  # an image that cannot be read: stop, or leave it away
     cache: Literal["auto", "disk", "ram", "off"] = field(default="auto", metadata=FREE)  # where decoded images are kept
-    num_workers: int | Literal["auto"] | None = field(default=None, metadata=FREE)  # processes that load; None: settings.ini's
+    num_workers: int | Literal["auto"] | None = field(default=None, metadata=FREE)  # that load; None: settings.ini's
     worker_timeout: float = field(default=120.0, metadata=FREE)     # seconds of silence before workers are replaced
 
     def __post_init__(self):
@@ -85,7 +85,8 @@ class DataConfig:
               self.val_ratio + self.test_ratio, "Training needs images too.")
         _check_whole("split_seed", self.split_seed)
         if self.num_workers != "auto": _check_whole("num_workers", self.num_workers)
-        check(self.num_workers == "auto" or (self.num_workers or 0) <= MAX_WORKERS, f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers)
+        check(self.num_workers == "auto" or (self.num_workers or 0) <= MAX_WORKERS,
+              f"`num_workers` must be <= {MAX_WORKERS}", self.num_workers)
         check(isinstance(self.worker_timeout, numbers.Real) and 0 < self.worker_timeout < math.inf,
               "`worker_timeout` must be a number of seconds > 0", self.worker_timeout)
         check(self.cache in _CACHES, f"`cache` must be one of {', '.join(_CACHES)}", self.cache,

@@ -594,7 +594,7 @@ class OwnDataset(Dataset):
 
 # %% ../nbs/11_datasets.ipynb #02eedf76
 def as_dataset(
-    dataset: Any,           # ours, anything with len() and [i], or (images, labels) as arrays: n x channel x height x width, n
+    dataset: Any,           # ours, anything with len() and [i], or arrays: (n x channel x height x width, n)
     name: str,              # of its split, for messages
     n_classes: int,         # how many there are
     kind: TargetKind = ONE_CLASS,   # of the targets
@@ -620,13 +620,13 @@ def as_dataset(
 def _are_arrays(dataset: Any) -> bool:
     "Images and their labels, each in one array?"
     return isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(
-        isinstance(part, (Tensor, np.ndarray)) and part.ndim == ndim for part, ndim in zip(dataset, (4, 1), strict=True))
+        isinstance(part, (Tensor, np.ndarray)) and part.ndim == n for part, n in zip(dataset, (4, 1), strict=True))
 
 
 def _as_tensors(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, name: str) -> TensorDataset:
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    check(len(images) == len(labels), f"{name!r} must have as many labels as images", f"{len(images)} and {len(labels)}",
-          error=DataError)
+    check(len(images) == len(labels), f"{name!r} must have as many labels as images",
+          f"{len(images)} and {len(labels)}", error=DataError)
     check(images.is_floating_point(), f"The images of {name!r} must be floats, as the network gets them",
           str(images.dtype), "Pixels of 0..255: images / 255.", DataError)
     return TensorDataset(images.float(), labels)

@@ -386,8 +386,8 @@ def _plain_jpeg(path: str | Path, mode: Mode) -> np.ndarray | None:
         with open(path, "rb") as file: data = file.read()
         if not data.startswith(b"\xff\xd8\xff"): return None
         with Image.open(BytesIO(data), formats=["JPEG"]) as image:
-            plain = image.format == "JPEG" and image.mode in ("RGB", mode) or image.mode == "L"
-            if not plain or (mode, image.mode) == ("L", "RGB") or image.getexif().get(0x0112, 1) != 1: return None
+            plain = image.format == "JPEG" and image.mode in ("L", mode)
+            if not plain or image.getexif().get(0x0112, 1) != 1: return None
             _check_memory(image, image.size, _allowed())
         return faster(data, "GRAY" if mode == "L" else "RGB")
     except Exception: return None           # whatever it is, `load_image` meets it too

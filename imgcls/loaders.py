@@ -66,7 +66,8 @@ class _Keyed(Dataset):
 
     def __getitems__(self, key: tuple[int, list[int]]) -> tuple[Any, Any]:     # the batch; what the cache has to say
         epoch, indices = key
-        seed = {"nothing": None, "torch": seed_cpu, "anything": seed_all}[self.reader.draws if self.reader else "anything"]
+        draws = self.reader.draws if self.reader else "anything"
+        seed = {"nothing": None, "torch": seed_cpu, "anything": seed_all}[draws]
 
         def begin(index: int) -> None:
             if self.board is not None: self.board.begin(index)

@@ -315,7 +315,8 @@ class Pipeline(InParts, v2.Compose):
     def _is_short(self, channels: int) -> bool:
         if channels not in self._short:
             levels = torch.arange(256, dtype=torch.uint8).expand(channels, 1, 256)
-            self._short[channels] = torch.equal(self._in_steps(levels), self._in_short(levels, torch.empty(levels.shape)))
+            expected = self._in_steps(levels)           # or its error, where the channels are others
+            self._short[channels] = torch.equal(expected, self._in_short(levels, torch.empty(levels.shape)))
         return self._short[channels]
 
 

@@ -1,4 +1,4 @@
-"""How images are loaded changes nothing: workers, caches, batches at a time, a resume between them, a file that changes.
+"""How images are loaded changes nothing: workers, caches, batches at a time, a resume between, a file that changes.
 
 Every run here is the same run, with augmentation and mixup; what differs is how its images come.
 """
@@ -90,7 +90,8 @@ class Stop(Callback):
         if (state.epoch, state.batch) == (1, 3): state.stop("enough", by_hand=True)
 
 
-@pytest.mark.parametrize(("before", "after"), [(("off", 0), ("disk", 2)), (("disk", 2), ("ram", 0)), (("ram", 2), ("off", 2))])
+@pytest.mark.parametrize(("before", "after"), [
+    (("off", 0), ("disk", 2)), (("disk", 2), ("ram", 0)), (("ram", 2), ("off", 2))])
 def test_a_resume_may_load_in_another_way(folder, plainly, before, after):
     name = "_".join(map(str, ("resumed", *before, *after)))
     with pytest.raises(TrainingInterrupted): trained(folder, name, photos(folder, *before), callbacks=[Stop()])

@@ -99,7 +99,8 @@ def test_every_room_is_there():
 def test_every_room_is_in_the_sidebar():
     sidebar = (NOTEBOOKS/"sidebar.yml").read_text()
     missing = [room.notebook for room in rooms().values() if f"{room.notebook}.ipynb" not in sidebar]
-    gone = [name for name in re.findall(r"(\d\d[a-z]?_\w+)\.ipynb", sidebar) if not (NOTEBOOKS/f"{name}.ipynb").is_file()]
+    named = re.findall(r"(\d\d[a-z]?_\w+)\.ipynb", sidebar)
+    gone = [name for name in named if not (NOTEBOOKS/f"{name}.ipynb").is_file()]
     assert not missing and not gone
 
 
