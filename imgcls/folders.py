@@ -95,7 +95,7 @@ class Listed(NamedTuple):
     label: str              # the name of its class folder
     split: str | None       # 'train', 'val' or 'test'; None: the folder is not divided
 
-# %% ../nbs/10_folders.ipynb #426eb597
+# %% ../nbs/10_folders.ipynb #3e6b90fa
 class _Images(NamedTuple):
     "The images directly in a folder."
     folder: str
@@ -104,6 +104,10 @@ class _Images(NamedTuple):
     split: str | None
 
 
+def _below(folder: str, names: Sequence[str]) -> list[str]:
+    return [f"{folder}/{name}" if folder else name for name in names]
+
+# %% ../nbs/10_folders.ipynb #426eb597
 class _Walk:
     "Lists the images below a folder, each folder once, and keeps account of the rest."
 
@@ -157,10 +161,6 @@ class _Walk:
             else: self.collect(link, label, split)
 
     def real(self, folder: str) -> str: return os.path.realpath(os.path.join(self.root, folder))
-
-
-def _below(folder: str, names: Sequence[str]) -> list[str]:
-    return [f"{folder}/{name}" if folder else name for name in names]
 
 # %% ../nbs/10_folders.ipynb #9e8e3364
 def _class_folders(walk: _Walk) -> list[tuple[str, str | None]]:
