@@ -80,15 +80,24 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name):
-    from importlib import import_module
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _HOMES: return getattr(_room(_HOMES[name]), name)
     if not name.startswith("__"):
         from difflib import get_close_matches
         near = get_close_matches(name, __all__, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"imgcls has no {name!r}.{hint}")
     raise AttributeError(name)
+
+
+def _room(name):
+    "Import a room. What an import makes stays, so Python need not search it for garbage again and again meanwhile."
+    import gc
+    from importlib import import_module
+    searching = gc.isenabled()
+    gc.disable()
+    try: return import_module(f"{__name__}.{name}")
+    finally:
+        if searching: gc.enable()
 
 
 def __dir__(): return [*__all__, "__version__"]

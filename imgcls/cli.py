@@ -103,6 +103,7 @@ def verify_command(
 ) -> int:                                   # exit code
     "`imgcls-verify`: train a stretch of a run twice, once interrupted, and compare every bit."
     parser = argparse.ArgumentParser(prog="imgcls-verify", description=verify_command.__doc__)
+    parser.add_argument("--version", action="version", version=f"imgcls {__version__}")
     parser.add_argument("run", help="a run: its name or folder; it is left as it is")
     parser.add_argument("--steps", type=int, default=20, help="length of the stretch, optimizer updates")
     parser.add_argument("--at", type=int, help="interrupt after this many steps; else a random number")

@@ -125,9 +125,17 @@ def _check_frame(frame: Any, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in frame: raise DataError(f"An image table needs a column {column!r}.")
         if isinstance(frame[column], pd.DataFrame): raise DataError(f"There are several columns {column!r}. Keep one.")
+        if _holds_texts(frame[column], column != "path"): continue
         wrong = [v for v in frame[column] if not isinstance(v, str) and (column == "path" or not _is_missing(v))]
         check(not wrong, f"The column {column!r} must hold texts", wrong[:1], "ImageTable.from_dataframe makes "
               "texts of numbers.", DataError)
+
+
+def _holds_texts(column: "pd.Series", may_miss: bool) -> bool:
+    "Are these texts (or missing), and nothing else? Told quickly; False also where pandas cannot tell."
+    import pandas as pd
+    kind = pd.api.types.infer_dtype(column.to_numpy(object), skipna=may_miss)   # the values: a dtype hides what misses
+    return kind == "string" or (kind == "empty" and may_miss)
 
 
 def _is_missing(value: Any) -> bool:
@@ -154,13 +162,13 @@ def _check_rows(frame: "pd.DataFrame") -> None:
 
 def _check_labels(frame: "pd.DataFrame") -> None:
     "Each image has one, and it is a name."
-    unnamed = frame["label"].isna() | (frame["label"].astype(str).str.strip() == "")
+    names = frame["label"].dropna().unique().tolist()
+    unnamed = frame["label"].isna() | frame["label"].isin([name for name in names if not name.strip()])
     if unnamed.any():
         rows = [f"{path!r} (row {i + 1})" for i, path in frame["path"][unnamed].head(3).items()]
         more = f" and {unnamed.sum() - 3:,} more" if unnamed.sum() > 3 else ""
         raise DataError(f"{unnamed.sum():,} images have no label: {', '.join(rows)}{more}. Rows are counted from 1, "
                         "without the header.")
-    names = frame["label"].unique().tolist()
     check_utf8(names, "classes")
     long = [name for name in names if len(name) > MAX_LABEL]
     check(not long, f"A class name must have at most {MAX_LABEL:,} characters", long[:1], "Is it the right column?",
@@ -232,7 +240,7 @@ def from_folder(
     "List a folder of images."
     import pandas as pd
     found = scan(root)
-    frame = pd.DataFrame(found.images, columns=["path", "label", "split"])
+    frame = pd.DataFrame({"path": found.paths, "label": found.labels, "split": found.splits})
     try: return cls(frame, Path(root), found.skipped)
     except DataError as error:
         error.add_note(f"In the folder {str(root)!r}.")

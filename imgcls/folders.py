@@ -31,11 +31,19 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 # %% ../nbs/10_folders.ipynb #ee37bb7a
 def natural(
     text: str,              # a name
-) -> tuple:                 # a key to sort by
+) -> str:                   # a key to sort by
     "Numbers inside a text compare as numbers."
-    parts = re.split(r"([0-9]+)", text)
-    parts[1::2] = map(int, parts[1::2])
-    return parts, text
+    return f"{_by_value(text)}\0\0{text}"     # no name holds \0: what ends here is before what goes on
+
+
+def _by_value(text: str) -> str:
+    "Each number behind its length, so that plain comparison finds the larger one."
+    return re.sub("[0-9]+", _with_length, text)
+
+
+def _with_length(number: re.Match) -> str:
+    digits = number[0].lstrip("0")
+    return f"\0{chr(ord('0') + len(digits))}{digits}"
 
 # %% ../nbs/10_folders.ipynb #be44d20e
 def check_utf8(
@@ -74,6 +82,12 @@ def _leads_to(entry: os.DirEntry, linked: Callable[[str], bool], listed_as: Call
     "What it is was told when the folder was listed; only a link has to be asked, and may lead round in a circle."
     return linked(entry.path) if entry.is_symlink() else listed_as(entry)
 
+
+def _is_plain_image(entry: os.DirEntry) -> bool:
+    "What nearly every entry is, told quickly; `_kind` says the same of it."
+    name = entry.name
+    return entry.is_file(follow_symlinks=False) and name[0] != "." and name[name.rfind("."):].lower() in EXTENSIONS
+
 # %% ../nbs/10_folders.ipynb #d1517bea
 class Listed(NamedTuple):
     "An image, and what its place says of it."
@@ -81,28 +95,41 @@ class Listed(NamedTuple):
     label: str              # the name of its class folder
     split: str | None       # 'train', 'val' or 'test'; None: the folder is not divided
 
+# %% ../nbs/10_folders.ipynb #3e6b90fa
+class _Images(NamedTuple):
+    "The images directly in a folder."
+    folder: str
+    names: list[str]        # in the order of the file system
+    label: str
+    split: str | None
+
+
+def _below(folder: str, names: Sequence[str]) -> list[str]:
+    return [f"{folder}/{name}" if folder else name for name in names]
+
 # %% ../nbs/10_folders.ipynb #426eb597
 class _Walk:
     "Lists the images below a folder, each folder once, and keeps account of the rest."
 
     def __init__(self, root: Path):
         self.root = str(root)
-        self.images: list[Listed] = []
+        self.images: list[_Images] = []
         self.skipped: dict[str, list[str]] = {}
-        self.listed: set[str] = set()                           # real paths of the folders seen
+        self.listed: list[str] = []                             # the folders seen
         self.links: list[tuple[str, str, str | None]] = []      # links to folders come last
 
     def skip(self, reason: str, *paths: str) -> None:
         if paths: self.skipped.setdefault(reason, []).extend(paths)
 
     def inside(self, folder: str) -> tuple[list[str], list[str]]:
-        "The visible folders and images directly in a folder."
-        found: dict[str, list[str]] = {"folder": [], "image": []}
+        "The visible folders directly in a folder, and the names of the images."
+        folders, images = [], []
         for entry in self.entries(folder):
-            path, kind = f"{folder}/{entry.name}" if folder else entry.name, _kind(entry)
-            if kind in found: found[kind].append(path)
-            else: self.skip(kind, path)
-        return sorted(found["folder"], key=natural), found["image"]
+            kind = "image" if _is_plain_image(entry) else _kind(entry)
+            if kind == "image": images.append(entry.name)
+            elif kind == "folder": folders += _below(folder, [entry.name])
+            else: self.skip(kind, *_below(folder, [entry.name]))
+        return sorted(folders, key=natural), images
 
     def entries(self, folder: str) -> list[os.DirEntry]:
         where = os.path.join(self.root, folder)
@@ -114,22 +141,26 @@ class _Walk:
         pending = [folder]
         while pending:
             folder = pending.pop()
-            self.listed.add(os.path.realpath(os.path.join(self.root, folder)))
+            self.listed.append(folder)
             folders, images = self.inside(folder)
-            self.images += [Listed(path, label, split) for path in images]
+            if images: self.images.append(_Images(folder, images, label, split))
             for inner in folders:
                 if os.path.islink(os.path.join(self.root, inner)): self.links.append((inner, label, split))
                 else: pending.append(inner)
 
     def follow_links(self) -> None:
         "Now the links, unless they lead to what is listed or to a folder above."
-        above = os.path.realpath(self.root) + os.sep
+        above, known = os.path.realpath(self.root) + os.sep, set()
         while self.links:
+            known.update(map(self.real, self.listed))
+            self.listed.clear()
             link, label, split = self.links.pop(0)
-            real = os.path.realpath(os.path.join(self.root, link))
-            if real in self.listed or above.startswith(real.rstrip(os.sep) + os.sep):
+            real = self.real(link)
+            if real in known or above.startswith(real.rstrip(os.sep) + os.sep):
                 self.skip("links to a folder that is listed already", link)
             else: self.collect(link, label, split)
+
+    def real(self, folder: str) -> str: return os.path.realpath(os.path.join(self.root, folder))
 
 # %% ../nbs/10_folders.ipynb #9e8e3364
 def _class_folders(walk: _Walk) -> list[tuple[str, str | None]]:
@@ -165,7 +196,7 @@ def _classes_of_split(walk: _Walk, folder: str, split: str) -> list[str]:
     if images and not folders and split != "test":          # a test folder may come without labels
         raise DataError(f"In {os.path.join(walk.root, folder)!r} there are {len(images):,} images, but "
                         "no class folders. Put the images of each class in a folder of its own.")
-    walk.skip("outside a class folder", *images)
+    walk.skip("outside a class folder", *_below(folder, images))
     return folders
 
 # %% ../nbs/10_folders.ipynb #73eeae0f
@@ -196,8 +227,15 @@ def folders_in(
 @dataclass(frozen=True)
 class Found:
     "What a folder holds."
-    images: list[Listed]                # sorted by path
+    paths: list[str]                    # of the images, sorted: relative to the folder, with forward slashes
+    labels: list[str]                   # of each, the name of its class folder
+    splits: list[str | None]            # of each, 'train', 'val' or 'test'; None: the folder is not divided
     skipped: dict[str, list[str]]       # reason -> paths passed over
+
+    @property
+    def images(self) -> list[Listed]:   # as many as there are paths
+        "The images one by one."
+        return list(map(Listed, self.paths, self.labels, self.splits))
 
 # %% ../nbs/10_folders.ipynb #50e7534e
 @checked
@@ -211,19 +249,31 @@ def scan(
     classes = _class_folders(walk)
     for folder, split in classes:
         label = posixpath.basename(folder)
-        if os.path.islink(root/folder): walk.links.append((folder, label, split))
+        if os.path.islink(os.path.join(root, folder)): walk.links.append((folder, label, split))
         else: walk.collect(folder, label, split)
     walk.follow_links()
     _check_filled(walk, classes)
-    check_utf8([image.path for image in walk.images], "images")
-    return Found(sorted(walk.images, key=lambda image: natural(image.path)),
-                 {reason: sorted(paths, key=natural) for reason, paths in sorted(walk.skipped.items())})
+    paths = _sorted(walk.images)
+    check_utf8(paths, "images")
+    skipped = {reason: sorted(passed, key=natural) for reason, passed in sorted(walk.skipped.items())}
+    of = {images.folder: images for images in walk.images}
+    found = [of[path[:path.rindex("/")]] for path in paths]
+    return Found(paths, [images.label for images in found], [images.split for images in found], skipped)
+
+
+def _sorted(images: Sequence[_Images]) -> list[str]:
+    "The paths in the order of `natural`, a folder at a time: no name and no key holds a slash."
+    keyed = []
+    for folder, names, _, _ in images:
+        head, keys = _by_value(f"{folder}/"), _by_value("/".join(names)).split("/")
+        keyed += sorted([f"{head}{key}\0\0{folder}/{name}" for key, name in zip(keys, names, strict=True)])
+    return [key[key.rindex("\0") + 1:] for key in sorted(keyed)]     # folders mingle: one in another, 01 beside 1
 
 
 def _check_filled(walk: _Walk, classes: Sequence[tuple[str, str | None]]) -> None:
     "There are images, and each class has some to learn from."
     if not walk.images: raise DataError(f"There is no image in {walk.root!r}.{_passed(walk.skipped)}")
-    learned = {image.label for image in walk.images if image.split in (None, "train")}
+    learned = {images.label for images in walk.images if images.split in (None, "train")}
     empty = [folder for folder, split in classes
              if split in (None, "train") and posixpath.basename(folder) not in learned]
     if not empty: return

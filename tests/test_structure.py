@@ -303,6 +303,38 @@ def test_learner_loads_nothing_heavy_beside_torch():
     assert python(code).strip() == "[]"
 
 
+def strangers(code: str, *ours: str) -> list[str]:
+    "Packages that a program loads after `before = set(sys.modules)`, beside Python's own and ours."
+    packages = "{m.split('.')[0] for m in %s}"
+    new = f"{packages % 'sys.modules'} - {packages % 'before'} - sys.stdlib_module_names"
+    loaded = python(f"import sys\n{code}\nprint()\nprint(*{new})")
+    return sorted(name for name in loaded.splitlines()[-1].split() if name not in ours and not name.startswith("_"))
+
+
+def test_learner_loads_few_packages_beside_torch():
+    "Each has to be loaded by everybody, every time: a further one has to be worth it."
+    needed = ("imgcls", "cloudpickle", "fastcore", "jaxtyping", "loguru", "yaml")
+    code = "import torch, torchvision\nbefore = set(sys.modules)\nfrom imgcls import Learner"
+    assert strangers(code, *needed) == []
+    assert strangers(code) == sorted(needed)        # the check can fail
+
+
+@pytest.mark.parametrize("command", ["train_command", "verify_command"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_commands_say_what_they_are_without_loading_anything(command, option):
+    code = f"before = set(sys.modules)\nfrom imgcls.cli import {command}\n" \
+           f"try: {command}(['{option}'])\nexcept SystemExit as end: assert not end.code"
+    assert strangers(code, "imgcls") == []
+
+
+def test_garbage_is_not_searched_for_while_a_room_is_loaded():
+    "What an import makes stays. Afterwards the search goes on as it was before."
+    code = "import gc; gc.{}(); n = lambda: sum(s['collections'] for s in gc.get_stats()); before = n(); " \
+           "from imgcls import Learner; print(n() - before < 20, gc.isenabled())"
+    assert python(code.format("enable")).split() == ["True", "True"]
+    assert python(code.format("disable")).split() == ["True", "False"]
+
+
 def test_public_names_exist():
     import imgcls
     for name in imgcls.__all__: assert getattr(imgcls, name) is not None
