@@ -60,7 +60,8 @@ class OptimizerConfig:
         check(all(0 <= beta < 1 for beta in self.betas or ()), "`betas` must be in [0, 1)", self.betas)
 
 
-_OPTIMIZER_SETTINGS = {"sgd": ("momentum", "nesterov", "fused"), "adam": ("betas", "fused"), "adamw": ("betas", "fused")}
+_OPTIMIZER_SETTINGS = {"sgd": ("momentum", "nesterov", "fused"), "adam": ("betas", "fused"),
+                       "adamw": ("betas", "fused")}
 
 
 def _check_settings(config: Any, registry: Registry, settings: Mapping[str, tuple[str, ...]]) -> None:

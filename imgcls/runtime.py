@@ -186,7 +186,7 @@ class Compiled:
         self,
         images: Images,             # where the network is
     ) -> Logits:
-        if self.mode != "default": torch.compiler.cudagraph_mark_step_begin()     # what the last step left may be written over
+        if self.mode != "default": torch.compiler.cudagraph_mark_step_begin()     # the last step's logits may go
         try:
             with self._strict: return self._forward(self.network, images)
         except (torch._dynamo.exc.BackendCompilerFailed, torch._dynamo.exc.FailOnRecompileLimitHit) as error:

@@ -77,7 +77,7 @@ class State:
     logits: Logits | None = None            # what the network said
     loss: Tensor | None = None              # the loss of the batch; a callback may replace it
     total_loss: Tensor | None = None        # of the batches accumulated for this step
-    compiled: Compiled | None = None        # the network's forward pass, where the runtime compiles it; made when needed
+    compiled: Compiled | None = None        # the network's forward pass, once the runtime has compiled it
 
     def stop(
         self,
