@@ -176,7 +176,7 @@ def make_state(
     "The network, its optimizer and its batches, as the loop wants them."
     chosen, image = config.training, first_image(data)
     device = find_settings().device if chosen.device == "auto" else chosen.device
-    runtime = Runtime.create(device, chosen.precision, chosen.channels_last)
+    runtime = Runtime.create(device, chosen.precision, chosen.channels_last, chosen.compile)
     network = given.network or build_network(config.model, data.n_classes, config.seed, len(image))
     runtime.prepare(network)
     if given.network is not None: _check_reads(network, image, runtime)

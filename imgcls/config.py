@@ -147,6 +147,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
+        "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
         "`trackers`": "report_to log_with logger loggers",
         "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",

@@ -29,6 +29,7 @@ from .markup import escaped, table, tag
 from .metrics import metrics as metric_builders
 from .networks import ModelConfig
 from .optimizers import OptimizerConfig, SchedulerConfig
+from .runtime import Compile
 from .transforms import TransformsConfig
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
@@ -41,6 +42,7 @@ class TrainingConfig:
     device: str = field(default="auto", metadata=FREE)      # auto (as settings.ini says), cpu, cuda, cuda:1, mps
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
+    compile: Compile | None = None      # forward pass in training: a mode of torch.compile; None: not compiled
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
@@ -62,6 +64,9 @@ class TrainingConfig:
             check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
+        check(self.accumulate == 1 or self.compile in (None, "default"),
+              f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
+              self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
         for name in self.metrics: metric_builders[name]     # an unknown name is refused here
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
 
@@ -81,6 +86,9 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)
+        check(not self.deterministic or self.training.compile != "max-autotune",
+              "`deterministic` needs another `compile`: kernels are chosen by the clock", self.training.compile,
+              "Try compile='default'.")
 
     def _repr_html_(self) -> str: return knobs(self)._repr_html_()
 

@@ -44,6 +44,7 @@ class OptimizerConfig:
     momentum: float | None = None        # sgd only, in [0, 1); None: 0.9
     nesterov: bool | None = None         # sgd only: look ahead? None: no
     betas: tuple[float, float] | None = None  # adam and adamw only, in [0, 1); None: 0.9, 0.999
+    fused: bool | None = None            # sgd, adam and adamw: all weights in one pass? None: yes
     backbone_lr_factor: float = 1.0      # learning rate of all but the head, as a multiple of lr
     decay_norm_and_bias: bool = True     # also decay biases and normalization scales?
 
@@ -59,7 +60,8 @@ class OptimizerConfig:
         check(all(0 <= beta < 1 for beta in self.betas or ()), "`betas` must be in [0, 1)", self.betas)
 
 
-_OPTIMIZER_SETTINGS = {"sgd": ("momentum", "nesterov"), "adam": ("betas",), "adamw": ("betas",)}
+_OPTIMIZER_SETTINGS = {"sgd": ("momentum", "nesterov", "fused"), "adam": ("betas", "fused"),
+                       "adamw": ("betas", "fused")}
 
 
 def _check_settings(config: Any, registry: Registry, settings: Mapping[str, tuple[str, ...]]) -> None:
@@ -87,7 +89,10 @@ def sgd(
     "Stochastic gradient descent with momentum."
     momentum = 0.9 if config.momentum is None else config.momentum
     return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=bool(config.nesterov),
-                           fused=True)
+                           fused=_fused(config))
+
+
+def _fused(config: OptimizerConfig) -> bool | None: return None if config.fused is False else True
 
 # %% ../nbs/23_optimizers.ipynb #cc24b71c
 @optimizers.register
@@ -96,7 +101,7 @@ def adam(
     config: OptimizerConfig,        # reads betas
 ) -> Optimizer:
     "Adam (Kingma and Ba 2015, arXiv:1412.6980)."
-    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=True)
+    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=_fused(config))
 
 # %% ../nbs/23_optimizers.ipynb #901d0428
 @optimizers.register
@@ -105,7 +110,7 @@ def adamw(
     config: OptimizerConfig,        # reads betas
 ) -> Optimizer:
     "Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=_fused(config))
 
 # %% ../nbs/23_optimizers.ipynb #a8c2af45
 @checked

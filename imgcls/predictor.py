@@ -114,7 +114,7 @@ def _answer(predictor: Predictor, images: Images) -> Logits:
           error=NetworkError)
     check(logits.ndim == 2 and logits.shape[1] == n, f"The network must return {n} logits an image, one a class",
           tuple(logits.shape), f"Give it another head: imgcls.networks.replace_head(network, {n}).", NetworkError)
-    return logits.float().cpu()
+    return logits.float()
 
 # %% ../nbs/27_predictor.ipynb #4abb5217
 @patch
@@ -123,7 +123,7 @@ def logits(
     images: Images,         # as the transform makes them, on any device
 ) -> Logits:                # images x outputs, on the CPU in float32
     "What the network says of a batch."
-    with _asking(self): return _answer(self, self.runtime.move(images, torch.zeros(len(images)))[0])
+    with _asking(self): return _answer(self, self.runtime.move(images, torch.zeros(len(images)))[0]).cpu()
 
 # %% ../nbs/27_predictor.ipynb #2c2ca903
 class Unlabelled(torch.utils.data.Dataset):
@@ -185,11 +185,12 @@ def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order."
     logits, targets = [], []
     with _asking(self):
-        for images, labels in batches:
-            logits.append(_answer(self, self.runtime.move(images, labels)[0]))
-            targets.append(labels.cpu())
+        for images, labels in self.runtime.moved(batches):
+            logits.append(_answer(self, images))
+            targets.append(labels)
+            if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
-    return torch.cat(logits), torch.cat(targets)
+    return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
 
 # %% ../nbs/27_predictor.ipynb #ef4c6e98
 @patch

@@ -80,9 +80,12 @@ def describe(
     passed = [f"{key} was passed as an object: {what}" for key, what in setup.objects.items()]
     return Summary(
         device=str(state.runtime.device), parameters={"trainable": trained, "total": total},
-        dataset_sizes=data.sizes, n_classes=data.n_classes, environment=dict(environment(state.runtime)),
+        dataset_sizes=data.sizes, n_classes=data.n_classes, environment=_environment(setup),
         config=_as_used(setup), objects=setup.objects, monitor=state.history.monitor,
         notes=[*data.notes, *setup.notes, *passed])
+
+
+def _environment(setup: Setup) -> dict[str, Any]: return dict(environment(setup.state.runtime, setup.state.optimizer))
 
 
 def _as_used(setup: Setup) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def belongs_to(
     return {"config": to_dict(setup.config), "planned": setup.planned, "class_names": setup.data.class_names,
             "fingerprint": setup.data.fingerprint, "objects": setup.objects, "monitor": history.monitor,
             "best_value": best[history.monitor] if best else None,
-            "environment": dict(environment(setup.state.runtime) if known is None else known)}
+            "environment": _environment(setup) if known is None else dict(known)}
 
 # %% ../nbs/52_records.ipynb #1c7f5d30
 @checked
@@ -240,7 +243,7 @@ def _check_fits(setup: Setup, saved: Mapping[str, Any]) -> None:
     _check_same_network(setup.state.network.state_dict(), saved["network"])
     check(saved["fingerprint"] == data.fingerprint, "The data must be what the run was started with", data,
           "Files, classes or splits have changed since.", DataError)
-    changed = exactness_differences(saved["environment"], environment(setup.state.runtime))
+    changed = exactness_differences(saved["environment"], _environment(setup))
     for key, (before, now) in changed.items():
         get_logger().warning(f"{key} was {before!r} when this run was made and is {now!r} now: what follows "
                              "may differ in the last bits from a run that never stopped.")

@@ -37,7 +37,7 @@ from .history import History
 from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
-from .runtime import Runtime
+from .runtime import Compiled, Runtime
 from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state
 from .turns import training_turn
 
@@ -77,6 +77,7 @@ class State:
     logits: Logits | None = None            # what the network said
     loss: Tensor | None = None              # the loss of the batch; a callback may replace it
     total_loss: Tensor | None = None        # of the batches accumulated for this step
+    compiled: Compiled | None = None        # the network's forward pass, once the runtime has compiled it
 
     def stop(
         self,
@@ -319,16 +320,16 @@ def take_step(
 # %% ../nbs/33_training.ipynb #6e2b5451
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
-    network, runtime = state.network, state.runtime
+    network, runtime, forward = state.network, state.runtime, _forward(state)
     state.phase = "train"
     train_mode(network)
-    for images, targets in batches_from(state.train_batches, state.epoch, state.batch):
+    for images, targets in runtime.moved(batches_from(state.train_batches, state.epoch, state.batch)):
         state.in_step = True
         seed_all(state.seed, "batch", state.epoch, state.batch)
-        state.images, state.targets = runtime.move(images, targets)
+        state.images, state.targets = images, targets
         events.on_batch_start(state)
         with runtime.autocast():
-            state.logits = network(state.images)
+            state.logits = forward(state.images)
             state.loss = state.loss_fn(state.logits, state.targets)
         events.on_loss(state)
         first, size = window(state)
@@ -347,6 +348,14 @@ def train_epoch(state: State, events: Events) -> None:
         if waited := give_way():
             state.idle += waited
             train_mode(network)             # whoever looked may have been interrupted at it
+
+
+def _forward(state: State) -> Callable[[Images], Logits]:
+    "The network, or its forward pass compiled, once for each network."
+    if state.runtime.compile is None: return state.network
+    if state.compiled is None or state.compiled.network is not state.network:
+        state.compiled = state.runtime.compiled(state.network)
+    return state.compiled
 
 
 def _update(state: State, events: Events) -> None:
@@ -379,13 +388,14 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
     "Loss and metrics on the validation split, into `state.val_metrics`."
     state.phase = "val"
     state.val_metrics.reset()
+    forward = _forward(state)
     events.on_val_start(state)
     try:
         with evaluating(state.network):
-            for images, targets in batches_from(state.val_batches, 0, 0):
-                state.images, state.targets = state.runtime.move(images, targets)
+            for images, targets in state.runtime.moved(batches_from(state.val_batches, 0, 0)):
+                state.images, state.targets = images, targets
                 with state.runtime.autocast():
-                    state.logits = state.network(state.images)
+                    state.logits = forward(state.images)
                     state.loss = state.loss_fn(state.logits, state.targets)
                 state.val_metrics.update(state.logits, state.targets, state.loss)
                 events.on_val_batch_end(state)
