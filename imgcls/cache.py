@@ -110,7 +110,7 @@ class PixelCache:
 
     def __repr__(self) -> str:
         found = f"{self.hits:,} of {self.asked:,} images found" if self.asked else "nothing asked yet"
-        return f"PixelCache({found}; {self.n_bytes / 1e6:,.0f} MB kept)"
+        return f"PixelCache({found}; {self.n_bytes / 1e6:,.1f} MB added to {self.folder})"
 
 # %% ../nbs/14a_cache.ipynb #733b7314
 @patch
@@ -164,6 +164,13 @@ def add(
     self._told = True
     get_logger().warning(f"Nothing more is kept in the cache {self.folder!r}: {self.problem}. Images are decoded in "
                          "each epoch instead, which changes no result.")
+
+# %% ../nbs/14a_cache.ipynb #09611d6d
+@patch
+def clear(self: PixelCache) -> None:
+    "Forget all that is kept of these images."
+    _remove(self.folder)
+    self.n_bytes = 0
 
 # %% ../nbs/14a_cache.ipynb #19388d61
 @checked

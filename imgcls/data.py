@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
-from .cache import open_cache
+from .cache import PixelCache, open_cache
 from .config import FREE, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
 from .core import near_miss
@@ -410,6 +410,12 @@ def _keep_pixels(datasets: Mapping[str, ImageDataset], seen: Audit, config: Data
     kind = "ram" if config.cache == "ram" else "disk"
     cache = open_cache(kind, settings.cache, who, needed, settings.max_cache_gb * 10**9)
     for dataset in datasets.values(): dataset.cache = cache
+
+# %% ../nbs/19_data.ipynb #9545c93f
+@patch(as_prop=True)
+def cache(self: ImageData) -> PixelCache | None:
+    "Where decoded images are kept; None: nowhere. `.clear()` forgets them."
+    return next((dataset.cache for dataset in self.datasets.values() if getattr(dataset, "cache", None)), None)
 
 # %% ../nbs/19_data.ipynb #5a0229ce
 def _pipeline(transforms: TransformsConfig, split: str, mode: str) -> Callable[[Any], Tensor]:

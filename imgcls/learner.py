@@ -205,7 +205,8 @@ def _repr_html_(self: Learner) -> str:
 
 def _images_in_words(data: ImageData) -> str:
     if data.table is None or data.own_transforms: return "as transforms of yours make them"
-    return told(data.transforms)
+    kept = "" if data.cache is None else "; decoded once, and kept for the next epoch and the next run"
+    return told(data.transforms) + kept
 
 
 def _trained(learner: Learner) -> str:
