@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BENCH  := .venv-bench
 
 .PHONY: train test quick lab docs bench clean
 
@@ -25,9 +26,14 @@ lab: $(VENV)/.installed        ## JupyterLab on the notebooks
 docs: $(VENV)/.installed       ## the documentation site (needs Quarto)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-docs
 
-bench: $(VENV)/.installed      ## run the measured comparisons again
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-test nbs/benchmarks --n-workers 1 --save
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-clean
+$(BENCH)/.installed: pyproject.toml
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	touch $@
+
+bench: $(BENCH)/.installed     ## run the measured comparisons again, one after another, beside other libraries
+	PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" $(BENCH)/bin/nbdev-test nbs/benchmarks --n-workers 1 --cell-timeout 1200 --save
+	PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" $(BENCH)/bin/nbdev-clean
 
 clean:                         ## remove what a build left behind (never data or runs)
 	rm -rf _proc _docs build *.egg-info .pytest_cache .ruff_cache
