@@ -649,8 +649,14 @@ class BatchReader(Protocol):
         self,
         indices: Sequence[int],             # of the images
         begin: Callable[[int], None],       # called before anything is drawn for an image
-    ) -> tuple[Images, Labels]:
-        "A batch."
+    ) -> tuple[Sequence[Tensor], Labels]:
+        "What is left to be finished of a batch: small, as it may come from another process."
+
+    def finish(
+        self,
+        images: Sequence[Tensor],           # of a call
+    ) -> Images:                            # in one piece
+        "The numbers that a network reads."
 
 # %% ../nbs/11_datasets.ipynb #5a1d54f1
 def batch_reader(
@@ -671,12 +677,14 @@ class _OfFiles:
     def __init__(self, dataset: ImageDataset):
         self.dataset, self.draws = dataset, dataset.transform.draws
 
-    def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[Images, Labels]:
+    def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[list[Tensor], Labels]:
         images = []
         for i in indices:
             begin(i)
             images.append(self.dataset.varied(i))
-        return self.dataset.transform.finish(images), torch.tensor([self.dataset.targets[i] for i in indices])
+        return images, torch.tensor([self.dataset.targets[i] for i in indices])
+
+    def finish(self, images: Sequence[Tensor]) -> Images: return self.dataset.transform.finish(images)
 
 
 class _OfTensors:
@@ -693,6 +701,8 @@ class _OfTensors:
         if low < 0 or high >= self.n_classes:
             for i, label in zip(indices, labels, strict=True): class_number(label, f"{self.name}[{i}]", self.n_classes)
         return self.images[rows], labels
+
+    def finish(self, images: Images) -> Images: return images
 
 
 def _tensors_in(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:

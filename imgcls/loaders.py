@@ -74,7 +74,9 @@ class _Keyed(Dataset):
             if seed is not None: seed(self.seed, self.name, epoch, index)
 
         batch = self.reader(indices, begin) if self.reader else self._one_by_one(indices, begin)
-        if self.board is not None: self.board.end()
+        if self.board is not None:
+            self.board.end()
+            if self.reader: batch = _in_one_piece(batch[0]), batch[1]
         cache = getattr(self.dataset, "cache", None) if self.reader else None
         return batch, cache.take() if cache else None
 
@@ -99,6 +101,11 @@ class _Plan:
     def __init__(self): self.keys: list[tuple[int, list[int]]] = []
     def __iter__(self) -> Iterator[tuple[int, list[int]]]: return iter(self.keys)
     def __len__(self) -> int: return len(self.keys)
+
+
+def _in_one_piece(images: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    "To be sent at once; images of several sizes stay what they are."
+    return torch.stack([*images]) if len({image.shape for image in images}) == 1 else images
 
 
 def _as_it_is(batch: Any) -> Any: return batch      # it is in one piece already
@@ -357,8 +364,11 @@ class _Silence(Exception):
 
 def _fetched(batches: Batches) -> Iterator[tuple[Images, Labels]]:
     "What the plan says, as long as workers answer; without workers, here."
-    for batch, said in _from_here(batches) if not _has_workers(batches) else _from_workers(batches):
+    reader = batch_reader(batches.dataset)
+    for batch, said in _from_workers(batches) if _has_workers(batches) else _from_here(batches):
         if said is not None: batches.dataset.cache.add(said)
+        if reader: batch = reader.finish(batch[0]), batch[1]
+        if batches.pin_memory: batch = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in batch]
         yield batch
 
 
@@ -370,10 +380,7 @@ def _has_workers(batches: Batches) -> bool:
 
 def _from_here(batches: Batches) -> Iterator[tuple[Any, Any]]:
     keyed = _Keyed(batches.dataset, batches.seed, batches.name)
-    for key in batches._plan:
-        batch, said = keyed.__getitems__(key)
-        if batches.pin_memory: batch = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in batch]
-        yield batch, said
+    for key in batches._plan: yield keyed.__getitems__(key)
 
 
 def _from_workers(batches: Batches) -> Iterator[tuple[Any, Any]]:
@@ -442,7 +449,7 @@ def _make_loader(batches: Batches) -> DataLoader:
     tick = max(batches.worker_timeout / 10, min(batches.worker_timeout, 5.0))     # seconds between two looks
     return DataLoader(
         keyed, batch_sampler=batches._plan, num_workers=batches.workers, persistent_workers=True,
-        collate_fn=_as_it_is, pin_memory=batches.pin_memory, worker_init_fn=_start_worker,
+        collate_fn=_as_it_is, worker_init_fn=_start_worker,
         timeout=tick, multiprocessing_context=method,
         generator=generator(batches.seed, batches.name, "workers"))     # or it draws from the global one
 
