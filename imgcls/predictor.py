@@ -186,6 +186,7 @@ def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
     logits, targets = [], []
     with _asking(self):
         for images, labels in batches:
+            seed_all(self.seed, "eval batch", len(logits))      # of a network that draws in evaluation mode, too
             logits.append(_answer(self, self.runtime.move(images, labels)[0]))
             targets.append(labels.cpu())
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
