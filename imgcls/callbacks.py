@@ -47,10 +47,10 @@ class Scheduling(Callback):
         self.schedule = schedule
 
     def on_epoch_start(self, state: State) -> None:
-        self._val_losses = tuple(state.history.val_losses)
+        self._val_losses, self._steps_per_epoch = tuple(state.history.val_losses), state.steps_per_epoch
 
     def on_batch_start(self, state: State) -> None:
-        position = Position(state.step, state.steps_per_epoch, state.n_epochs, self._val_losses)
+        position = Position(state.step, self._steps_per_epoch, state.n_epochs, self._val_losses)
         set_learning_rate(state.optimizer, self.schedule(position) * lr_factor(state.history))
 
 # %% ../nbs/34_callbacks.ipynb #136cce45

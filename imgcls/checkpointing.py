@@ -14,7 +14,6 @@ __all__ = ['FORMAT', 'VERSION', 'plain', 'save_checkpoint', 'write_checkpoint', 
            'keep_previous', 'save_weights', 'load_weights_file', 'CheckpointWriter']
 
 # %% ../nbs/08_checkpointing.ipynb #3a0c2208
-import io
 import json
 import os
 import pickle
@@ -23,8 +22,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -84,20 +84,21 @@ def write_checkpoint(
     snapshot: Mapping[str, Any],    # what `plain` returned
     *paths: str | Path,             # written in this order
 ) -> int:                           # bytes in one file
-    "Write a snapshot without copying it once more."
+    "Write a snapshot straight into its files: in memory there is no second copy."
     from imgcls import __version__
     head = {"format": FORMAT, "version": VERSION, "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "imgcls": __version__, "torch": str(torch.__version__),
             "python": platform.python_version()}
-    buffer = io.BytesIO()
-    torch.save(head | dict(snapshot), buffer)
-    for path in paths: _write(path, buffer.getbuffer())
-    return buffer.getbuffer().nbytes
+    for path in paths: _write(path, partial(torch.save, head | dict(snapshot)))
+    return max(Path(path).stat().st_size for path in paths)
 
 
-def _write(path: str | Path, data: bytes | memoryview) -> None:
+def _write(path: str | Path, data: bytes | Callable[[IO[bytes]], Any]) -> None:
     try: write_atomic(path, data)
-    except OSError as error: raise _cannot_write(path, error) from error
+    except (OSError, RuntimeError) as error:
+        refused = error.__context__ if isinstance(error, RuntimeError) else error   # torch speaks of a wrong position
+        if not isinstance(refused, OSError): raise
+        raise _cannot_write(path, refused) from error
 
 
 def _cannot_write(path: str | Path, error: OSError) -> CheckpointError:
@@ -242,8 +243,8 @@ class CheckpointWriter:
         write: Callable[[dict[str, Any]], Any],     # gets the copy, on the thread
     ) -> None:
         "Copy the state now, write it behind; waits for the save before, and raises its error."
+        self.wait()                     # before the copy, so that there is never a second one in memory
         snapshot = plain(state)
-        self.wait()
         self._done.clear()
         work = lambda: write(snapshot)
         threading.Thread(target=self._at_work, args=(work,), name="imgcls checkpoint").start()

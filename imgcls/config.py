@@ -22,7 +22,7 @@ import textwrap
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -78,9 +78,17 @@ def scalar(
     value: Any,                 # plain; numbers of NumPy, paths and sets too; of anything else its text is written
 ) -> str:                       # YAML
     "A value on one line."
-    written = yaml.dump(_as_plain(value), Dumper=_Dumper, default_flow_style=True, width=math.inf,
-                        allow_unicode=True)
+    value = _as_plain(value)
+    return _known(value) if type(value) in (str, int, bool) else _written(value)
+
+
+def _written(value: Any) -> str:
+    written = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     return written.removesuffix("\n").removesuffix("\n...")
+
+
+@lru_cache(maxsize=4096, typed=True)        # each summary says the same words again; no floats: 0.0 == -0.0
+def _known(value: str | int | bool) -> str: return _written(value)
 
 
 def _as_plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ import types
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import IO, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -338,7 +338,7 @@ def _place(builder: Callable[..., Any]) -> str:
 # %% ../nbs/00_core.ipynb #4f280a83
 def write_atomic(
     path: str | Path,       # the file; its folder is made when missing
-    data: bytes | str | memoryview,  # what it shall hold; text is written as UTF-8
+    data: bytes | str | memoryview | Callable[[IO[bytes]], Any],    # its content, text as UTF-8; or what writes it
 ) -> None:                  # an error leaves the old file whole and no other behind
     "Replace a file in one step."
     path = Path(os.path.realpath(path))     # a link stays a link
@@ -348,7 +348,8 @@ def write_atomic(
     temporary = temporary_for(path)
     try:
         with open(temporary, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            if callable(data): data(file)
+            else: file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -313,14 +313,14 @@ def happened(
 
 # %% ../nbs/30_history.ipynb #0dbb5fe8
 @patch
-@checked
-def latest(
+def latest(                 # asked before each step, so its argument is not held against the annotation
     self: History,
     event: Event | str,     # which
 ) -> dict[str, Any] | None:     # step, epoch, event, text and value; None: it has not happened
     "The last event of a kind."
-    row = next((row for row in reversed(self._events) if row["event"] == event), None)
-    return None if row is None else dict(row)
+    for row in reversed(self._events):
+        if row["event"] == event: return dict(row)
+    return None
 
 # %% ../nbs/30_history.ipynb #21fe2ca2
 @patch(as_prop=True)

@@ -186,6 +186,7 @@ def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
     logits, targets = [], []
     with _asking(self):
         for images, labels in self.runtime.moved(batches):
+            seed_all(self.seed, "eval batch", len(logits))      # of a network that draws in evaluation mode, too
             logits.append(_answer(self, images))
             targets.append(labels)
             if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile

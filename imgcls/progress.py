@@ -134,14 +134,14 @@ class LogSteps(Callback):
         self._wait()
 
     def on_epoch_end(self, state: State) -> None: self._wait()
-    def on_val_batch_end(self, state: State) -> None: self._tell(state, "validating")
+    def on_val_batch_end(self, state: State) -> None:
+        if time.monotonic() >= self._next: self._tell(state, "validating")
 
     def on_batch_end(self, state: State) -> None:
         self._pace.step(state)
-        self._tell(state, f"batch {state.batch}/{state.n_batches}")
+        if time.monotonic() >= self._next: self._tell(state, f"batch {state.batch}/{state.n_batches}")
 
     def _tell(self, state: State, what: str) -> None:
-        if time.monotonic() < self._next: return
         get_logger().info(f"epoch {state.epoch + 1}/{state.n_epochs}: {self._pace.words(state, what)}")
         self._wait()
 

@@ -2,7 +2,7 @@
 
 The heart of the house: the `State` of a run, the `Callback` that listens to it, and the loop, which
 fits on one screen. The loop keeps absolute counts (epoch, batch, step), so resuming is the same loop
-entered later; the random numbers of every batch are a function of (seed, epoch, batch).
+entered later; the random numbers of every batch are a function of (seed, epoch, batch), in validation too.
 
 Guaranteed: a state that was saved between two steps and loaded anywhere else goes on bit for bit as
 if nothing had happened (with `Batches`, and the same number of threads). In float32 and bfloat16 no step of
@@ -320,7 +320,7 @@ def take_step(
 # %% ../nbs/33_training.ipynb #6e2b5451
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
-    network, runtime, forward = state.network, state.runtime, _forward(state)
+    network, runtime, n_batches, forward = state.network, state.runtime, state.n_batches, _forward(state)
     state.phase = "train"
     train_mode(network)
     for images, targets in runtime.moved(batches_from(state.train_batches, state.epoch, state.batch)):
@@ -332,7 +332,7 @@ def train_epoch(state: State, events: Events) -> None:
             state.logits = forward(state.images)
             state.loss = state.loss_fn(state.logits, state.targets)
         events.on_loss(state)
-        first, size = window(state)
+        first, size = window(state, n_batches)
         loss = state.loss if size == 1 else state.loss / size
         backward(runtime, loss)
         loss = loss.detach()
@@ -367,11 +367,14 @@ def _update(state: State, events: Events) -> None:
     state.history.record_step(state.step, state.total_loss, state.lr)
 
 # %% ../nbs/33_training.ipynb #0f2a3696
-def window(state: State) -> tuple[int, int]:
-    "The first batch whose gradients make the step at hand, and how many there are."
+def window(
+    state: State,
+    n_batches: int,         # in this epoch: counted once, not at each batch
+) -> tuple[int, int]:       # the first batch whose gradients make the step at hand, and how many there are
+    "Which batches make a step."
     if state.accumulate == 1: return state.batch, 1
     first = state.batch - state.batch % state.accumulate
-    return first, min(state.accumulate, state.n_batches - first)
+    return first, min(state.accumulate, n_batches - first)
 
 # %% ../nbs/33_training.ipynb #b78ee77d
 def batches_from(
@@ -394,6 +397,7 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
         with evaluating(state.network):
             for images, targets in state.runtime.moved(batches_from(state.val_batches, 0, 0)):
                 state.images, state.targets = images, targets
+                seed_all(state.seed, "val batch", state.epoch, state.val_metrics.n)
                 with state.runtime.autocast():
                     state.logits = forward(state.images)
                     state.loss = state.loss_fn(state.logits, state.targets)
