@@ -658,6 +658,9 @@ class BatchReader(Protocol):
     ) -> Images:                            # in one piece
         "The numbers that a network reads."
 
+    def sample(self) -> Tensor | None:
+        "What an image may look like before it is finished; None: it is not known."
+
 # %% ../nbs/11_datasets.ipynb #5a1d54f1
 def batch_reader(
     dataset: Dataset,               # any
@@ -686,6 +689,11 @@ class _OfFiles:
 
     def finish(self, images: Sequence[Tensor]) -> Images: return self.dataset.transform.finish(images)
 
+    def sample(self) -> Tensor | None:
+        transform, grey = self.dataset.transform, Image.new(self.dataset.mode, (64, 64), "gray")
+        try: return transform.vary(transform.fixed(grey))
+        except Exception: return None           # it will be said where an image of the user's is at hand
+
 
 class _OfTensors:
     draws, in_memory = "nothing", True
@@ -703,6 +711,7 @@ class _OfTensors:
         return self.images[rows], labels
 
     def finish(self, images: Images) -> Images: return images
+    def sample(self) -> Tensor | None: return None
 
 
 def _tensors_in(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
