@@ -694,7 +694,7 @@ class _OfFiles:
         try: return transform.vary(transform.fixed(grey))
         except Exception: return None           # it will be said where an image of the user's is at hand
 
-
+# %% ../nbs/11_datasets.ipynb #fab24dd6
 class _OfTensors:
     draws, in_memory = "nothing", True
 

@@ -328,11 +328,6 @@ class Batches:
         self.pin_memory, self.worker_timeout = pin_memory, worker_timeout
         self._plan, self._loader, self._board, self._ring, self._fresh = _Plan(), None, None, None, False
 
-    @property
-    def workers(self) -> int:
-        "Processes that prepare batches, now."
-        return self.trial.workers if self.num_workers == "auto" else self.num_workers
-
     def __len__(self) -> int:
         n, size = len(self.dataset), self.batch_size
         return max(1, -(-n // size) - (n % size == 1 < size))       # as `batch_indices` cuts it
@@ -369,6 +364,12 @@ class Batches:
         return (f"Batches({len(self.dataset)} images of {self.name!r} in {len(self)} batches of "
                 f"{self.batch_size}, {'shuffled' if self.shuffle else 'in order'}, "
                 f"{self.workers} workers)")
+
+# %% ../nbs/15_loaders.ipynb #74ec1cf5
+@patch(as_prop=True)
+def workers(self: Batches) -> int:
+    "Processes that prepare batches, now."
+    return self.trial.workers if self.num_workers == "auto" else self.num_workers
 
 # %% ../nbs/15_loaders.ipynb #1ee0563f
 @patch
