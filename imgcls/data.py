@@ -39,8 +39,8 @@ from .cache import PixelCache, open_cache
 from .config import FREE, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
 from .core import near_miss
-from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, TargetKind, as_dataset, check_files
-from .datasets import read_targets
+from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, TargetKind, as_dataset, cache_of
+from .datasets import check_files, read_targets
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
 from .loaders import Batches
@@ -167,8 +167,8 @@ class ImageData:
         digest = hashlib.blake2b(digest_size=8)
         for split in self.datasets:
             paths = self.paths(split) or [""] * len(self.dataset(split))
-            for path, target in zip(paths, self.targets(split), strict=True):
-                digest.update(f"{split} {Path(path).name} {target}\n".encode("utf-8", "surrogatepass"))
+            pairs = zip(map(os.path.basename, paths), self.targets(split), strict=True)
+            digest.update("".join(f"{split} {name} {target}\n" for name, target in pairs).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -415,7 +415,7 @@ def _keep_pixels(datasets: Mapping[str, ImageDataset], seen: Audit, config: Data
 @patch(as_prop=True)
 def cache(self: ImageData) -> PixelCache | None:
     "Where decoded images are kept; None: nowhere. `.clear()` forgets them."
-    return next((dataset.cache for dataset in self.datasets.values() if getattr(dataset, "cache", None)), None)
+    return next((found for dataset in self.datasets.values() if (found := cache_of(dataset))), None)
 
 # %% ../nbs/19_data.ipynb #5a0229ce
 def _pipeline(transforms: TransformsConfig, split: str, mode: str) -> Callable[[Any], Tensor]:

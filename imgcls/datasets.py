@@ -11,7 +11,8 @@ What a target is, is decided in one place: `class_number`."""
 
 # %% auto #0
 __all__ = ['MAX_LABEL', 'ONE_CLASS', 'ImageTable', 'read_text', 'check_files', 'plain_number', 'class_number', 'InParts', 'Cache',
-           'ImageDataset', 'TargetKind', 'OwnDataset', 'as_dataset', 'BatchReader', 'batch_reader', 'read_targets']
+           'ImageDataset', 'TargetKind', 'OwnDataset', 'as_dataset', 'BatchReader', 'batch_reader', 'cache_of',
+           'read_targets']
 
 # %% ../nbs/11_datasets.ipynb #40664135
 import html
@@ -666,6 +667,7 @@ def batch_reader(
     dataset: Dataset,               # any
 ) -> BatchReader | None:            # None: it must be asked image by image
     "Who gives whole batches of a dataset, if somebody can."
+    if hasattr(type(dataset), "own_reader"): return dataset.own_reader()        # of a room above
     as_written = type(dataset).__getitem__ in (ImageDataset.__getitem__, OwnDataset.__getitem__)
     if not as_written: return None          # a class of somebody's may do anything
     if isinstance(dataset, ImageDataset):
@@ -724,6 +726,13 @@ def _tensors_in(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
     plain = all(type(part) is Tensor and part.layout is torch.strided for part in (images, labels))
     whole = not labels.is_floating_point() and not labels.is_complex() and labels.numel() == len(labels)
     return (images, labels, None) if plain and whole and not images.requires_grad else None
+
+# %% ../nbs/11_datasets.ipynb #130965cb
+def cache_of(
+    dataset: Dataset,           # any
+) -> Any:                       # its cache; None: it has none, or one of its own that nobody here knows
+    "Where decoded images of a dataset are kept."
+    return dataset.cache if isinstance(dataset, ImageDataset) else None
 
 # %% ../nbs/11_datasets.ipynb #4ab5fb27
 def read_targets(

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -39,7 +40,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from .core import DataError, Images, Labels, check, checked, listed
-from .datasets import batch_reader
+from .datasets import batch_reader, cache_of
+from .images import load_pixels
 from .seeding import generator, permutation, preserve_rng, seed_all, seed_cpu
 from .settings import MAX_WORKERS, get_logger
 
@@ -80,7 +82,7 @@ class _Keyed(Dataset):
         if self.board is not None:
             self.board.end()
             if self.reader: batch = self._to_send(batch[0], place), batch[1]
-        cache = getattr(self.dataset, "cache", None) if self.reader else None
+        cache = cache_of(self.dataset)
         return batch, cache.take() if cache else None
 
     def _one_by_one(self, indices: list[int], begin: Callable[[int], None]) -> Any:
@@ -112,7 +114,8 @@ class _Plan:
         self.epoch, self.batches, self.places = 0, [], 1
 
     def __iter__(self) -> Iterator[_Key]:
-        return ((self.epoch, batch, i % self.places) for i, batch in enumerate(self.batches))
+        epoch, places = self.epoch, self.places         # two epochs may be walked through side by side
+        return ((epoch, batch, i % places) for i, batch in enumerate(self.batches))
 
     def __len__(self) -> int: return len(self.batches)
 
@@ -156,7 +159,7 @@ def _start_worker(worker_id: int) -> None:
     torch.multiprocessing.set_sharing_strategy("file_system")
     keyed = get_worker_info().dataset
     keyed.board.sign_in(worker_id)
-    if cache := getattr(keyed.dataset, "cache", None): cache.take()     # what was counted before the fork is not ours
+    if cache := cache_of(keyed.dataset): cache.take()     # what was counted before the fork is not ours
 
 # %% ../nbs/15_loaders.ipynb #f1a40c75
 def start_method(
@@ -226,6 +229,10 @@ def _rehearse(dataset: Dataset) -> None:
     file, transform = io.BytesIO(), getattr(dataset, "transform", None)
     Image.new("RGB", (64, 64), "gray").save(file, "JPEG")
     with preserve_rng():
+        with suppress(OSError), tempfile.NamedTemporaryFile(suffix=".jpg") as named:
+            named.write(file.getvalue())
+            named.flush()
+            load_pixels(named.name)
         picture = Image.open(file)
         picture.load()
         item = torch.zeros(3, 8, 8)
@@ -396,7 +403,7 @@ def close(self: Batches) -> None:
 def loading(self: Batches) -> dict[str, Any]:       # plain values
     "How images came: in how many processes, and what a cache had."
     said: dict[str, Any] = {"workers": self.workers if _has_workers(self) else 0}
-    cache = getattr(self.dataset, "cache", None)
+    cache = cache_of(self.dataset)
     if cache is not None:
         said |= {"cached_mb": round(cache.n_bytes / 1e6, 1), "found": cache.hits, "asked": cache.asked}
         if cache.problem: said["problem"] = cache.problem

@@ -135,6 +135,28 @@ class Unlabelled(torch.utils.data.Dataset):
     def __len__(self) -> int: return len(self.items)
     def __getitem__(self, i: int) -> tuple[Tensor, int]: return self.transform(as_image(self.items[i])), -1
 
+    def own_reader(self) -> "_InParts | None":
+        "Who gives whole batches of it to a loader; None: the transform cannot be taken apart."
+        return _InParts(self) if hasattr(self.transform, "fixed_in_words") else None
+
+
+class _InParts:
+    "As `datasets.BatchReader` wants it."
+    in_memory = False
+
+    def __init__(self, dataset: Unlabelled):
+        self.items, self.transform, self.draws = dataset.items, dataset.transform, dataset.transform.draws
+
+    def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[list[Tensor], Tensor]:
+        images = []
+        for i in indices:
+            begin(i)
+            images.append(self.transform.vary(self.transform.fixed(as_image(self.items[i]))))
+        return images, torch.full((len(images),), -1)
+
+    def finish(self, images: Sequence[Tensor]) -> Images: return self.transform.finish(images)
+    def sample(self) -> None: return None
+
 
 def _in_batches(dataset: Unlabelled, batch_size: int, seed: int) -> Iterator[Batch]:
     "As a learner's batches without workers: each image has its own random numbers."

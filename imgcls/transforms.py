@@ -298,29 +298,31 @@ class Pipeline(InParts, v2.Compose):
         if not self._finish: return torch.stack([*images])
         if not self._is_short(len(images[0])): return torch.stack([self._in_steps(image) for image in images])
         batch = torch.empty((len(images), *images[0].shape))
-        for place, image in zip(batch, images, strict=True): self._in_short(image, place)
+        for place, image in zip(batch.numpy(), images, strict=True): self._in_short(image.numpy(), place)
         return batch
 
     def _in_steps(self, image: RawImage) -> Tensor:
         for step in self._finish: image = step(image)
         return image
 
-    def _in_short(self, image: RawImage, place: Tensor) -> Tensor:
+    def _in_short(self, image: np.ndarray, place: np.ndarray) -> np.ndarray:
         check(image.shape == place.shape, "The images of a batch must have one size", [image.shape, place.shape],
               "Say `resize`.", DataError)
-        place.copy_(image).mul_(1 / 255)
-        for mean, std in self._columns: place.sub_(mean).div_(std)
+        np.copyto(place, image)             # NumPy keeps to this thread; torch would wake others for so little
+        np.multiply(place, np.float32(1 / 255), out=place)
+        for mean, std in self._columns: np.divide(np.subtract(place, mean, out=place), std, out=place)
         return place
 
     def _is_short(self, channels: int) -> bool:
         if channels not in self._short:
             levels = torch.arange(256, dtype=torch.uint8).expand(channels, 1, 256)
-            expected = self._in_steps(levels)           # or its error, where the channels are others
-            self._short[channels] = torch.equal(expected, self._in_short(levels, torch.empty(levels.shape)))
+            expected = self._in_steps(levels).numpy()   # or its error, where the channels are others
+            short = self._in_short(levels.numpy(), np.empty_like(expected))
+            self._short[channels] = np.array_equal(expected, short)
         return self._short[channels]
 
 
-def _column(values: Sequence[float]) -> Tensor: return torch.tensor([*values])[:, None, None]
+def _column(values: Sequence[float]) -> np.ndarray: return np.array([*values], np.float32)[:, None, None]
 
 # %% ../nbs/13_transforms.ipynb #a059c48a
 PHASES = ("train", "val", "test")
