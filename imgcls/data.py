@@ -164,12 +164,9 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         "Changes when any image's place, file name or class does: what a resume must agree with."
-        digest = hashlib.blake2b(digest_size=8)
-        for split in self.datasets:
-            paths = self.paths(split) or [""] * len(self.dataset(split))
-            pairs = zip(map(os.path.basename, paths), self.targets(split), strict=True)
-            digest.update("".join(f"{split} {name} {target}\n" for name, target in pairs).encode(errors="surrogatepass"))
-        return digest.hexdigest()
+        lines = [f"{split} {os.path.basename(path)} {target}\n" for split, dataset in self.datasets.items()
+                 for path, target in zip(self.paths(split) or [""] * len(dataset), self.targets(split), strict=True)]
+        return hashlib.blake2b("".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
