@@ -16,9 +16,11 @@ __all__ = ['TOO_YOUNG', 'PixelCache', 'open_cache']
 import atexit
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -47,7 +49,8 @@ def _stamp(path: str) -> list[int] | None:
     return stamp if time.time() - max(stamp[1:]) / 1e9 > TOO_YOUNG else None
 
 
-_FORM = (1, PIL.__version__, torchvision.__version__.split("+")[0], torch.__version__.split("+")[0])   # who made pixels
+# Who makes pixels; the first number is counted up when `load_image` gives others than before.
+_FORM = (1, PIL.__version__, torchvision.__version__.split("+")[0], torch.__version__.split("+")[0])
 
 
 def _name_of(*parts: object) -> str:
@@ -65,7 +68,7 @@ def _read(file: str) -> RawImage | None:
     if data.size > 20:
         magic, checksum, *shape = data[:20].view(np.uint32).tolist()
         pixels = data[20:]
-        if magic == _MAGIC and pixels.size == np.prod(shape) and zlib.crc32(pixels) == checksum:
+        if magic == _MAGIC and pixels.size == math.prod(shape) and _checksum(pixels, shape) == checksum:
             return torch.from_numpy(pixels.reshape(shape))
     with suppress(OSError): os.unlink(file)
     return None
@@ -74,8 +77,8 @@ def _read(file: str) -> RawImage | None:
 def _write(file: str, pixels: RawImage) -> None:        # raises `OSError`
     "All of it, or nothing."
     data = np.ascontiguousarray(pixels.numpy())
-    head = np.array([_MAGIC, zlib.crc32(data), *data.shape], np.uint32)
-    beside = f"{file}.{os.getpid()}.part"
+    head = np.array([_MAGIC, _checksum(data, data.shape), *data.shape], np.uint32)
+    beside = f"{file}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         try: _write_plainly(beside, head, data)
         except FileNotFoundError:
@@ -91,6 +94,10 @@ def _write_plainly(file: str, *parts: np.ndarray) -> None:
     with open(file, "wb", buffering=0) as handle:
         for part in parts:
             if handle.write(memoryview(part).cast("B")) != part.nbytes: raise OSError(errno.ENOSPC, "no space left")
+
+
+def _checksum(pixels: np.ndarray, shape: Sequence[int]) -> int:
+    return zlib.crc32(pixels, zlib.crc32(np.array(shape, np.uint32)))
 
 # %% ../nbs/14a_cache.ipynb #666c97d6
 class PixelCache:
@@ -209,15 +216,22 @@ def _remove(folder: str) -> int:
 
 
 def _size(folder: str) -> int:
-    "Bytes of the files in a folder of the cache."
+    "Bytes of the files in a folder of the cache; what a killed process left half written an hour ago is removed."
     total, pending = 0, [folder]
     while pending:
         with suppress(OSError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False): pending.append(entry.path)
                 else:
-                    with suppress(OSError): total += entry.stat(follow_symlinks=False).st_size
+                    with suppress(OSError): total += _kept_bytes(entry)
     return total
+
+
+def _kept_bytes(entry: os.DirEntry[str]) -> int:
+    found = entry.stat(follow_symlinks=False)
+    if not entry.name.endswith(".part") or time.time() - found.st_mtime < 3600: return found.st_size
+    os.unlink(entry.path)
+    return 0
 
 
 def _free(place: str) -> int:
