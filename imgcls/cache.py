@@ -18,6 +18,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -183,28 +184,33 @@ def clear(self: PixelCache) -> None:
 @checked
 def open_cache(
     kind: Literal["disk", "ram"],   # where
-    place: str | Path,              # the folder of all caches; `ram` does not need it
+    place: str | Path,              # the folder in which ours is; `ram` does not need it
     who: Sequence[str],             # whose images, seen how: others, another folder
     needed: int,                    # bytes that all images take, about
     bound: int,                     # bytes that all caches may take
 ) -> PixelCache:
     "A cache with room for as many images as may be."
-    place = _in_memory(bound) if kind == "ram" else str(place)
+    place = os.path.join(_in_memory() if kind == "ram" else place, "imgcls-pixels")     # of our own
     folder = os.path.join(place, _name_of(*who))
-    room = _make_room(place, folder, needed, bound)
+    share = min(1.0, max(0.0, _make_room(place, folder, needed, bound) / max(1, needed)))
+    if share < 1:
+        get_logger().warning(f"The cache keeps {share:.0%} of the images: of them all {needed / 1e9:,.2f} GB would be "
+                             f"kept, and {bound / 1e9:,.2f} GB are allowed (max_cache_gb in settings.ini) or free.")
     with suppress(OSError): os.utime(folder)        # used today
-    return PixelCache(folder, min(1.0, max(0.0, room / max(1, needed))))
+    return PixelCache(folder, share)
 
 
 def _make_room(place: str, folder: str, needed: int, bound: int) -> float:
     "The bytes that a folder may take, after those that were not used for longest are gone."
-    try: others = [entry for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False) and entry.path != folder]
+    try: others = [entry for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)
+                   and re.fullmatch("[0-9a-f]{24}", entry.name) and entry.path != folder]
     except OSError: others = []
     sizes = {entry.path: _size(entry.path) for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)}
     own, free = _size(folder), 0.9 * _free(place)
     if own > 2 * needed + 1e6: own = _remove(folder)        # mostly of images that have changed since
     for oldest in [*sizes]:
         if sum(sizes.values()) + needed <= bound and needed - own <= free: break
+        get_logger().info(f"Decoded images that were used longest ago make room: {oldest}")
         free += sizes.pop(oldest)
         _remove(oldest)
     return min(bound - sum(sizes.values()), own + free)
@@ -244,7 +250,7 @@ def _free(place: str) -> int:
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
 
-def _in_memory(bound: int) -> str:
+def _in_memory() -> str:
     "A folder that is gone with this process; those that others have left behind are removed."
     for name in os.listdir(_MEMORY):
         owner = name.removeprefix("imgcls-cache-").partition("-")[0] if name.startswith("imgcls-cache-") else ""

@@ -405,7 +405,7 @@ def _keep_pixels(datasets: Mapping[str, ImageDataset], seen: Audit, config: Data
     needed = sum(len(datasets[split]) * transform.fixed(typical).numel() for split, transform in parts.items())
     who = [str(seen.table.root), config.mode, *sorted({transform.fixed_in_words for transform in parts.values()})]
     kind = "ram" if config.cache == "ram" else "disk"
-    cache = open_cache(kind, settings.cache, who, needed, settings.max_cache_gb * 10**9)
+    cache = open_cache(kind, settings.cache_dir, who, needed, settings.max_cache_gb * 10**9)
     for dataset in datasets.values(): dataset.cache = cache
 
 # %% ../nbs/19_data.ipynb #9545c93f
@@ -569,6 +569,8 @@ def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> Da
         hint = f" {_HINTS[wrong.lower()]}" if wrong.lower() in _HINTS else near_miss(wrong, takes)
         raise ArgumentError(f"{way}() has no argument {wrong!r}.{hint} It takes: {', '.join(takes)}.")
     check(seed >= 0, "`seed` must be >= 0", seed)
+    check(not isinstance(options.get("cache"), bool), f"`cache` must be one of {', '.join(_CACHES)}",
+          options.get("cache"), "True is 'auto', False is 'off'.")
     return from_dict(DataConfig, {"split_seed": seed, **options, **fixed}, way)
 
 

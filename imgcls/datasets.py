@@ -627,18 +627,39 @@ def as_dataset(
 
 
 def _are_arrays(dataset: Any) -> bool:
-    "Images and their labels, each in one array?"
-    return isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(
-        isinstance(part, (Tensor, np.ndarray)) and part.ndim == n for part, n in zip(dataset, (4, 1), strict=True))
+    "All images in one array, and something beside it?"
+    pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
+    return pair and isinstance(dataset[0], (Tensor, np.ndarray)) and not isinstance(dataset[1], (numbers.Number, str))
 
-
-def _as_tensors(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, name: str) -> TensorDataset:
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+# %% ../nbs/11_datasets.ipynb #ece207a1
+def _as_tensors(images: Tensor | np.ndarray, labels: Any, name: str) -> TensorDataset:
+    "Images n x channel x height x width and a class number for each, as tensors."
+    images, labels = _tensor(images), _labels(labels, name)
+    check(images.ndim == 4, f"The images of {name!r} must be n x channel x height x width", tuple(images.shape),
+          "Grey ones: images[:, None]." if images.ndim == 3 else "", DataError)
+    last = images.shape[-1] in (1, 3, 4) and images.shape[1] > 4
+    check(not last, f"The images of {name!r} must be n x channel x height x width", tuple(images.shape),
+          "The channels come last here: np.moveaxis(images, -1, 1).", DataError)
     check(len(images) == len(labels), f"{name!r} must have as many labels as images",
-          f"{len(images)} and {len(labels)}", error=DataError)
+          (len(labels), len(images)), error=DataError)
     check(images.is_floating_point(), f"The images of {name!r} must be floats, as the network gets them",
-          str(images.dtype), "Pixels of 0..255: images / 255.", DataError)
+          images.dtype, "Pixels of 0..255: images / 255.", DataError)
     return TensorDataset(images.float(), labels)
+
+
+def _labels(labels: Any, name: str) -> Tensor:
+    array = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    texts = isinstance(array, np.ndarray) and array.dtype.kind not in "biuf"
+    check(not texts, f"The labels of {name!r} must be numbers of classes", array[:1] if array.ndim else array,
+          "[class_names.index(label) for label in labels]", DataError)
+    check(array.ndim == 1, f"The labels of {name!r} must be one number an image", tuple(array.shape),
+          "One-hot ones: labels.argmax(1)." if array.ndim == 2 else "", DataError)
+    return _tensor(array)
+
+
+def _tensor(array: Tensor | np.ndarray) -> Tensor:
+    if isinstance(array, Tensor): return array
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))      # a copy where torch could not read it
 
 # %% ../nbs/11_datasets.ipynb #f4e354f6
 class BatchReader(Protocol):

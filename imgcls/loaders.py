@@ -294,6 +294,9 @@ class Trial:
         if self._without is None and fetching >= self.noticeable * whole: self._without, self.workers = whole, self.most
         else:
             slower = self._without is not None and whole > 0.95 * self._without
+            if self._without is not None:
+                get_logger().info(f"num_workers='auto': {0 if slower else before}. A batch took "
+                                  f"{1000 * self._without:.1f} ms without, and {1000 * whole:.1f} ms with {before}.")
             self.workers, self._without, self.left, self.runs = 0 if slower else before, None, self.left - 1, False
         return self.workers != before
 

@@ -42,7 +42,7 @@ class Settings:
     runs: Path                  # results; `runs` in the file, relative to root
     device: str = "auto"        # where to compute: auto, cpu, cuda, cuda:1, mps
     num_workers: int | str = 0  # processes that load images, >= 0; 0: the training process itself; auto: tried
-    cache: Path | None = None   # decoded images, for the next epoch and the next run; None: .imgcls/pixels in data
+    cache_dir: Path | None = None   # of decoded images, for the next epoch and run; None: .imgcls in the data folder
     max_cache_gb: int = 20      # gigabytes that they may take in all, >= 0
     max_image_mb: int = 1000    # megabytes that decoding may take, > 0: an image that needs more is refused
     log_level: str = "INFO"     # least important message on the console: one of LEVELS
@@ -50,7 +50,7 @@ class Settings:
 
     def __post_init__(self):
         _check_workers(self.num_workers)
-        if self.cache is None: object.__setattr__(self, "cache", self.data/".imgcls"/"pixels")
+        if self.cache_dir is None: object.__setattr__(self, "cache_dir", self.data/".imgcls")
         check(self.max_cache_gb >= 0, "`max_cache_gb` must be >= 0", self.max_cache_gb)
         check(self.max_image_mb > 0, "`max_image_mb` must be > 0", self.max_image_mb)
         _check_level(self.log_level, "log_level")
@@ -75,7 +75,7 @@ def _check_workers(number: int | str) -> None:
 
 # %% ../nbs/01_settings.ipynb #fa8429d8
 _NUMBERS = ("num_workers", "max_cache_gb", "max_image_mb")
-_KEYS = ("data", "runs", "cache", "device", *_NUMBERS, "log_level")
+_KEYS = ("data", "runs", "cache_dir", "device", *_NUMBERS, "log_level")
 
 
 def find_settings(
@@ -112,7 +112,7 @@ def _settings(root: Path, section: dict[str, str], source: Path | None) -> Setti
                                   f"There are: {', '.join(_KEYS)}.")
         values: dict[str, Any] = {"data": "data", "runs": "runs", **section}
         for key, value in values.items(): check(value != "", f"`{key}` must not be empty", value)
-        for key in {"data", "runs", "cache"} & {*values}:   # an absolute path stays what it is
+        for key in {"data", "runs", "cache_dir"} & {*values}:   # an absolute path stays what it is
             values[key] = Path(os.path.abspath(root/Path(values[key]).expanduser()))
         for key in filter(values.__contains__, _NUMBERS):
             if (key, values[key]) == ("num_workers", "auto"): continue

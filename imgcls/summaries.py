@@ -144,7 +144,7 @@ def format_duration(
 # %% ../nbs/31_summaries.ipynb #4e1cfe15
 _SECTIONS = {"Time": ("started", "ended", "seconds"), "Progress": ("epoch", "n_epochs", "step"),
              "Results": ("monitor", "best", "final"),
-             "Setting": ("device", "parameters", "dataset_sizes", "n_classes", "objects", "pid", "host"),
+             "Setting": ("device", "parameters", "loading", "dataset_sizes", "n_classes", "objects", "pid", "host"),
              "Environment": ("environment",), "Config": ("config",)}
 
 

@@ -119,7 +119,7 @@ def test_a_file_that_changes_is_seen_as_it_is(folder, plainly):
 
 
 def test_two_processes_build_one_cache(folder, plainly):
-    (folder/"settings.ini").write_text("[imgcls]\ncache = shared\n")
+    (folder/"settings.ini").write_text("[imgcls]\ncache_dir = shared\n")
     try:
         pids = [start(lambda i=i: trained(folder, f"twin_{i}", photos(folder, "disk", i)), folder/f"twin_{i}.log")
                 for i in range(2)]
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_time_only(folder, plainly, workers, capfd):
         if "/full/" in str(target): raise full
         return real(source, target)
 
-    (folder/"settings.ini").write_text("[imgcls]\ncache = full\n")
+    (folder/"settings.ini").write_text("[imgcls]\ncache_dir = full\n")
     try:
         with ExitStack() as stack:
             stack.enter_context(mock.patch("os.replace", replace))
