@@ -215,7 +215,7 @@ def _make_room(place: str, folder: str, needed: int, bound: int) -> float:
         _remove(oldest)
     return min(bound - sum(sizes.values()), own + free)
 
-
+# %% ../nbs/14a_cache.ipynb #1b948889
 def _remove(folder: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     return 0
