@@ -26,6 +26,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +66,7 @@ _MAGIC = int.from_bytes(b"px01", "little")
 def _read(file: str) -> RawImage | None:
     "What is in a file of the cache; None: nothing, or not what was written."
     try: data = np.fromfile(file, np.uint8)
-    except OSError: return None
+    except (OSError, MemoryError, ValueError): return None
     if data.size > 20:
         magic, checksum, *shape = data[:20].view(np.uint32).tolist()
         pixels = data[20:]
@@ -147,6 +148,7 @@ def get(
 @patch
 def _keep(self: PixelCache, file: str, pixels: RawImage) -> None:
     try: _write(file, pixels)
+    except FileNotFoundError: pass              # the folder is being removed; the next image makes it anew
     except OSError as error: self.problem = (error.strerror or str(error)).lower()
     else: self.n_bytes += pixels.numel()
 
@@ -190,7 +192,7 @@ def open_cache(
     bound: int,                     # bytes that all caches may take
 ) -> PixelCache:
     "A cache with room for as many images as may be."
-    place = os.path.join(_in_memory() if kind == "ram" else place, "imgcls-pixels")     # of our own
+    place = os.path.join(_in_memory(os.getpid()) if kind == "ram" else place, "imgcls-pixels")     # of our own
     folder = os.path.join(place, _name_of(*who))
     share = min(1.0, max(0.0, _make_room(place, folder, needed, bound) / max(1, needed)))
     if share < 1:
@@ -202,10 +204,11 @@ def open_cache(
 
 def _make_room(place: str, folder: str, needed: int, bound: int) -> float:
     "The bytes that a folder may take, after those that were not used for longest are gone."
+    if bound <= 0: return 0
     try: others = [entry for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)
                    and re.fullmatch("[0-9a-f]{24}", entry.name) and entry.path != folder]
     except OSError: others = []
-    sizes = {entry.path: _size(entry.path) for entry in sorted(others, key=lambda entry: entry.stat().st_mtime)}
+    sizes = {entry.path: _size(entry.path) for entry in sorted(others, key=_last_used)}
     own, free = _size(folder), 0.9 * _free(place)
     if own > 2 * needed + 1e6: own = _remove(folder)        # mostly of images that have changed since
     for oldest in [*sizes]:
@@ -219,6 +222,11 @@ def _make_room(place: str, folder: str, needed: int, bound: int) -> float:
 def _remove(folder: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _last_used(entry: os.DirEntry[str]) -> float:
+    try: return entry.stat().st_mtime
+    except OSError: return 0.0              # gone: another process makes room, too
 
 
 def _size(folder: str) -> int:
@@ -250,12 +258,13 @@ def _free(place: str) -> int:
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
 
-def _in_memory() -> str:
+@cache
+def _in_memory(pid: int) -> str:
     "A folder that is gone with this process; those that others have left behind are removed."
     for name in os.listdir(_MEMORY):
         owner = name.removeprefix("imgcls-cache-").partition("-")[0] if name.startswith("imgcls-cache-") else ""
         if owner.isdigit() and not _is_alive(int(owner)): _remove(os.path.join(_MEMORY, name))
-    folder, pid = tempfile.mkdtemp(prefix=f"imgcls-cache-{os.getpid()}-", dir=_MEMORY), os.getpid()
+    folder = tempfile.mkdtemp(prefix=f"imgcls-cache-{pid}-", dir=_MEMORY)
     atexit.register(lambda: _remove(folder) if os.getpid() == pid else None)        # not by a child
     return folder
 

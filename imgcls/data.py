@@ -406,7 +406,7 @@ def _keep_pixels(datasets: Mapping[str, ImageDataset], seen: Audit, config: Data
     who = [str(seen.table.root), config.mode, *sorted({transform.fixed_in_words for transform in parts.values()})]
     kind = "ram" if config.cache == "ram" else "disk"
     cache = open_cache(kind, settings.cache_dir, who, needed, settings.max_cache_gb * 10**9)
-    for dataset in datasets.values(): dataset.cache = cache
+    for dataset in datasets.values(): dataset.pixel_cache = cache
 
 # %% ../nbs/19_data.ipynb #9545c93f
 @patch(as_prop=True)

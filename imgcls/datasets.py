@@ -422,7 +422,7 @@ _NO_CLASS = [(str, "Give the numbers: class_names.index(name)."),
 # %% ../nbs/11_datasets.ipynb #8023a384
 class InParts:
     "A transform that can be taken apart."
-    fixed_in_words: str = ""        # two that say the same here have the same `fixed` part
+    fixed_in_words: str = ""        # two that say the same here have the same `fixed` part; "": it is not kept
     draws: Literal["nothing", "torch", "anything"] = "anything"     # from which generators `vary` draws
 
     def fixed(
@@ -463,7 +463,7 @@ class Cache(Protocol):
 # %% ../nbs/11_datasets.ipynb #a948381f
 class ImageDataset(Dataset):
     "Images by number: `dataset[i]` is (image, target)."
-    cache: Cache | None = None          # keeps the fixed parts of images; None: they are made each time
+    pixel_cache: Cache | None = None    # keeps the fixed parts of images; None: they are made each time
 
     @checked
     def __init__(
@@ -535,7 +535,8 @@ def varied(
         image = load_pixels(path, self.mode)
         with _naming(path, image.shape[:0:-1]): return transform.fixed(image)
 
-    pixels = self.cache.get(path, f"{self.mode}: {transform.fixed_in_words}", make) if self.cache else make()
+    kept = self.pixel_cache if transform.fixed_in_words else None
+    pixels = kept.get(path, f"{self.mode}: {transform.fixed_in_words}", make) if kept else make()
     with _naming(path, pixels.shape[:0:-1]): return transform.vary(pixels)
 
 # %% ../nbs/11_datasets.ipynb #09b85c0a
@@ -727,11 +728,12 @@ class _OfTensors:
     def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[Images, Labels]:
         rows = torch.tensor(indices)
         if self.rows is not None: rows = self.rows[rows]
-        labels = self.labels[rows].flatten().long()
+        try: labels = self.labels[rows].flatten().long()
+        except IndexError as error: raise DataError(f"{self.name!r} has no such image: {error}.") from error
         low, high = labels.aminmax()
         if low < 0 or high >= self.n_classes:
             for i, label in zip(indices, labels, strict=True): class_number(label, f"{self.name}[{i}]", self.n_classes)
-        return self.images[rows], labels
+        return self.images[rows].contiguous(), labels        # as if stacked, whatever they lie like
 
     def finish(self, images: Images) -> Images: return images
     def sample(self) -> Tensor | None: return None
@@ -740,7 +742,9 @@ class _OfTensors:
 def _tensors_in(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
     "Images, whole numbers as labels, and which rows of them; None: something else."
     if type(dataset) is Subset:
-        whole, rows = _tensors_in(dataset.dataset), torch.tensor([*dataset.indices], dtype=torch.int64)
+        whole, numbers_of = _tensors_in(dataset.dataset), np.asarray(dataset.indices)
+        if numbers_of.dtype.kind not in "iu": return None       # a mask, say, is no list of rows
+        rows = torch.from_numpy(numbers_of.astype(np.int64))
         return whole and (*whole[:2], rows if whole[2] is None else whole[2][rows])
     if type(dataset) is not TensorDataset or len(dataset.tensors) != 2: return None
     images, labels = dataset.tensors
@@ -753,7 +757,7 @@ def cache_of(
     dataset: Dataset,           # any
 ) -> Any:                       # its cache; None: it has none, or one of its own that nobody here knows
     "Where decoded images of a dataset are kept."
-    return dataset.cache if isinstance(dataset, ImageDataset) else None
+    return dataset.pixel_cache if isinstance(dataset, ImageDataset) else None
 
 # %% ../nbs/11_datasets.ipynb #4ab5fb27
 def read_targets(

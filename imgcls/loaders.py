@@ -20,6 +20,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -337,6 +338,7 @@ class Batches:
         self.shuffle, self.num_workers, self.name, self.trial = shuffle, num_workers, name, Trial()
         self.pin_memory, self.worker_timeout = pin_memory, worker_timeout
         self._plan, self._loader, self._board, self._ring, self._fresh = _Plan(), None, None, None, False
+        self._live, self._made_for = False, None
 
     def __len__(self) -> int:
         n, size = len(self.dataset), self.batch_size
@@ -348,7 +350,10 @@ class Batches:
         start: int = 0,             # first batch to yield, from 0
     ) -> Iterator[tuple[Images, Labels]]:
         "The batches of one epoch, from any batch on."
-        plan, done, silences = self.indices(epoch), start, Counter()
+        if self._live:                      # another epoch is on its way: this one has workers of its own
+            yield from self._twin().epoch(epoch, start)
+            return
+        plan, done, silences, self._live = self.indices(epoch), start, Counter(), True
         if self.num_workers == "auto" and self.trial.begin(): self.close()
         try:
             while done < len(plan):
@@ -364,22 +369,31 @@ class Batches:
                 except _Silence: _replace_workers(self, plan[done], silences)
         except DataError as error:          # a worker wraps it in a traceback of its own
             if "in DataLoader worker" not in str(error): raise
-            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+            raise type(error)(re.split(r"\n[\w.]*Error: ", str(error))[-1].strip()) from None
         finally:
+            self._live = False
             if done < len(plan): self.close()      # left in the middle: workers hold batches nobody wants
 
     def __iter__(self) -> Iterator[tuple[Images, Labels]]: return self.epoch(0)
-
-    def __repr__(self) -> str:
-        return (f"Batches({len(self.dataset)} images of {self.name!r} in {len(self)} batches of "
-                f"{self.batch_size}, {'shuffled' if self.shuffle else 'in order'}, "
-                f"{self.workers} workers)")
 
 # %% ../nbs/15_loaders.ipynb #74ec1cf5
 @patch(as_prop=True)
 def workers(self: Batches) -> int:
     "Processes that prepare batches, now."
     return self.trial.workers if self.num_workers == "auto" else self.num_workers
+
+
+@patch
+def _twin(self: Batches) -> Batches:
+    return Batches(self.dataset, self.batch_size, self.seed, self.shuffle, self.num_workers, self.pin_memory, self.name,
+                   self.worker_timeout)
+
+
+@patch
+def __repr__(self: Batches) -> str:
+    return (f"Batches({len(self.dataset)} images of {self.name!r} in {len(self)} batches of "
+            f"{self.batch_size}, {'shuffled' if self.shuffle else 'in order'}, "
+            f"{self.workers} workers)")
 
 # %% ../nbs/15_loaders.ipynb #1ee0563f
 @patch
@@ -421,10 +435,16 @@ def _fetched(batches: Batches) -> Iterator[tuple[Images, Labels]]:
     "What the plan says, as long as workers answer; without workers, here."
     reader = batch_reader(batches.dataset)
     for batch, said in _from_workers(batches) if _has_workers(batches) else _from_here(batches):
-        if said is not None: batches.dataset.cache.add(said)
-        if reader: batch = reader.finish(batch[0]), batch[1]
+        if said is not None: cache_of(batches.dataset).add(said)
+        if reader: batch = _own_memory(reader.finish(batch[0]), batches._ring), batch[1]
         if batches.pin_memory: batch = [part.pin_memory() if isinstance(part, torch.Tensor) else part for part in batch]
         yield batch
+
+
+def _own_memory(images: Images, ring: _Ring | None) -> Images:
+    "A transform of somebody's may have returned what it got."
+    shared = ring is not None and images.untyped_storage().data_ptr() == ring.places.untyped_storage().data_ptr()
+    return images.clone() if shared else images
 
 
 def _has_workers(batches: Batches) -> bool:
@@ -439,7 +459,10 @@ def _from_here(batches: Batches) -> Iterator[tuple[Any, Any]]:
 
 
 def _from_workers(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    starting = batches._loader is None
+    made_for = [getattr(batches.dataset, name, None) for name in ("transform", "paths", "targets")]
+    if batches._loader is not None and any(a is not b for a, b in zip(made_for, batches._made_for, strict=True)):
+        batches.close()                     # workers have copies of what the dataset was
+    batches._made_for, starting = made_for, batches._loader is None
     if starting: batches._loader = _make_loader(batches)
     with _main_unseen() if starting and batches._fresh else nullcontext():
         try: iterator = iter(batches._loader)

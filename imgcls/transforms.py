@@ -281,7 +281,8 @@ class Pipeline(InParts, v2.Compose):
         draws: Literal["nothing", "torch", "anything"] = "anything",    # from which generators `vary` draws
     ):
         super().__init__([*fixed, *vary, *finish])
-        self.draws, self.fixed_in_words = draws, " ".join(map(repr, fixed))
+        known = all(type(step) in (ToPixels, Fit, v2.Resize) for step in fixed)     # they say all that they do
+        self.draws, self.fixed_in_words = draws, " ".join(map(repr, fixed)) if known else ""
         self._fixed, self._vary, self._finish = list(fixed), list(vary), list(finish)
         self._columns = [(_column(step.mean), _column(step.std)) for step in finish if isinstance(step, Normalize)]
         self._short: dict[int, bool] = {}       # channels -> is the short way the same?
