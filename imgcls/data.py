@@ -405,7 +405,9 @@ def _keep_pixels(datasets: Mapping[str, ImageDataset], seen: Audit, config: Data
     needed = sum(len(datasets[split]) * transform.fixed(typical).numel() for split, transform in parts.items())
     who = [str(seen.table.root), config.mode, *sorted({transform.fixed_in_words for transform in parts.values()})]
     kind = "ram" if config.cache == "ram" else "disk"
-    cache = open_cache(kind, settings.cache_dir, who, needed, settings.max_cache_gb * 10**9)
+    try: cache = open_cache(kind, settings.cache_dir, who, needed, settings.max_cache_gb * 10**9)
+    except OSError as error:
+        return get_logger().warning(f"Decoded images cannot be kept ({error}): they are decoded in each epoch.")
     for dataset in datasets.values(): dataset.pixel_cache = cache
 
 # %% ../nbs/19_data.ipynb #9545c93f
