@@ -15,6 +15,7 @@ Modules:
 - `imgcls.core`: Which words does every other room use?
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
+- `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
@@ -23,6 +24,7 @@ Modules:
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.inference`: How does a trained run answer, where nobody trains?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
@@ -65,11 +67,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
     "Learner": "learner",
+    "load_predictor": "inference",
     "Predictor": "predictor", "Predictions": "predictions", "Evaluation": "evaluation", "explain": "interpretation",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",
     "Callback": "training", "State": "training", "TrainingInterrupted": "training", "Replay": "steering",
     "ImgclsError": "core", "ConfigError": "core", "DataError": "core", "CheckpointError": "core",
+    "MissingExtra": "core",
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
     "Run": "runs", "list_runs": "listing",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .assembly import Setup
-from .callbacks import average_in
 from .core import CheckpointError, DataError, check, checked, near_miss
 from .data import ImageData
 from .keeping import load_checkpoint
 from .loaders import Batches
 from .predictions import Origin
 from .predictor import Predictor
-from .runs import Run
+from .records import about_weights
+from .runs import Run, average_in
 from .training import State
 
 # %% ../nbs/53_answering.ipynb #2f98604b
@@ -159,7 +159,13 @@ def predictor(
                      n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed,
                      deterministic=config.deterministic,
                      colours=lambda images: data.colours(images, "test"),
-                     loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network)
+                     loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network,
+                     about=_about(setup, self.run), data=lambda: data)
+
+
+def _about(setup: Setup, run: Run | None) -> dict[str, Any]:
+    "What makes the same predictor again; which run it is of."
+    return {**about_weights(setup), "run": None if run is None else str(run.folder)}
 
 
 def _transform_of(data: ImageData) -> Callable[[Any], Tensor]:

@@ -11,7 +11,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'average_in', 'Mix', 'FollowNetwork', 'what_is_trained']
+           'Mix', 'FollowNetwork', 'what_is_trained']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
@@ -226,15 +226,6 @@ class EMA(Callback):
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in weights.items()}
-
-# %% ../nbs/34_callbacks.ipynb #11aa0fa3
-def average_in(
-    kept: Mapping[str, Any],        # what callbacks keep, by their names: a checkpoint's `callbacks`
-    weights: Mapping[str, Tensor],  # the network's own
-) -> Mapping[str, Tensor] | None:   # None: nobody keeps one
-    "The average of the weights, where a callback keeps one under `average`."
-    averages = (state.get("average") for state in kept.values() if isinstance(state, Mapping))
-    return next((a for a in averages if isinstance(a, Mapping) and a.keys() == weights.keys()), None)
 
 # %% ../nbs/34_callbacks.ipynb #844edea4
 class Mix(Callback):

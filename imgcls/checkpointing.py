@@ -11,9 +11,10 @@ flipped bit, a cut-off tail or a foreign file is a `CheckpointError` that names 
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'plain', 'save_checkpoint', 'write_checkpoint', 'read_checkpoint', 'first_difference',
-           'keep_previous', 'save_weights', 'load_weights_file', 'CheckpointWriter']
+           'keep_previous', 'save_weights', 'load_weights_file', 'weights_hash', 'CheckpointWriter']
 
 # %% ../nbs/08_checkpointing.ipynb #3a0c2208
+import hashlib
 import json
 import os
 import pickle
@@ -225,6 +226,19 @@ def load_weights_file(
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} is no readable safetensors file ({error}).") from None
+
+# %% ../nbs/08_checkpointing.ipynb #7eb88538
+@checked
+def weights_hash(
+    weights: Mapping[str, Tensor],      # name -> tensor, in any order, on any device
+) -> str:                               # 64 hex digits
+    "SHA-256 of names, types, shapes and bytes."
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 # %% ../nbs/08_checkpointing.ipynb #53d2ad11
 class CheckpointWriter:

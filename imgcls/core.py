@@ -10,15 +10,17 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
-           'DataError', 'CheckpointError', 'shown', 'check', 'near_miss', 'listed', 'checked', 'fits', 'in_words',
-           'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder', 'temporary_for', 'sweep',
-           'is_gone', 'verify_archive']
+           'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
+           'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
+           'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
 import errno
 import functools
 import hashlib
+import importlib
+import importlib.util
 import inspect
 import linecache
 import numbers
@@ -63,6 +65,23 @@ class DataError(ImgclsError, ValueError):
 # %% ../nbs/00_core.ipynb #d4acafc8
 class CheckpointError(ImgclsError, RuntimeError):
     "A checkpoint is damaged, foreign, or fits another network."
+
+# %% ../nbs/00_core.ipynb #f1a72c66
+class MissingExtra(ImgclsError, ImportError):
+    "A package that is installed by an extra of imgcls is not there."
+
+# %% ../nbs/00_core.ipynb #d2b9ed2c
+def extra(
+    module: str,            # what to import: 'onnxruntime', 'onnxruntime.quantization'
+    name: str,              # of the extra that installs it: 'export'
+) -> types.ModuleType:
+    "Import an optional package."
+    try: return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        broken = importlib.util.find_spec(package) is not None
+        what = f"{package} is installed, but cannot be imported ({error})" if broken else f"This needs {package}"
+        raise MissingExtra(f"{what}: pip install 'imgcls[{name}]'") from error
 
 # %% ../nbs/00_core.ipynb #0327b42b
 MAX_SHOWN = 200     # characters

@@ -29,14 +29,14 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .callbacks import TrainingDiverged, average_in
+from .callbacks import TrainingDiverged
 from .checkpointing import CheckpointWriter, keep_previous, read_checkpoint, save_weights
 from .checkpointing import write_checkpoint
 from .core import CheckpointError, ImgclsError, check, checked, fits, in_words, near_miss
 from .core import shown
 from .history import History, is_accuracy
 from .plots import wilson_interval
-from .runs import Run, writing
+from .runs import Run, average_in, writing
 from .settings import get_logger
 from .summaries import Summary, now
 from .training import Callback, Order, State, load_state_dict, state_dict

@@ -48,6 +48,7 @@ class Predictions:
     source: Callable[[int], Any] | None = None      # image i, where it is no file; whoever knows sets it
     origin: "Origin | None" = None          # which network said it; whoever asked the network sets it
     inputs: Callable[[int], Tensor] | None = None   # image i as the network got it; whoever asked the network sets it
+    decisions: Any = None                   # the `Decisions` of who answered: its threshold, its sets; None: none
 
     @checked
     def __init__(
@@ -242,7 +243,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     paths = None if whole.paths is None else list(np.array(whole.paths, dtype=object)[rows])
     known = {} if whole.targets is None else {"targets": whole.targets[rows], "losses": losses}
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
-    new.source, new.origin, new.inputs = whole.source, whole.origin, whole.inputs
+    new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
     return new
 
 

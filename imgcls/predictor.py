@@ -14,7 +14,7 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'Unlabelled']
 
 # %% ../nbs/27_predictor.ipynb #3158f748
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import DataError, Images, ImgclsError, Logits, check, checked
+from .decisions import Decisions
 from .evaluation import Evaluation
 from .images import as_image, images_in
 from .networks import evaluating
@@ -61,6 +62,9 @@ class Predictor:
         colours: Callable[[Images], Images] | None = None,  # its images -> for an eye, in [0, 1]; None: stretched
         loader: Callable[[Any], Iterable[Batch]] | None = None,     # a dataset -> its batches; None: here, one by one
         copy_of: nn.Module | None = None,   # the network that this one is a copy of, with other weights
+        about: Mapping[str, Any] | None = None,     # how to make it again from a file, plain values; None: nobody knows
+        decisions: Decisions | None = None,     # temperature, threshold, sets; None: none was fitted
+        data: Callable[[], Any] | None = None,  # -> the `ImageData` it was trained on; None: it knows none
     ):
         self.class_names, self.transform = [str(name) for name in class_names], transform
         check(batch_size > 0, "`batch_size` must be > 0", batch_size)
@@ -71,7 +75,8 @@ class Predictor:
         origin = Origin("given") if origin is None else origin
         self.origin = origin if origin.whom is not None else replace(origin, whom=self)
         self.batch_size, self.seed, self.deterministic = batch_size, seed, deterministic
-        self.colours, self.loader = colours or stretched, loader
+        self.colours, self.loader, self.data = colours or stretched, loader, data
+        self.about, self.decisions = None if about is None else dict(about), decisions or Decisions()
 
     def __repr__(self) -> str:
         return (f"Predictor: {type(self.network).__name__}, {len(self.class_names)} classes, {self.origin}, "
@@ -158,14 +163,21 @@ class _InParts:
     def sample(self) -> None: return None
 
 
-def _in_batches(dataset: Unlabelled, batch_size: int, seed: int) -> Iterator[Batch]:
+def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -> Iterator[Batch]:
     "As a learner's batches without workers: each image has its own random numbers."
     for rows in torch.arange(len(dataset)).split(batch_size):
-        images = []
+        images, targets = [], []
         for i in rows.tolist():
             seed_all(seed, "eval", 0, i)
-            images.append(dataset[i][0])
-        yield torch.stack(images), torch.full((len(rows),), -1)
+            image, target = dataset[i]
+            images.append(image)
+            targets.append(int(target))
+        yield torch.stack(images), torch.tensor(targets)
+
+
+@patch
+def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
+    return self.loader(dataset) if self.loader else _in_batches(dataset, self.batch_size, self.seed)
 
 
 def _input(dataset: Any, seed: int, i: int) -> Tensor:
@@ -191,15 +203,27 @@ def predict(
     check(len(items) > 0, "There must be at least one image",
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     dataset = Unlabelled(items, self._transform())
-    batches = self.loader(dataset) if self.loader else _in_batches(dataset, self.batch_size, self.seed)
-    try: logits, _ = self._ask(batches)
-    finally:
-        if hasattr(batches, "close"): batches.close()       # its workers may go
+    logits, _ = self._ask_all(dataset)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
-    predictions = Predictions.from_logits(logits, self.output_names, paths)
-    predictions.origin, predictions.source = self.origin, lambda i: as_image(items[i])
+    predictions = Predictions.from_logits(self._at_temperature(logits), self.output_names, paths)
+    predictions.decisions, predictions.origin = self.decisions, self.origin
+    predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
+
+
+@patch
+def _at_temperature(self: Predictor, logits: Logits) -> Logits:
+    fitted = self.decisions.temperature
+    return logits if fitted is None else logits.double()/fitted.value
+
+
+@patch
+def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
+    batches = self._batches(dataset)
+    try: return self._ask(batches)
+    finally:
+        if hasattr(batches, "close"): batches.close()       # its workers may go
 
 
 @patch
@@ -230,16 +254,33 @@ def prepare(
 @checked
 def evaluate(
     self: Predictor,
-    batches: Iterable[Batch],       # images as the transform makes them, and class indices
-    paths: Sequence[str | Path] | None = None,  # of the images, in the same order; None: they come from no files
-    split: str | None = None,       # 'train', 'val' or 'test'; None: no split
-) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
+    images: Any,            # batches of (images, targets) as the transform makes them; or `ImageData`; or a folder of
+                            # class folders
+    paths: Sequence[str | Path] | None = None,  # of the images of batches, in order; None: they come from no files
+    split: str | None = None,   # 'train', 'val' or 'test'; None: of `ImageData` test if there is one, else val
+) -> Evaluation:            # shows itself; .weights .accuracy .report() .per_sample
     "How often is the network right?"
-    logits, targets = self._ask(batches)
-    evaluation = Evaluation.from_logits(logits, targets, self.output_names, paths, split)
-    evaluation.origin, dataset, colours = self.origin, getattr(batches, "dataset", None), self.colours
-    if hasattr(dataset, "__getitem__") and _in_order(batches):
-        tensor = evaluation.inputs = partial(_input, dataset, self.seed)
+    if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return _of_files(self, images, split)
+    check(isinstance(images, Iterable), "`images` must be batches, an ImageData or a folder", images)
+    logits, targets = self._ask(images)
+    return _evaluation(self, logits, targets, getattr(images, "dataset", None) if _in_order(images) else None, paths,
+                       split)
+
+
+def _of_files(predictor: Predictor, images: Any, split: str | None) -> Evaluation:
+    from imgcls.inference import labelled
+    dataset, split = labelled(predictor, images, split)
+    return _evaluation(predictor, *predictor._ask_all(dataset), dataset, getattr(dataset, "paths", None), split)
+
+
+def _evaluation(predictor: Predictor, logits: Logits, targets: Tensor, dataset: Any, paths: Sequence[str | Path] | None,
+                split: str | None) -> Evaluation:
+    "With all that is known of its images."
+    logits = predictor._at_temperature(logits)
+    evaluation = Evaluation.from_logits(logits, targets, predictor.output_names, paths, split)
+    evaluation.origin, evaluation.decisions, colours = predictor.origin, predictor.decisions, predictor.colours
+    if hasattr(dataset, "__getitem__"):
+        tensor = evaluation.inputs = partial(_input, dataset, predictor.seed)
         evaluation.source = lambda i: colours(tensor(i)[None])[0]
     return evaluation
 

@@ -136,11 +136,12 @@ def checkpoint_of(
 @checked
 def about_weights(
     setup: Setup,
-) -> dict[str, Any]:                # architecture, class_names, model, preprocessing, best
+) -> dict[str, Any]:                # architecture, class_names, model, preprocessing, mode, best, ...
     "What somebody needs to use the weights alone."
     config = to_dict(setup.config)
-    return {"architecture": setup.network_name, "class_names": setup.data.class_names, "model": config["model"],
-            "preprocessing": setup.objects.get("data", config["transforms"]["test"]),
+    return {"architecture": setup.network_name, "class_names": setup.data.class_names, "n_outputs": setup.n_outputs,
+            "in_channels": setup.data.n_channels, "model": config["model"] if setup.given.network is None else None,
+            "preprocessing": setup.objects.get("data", config["transforms"]["test"]), "mode": config["data"]["mode"],
             "best": setup.state.history.best()}
 
 # %% ../nbs/52_records.ipynb #bc80bff3
