@@ -40,9 +40,11 @@ Modules:
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
+- `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
+- `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
 - `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
