@@ -20,6 +20,7 @@ Modules:
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
+- `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.history`: What happened while the network learned?
@@ -45,6 +46,7 @@ Modules:
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
+- `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
 - `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?

@@ -268,17 +268,20 @@ def plainly() -> Iterator[None]:
     "Inside, torch computes in float32, whatever is set outside."
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False): yield
 
-# %% ../nbs/60c_portable.ipynb #56b5ea76
+# %% ../nbs/60c_portable.ipynb #7a4fb64b
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    "No mixed precision of whoever calls, no warnings of exporters."
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    "Inside, exporters do not warn; nor does mixed precision of whoever calls reach them."
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir"))]
+    levels, silent = [logger.level for logger in loggers], logging.NullHandler()
     with warnings.catch_warnings(), plainly():
         warnings.simplefilter("ignore")
+        root.addHandler(silent)                 # without any, the first warning would give it one that stays
         for logger in loggers: logger.setLevel(logging.ERROR)
         try: yield
         finally:
+            root.removeHandler(silent)
             for logger, level in zip(loggers, levels, strict=True): logger.setLevel(level)
 
 # %% ../nbs/60c_portable.ipynb #6e4e0f3b

@@ -123,7 +123,7 @@ class Agreement:
         wrong = np.flatnonzero((off > tolerance) | (margins > tolerance))
         return cls(len(expected), int((~differ).sum()), float(off.max()), float(least), tuple(map(int, wrong)))
 
-# %% ../nbs/60d_proof.ipynb #6689e770
+# %% ../nbs/60d_proof.ipynb #d6ecfbc7
 PREDICT = '''"""What model.onnx says of images, with Pillow, NumPy and onnxruntime alone.
 
     python predict.py image.jpg ...         a line an image; `Model` and `pixels` can be imported, too
@@ -169,8 +169,8 @@ class Model:
         text = f"{self.class_names[order[0]]} {probabilities[order[0]]:.4f}"
         if threshold and probabilities[order[0]] < threshold["value"]: text = "not sure: " + text
         if not sets: return text
-        before = np.cumsum(probabilities[order], dtype=float) - probabilities[order]    # of the more probable classes
-        return text + " in {" + ", ".join(self.class_names[i] for i in order[before < sets["quantile"]]) + "}"
+        before = np.append(0, np.cumsum(probabilities[order], dtype=float)[:-1])    # of the more probable classes
+        return text + " in {" + ", ".join(self.class_names[i] for i in order[before <= sets["quantile"]]) + "}"
 
 
 if __name__ == "__main__":
@@ -310,7 +310,7 @@ def eager_milliseconds(
             times.append(time.perf_counter() - begin)
     return 1000*statistics.median(times[1:])
 
-# %% ../nbs/60d_proof.ipynb #11db4141
+# %% ../nbs/60d_proof.ipynb #dd46eecb
 @checked
 def prove(
     predictor: Predictor,       # from `reference`
@@ -328,7 +328,7 @@ def prove(
         answer = found[name]
         told = {"weights_sha256": answer["hash"]} if "hash" in answer else answer["said"]
         wrong = [key for key in told if key in said and told[key] != said[key]]
-        check(not wrong, f"{file.name} must say what was exported", listed(wrong), error=ExportError)
+        check(not wrong, f"{file.name} must say what was exported", wrong, error=ExportError)
         if "hash" in answer: answer |= {"probabilities": _loaded_here(predictor, kind, file, images)}
         allowed = 0.0 if "hash" in answer else tolerance
         agreement = Agreement.of(expected.probabilities, answer["probabilities"], allowed)
