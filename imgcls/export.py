@@ -51,7 +51,7 @@ from .transforms import TransformConfig, build_transform
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/61_export.ipynb #7771a261
+# %% ../nbs/61_export.ipynb #2fb2e8bb
 def _about(predictor: Predictor, preprocessing: TransformConfig | None) -> dict[str, Any]:
     "How to make it again; a transform that was passed as an object is what the proof has shown it to be."
     mode = {3: "RGB", 1: "L"}[channels_of(predictor)]
@@ -62,8 +62,8 @@ def _about(predictor: Predictor, preprocessing: TransformConfig | None) -> dict[
     return known
 
 
-def _told(predictor: Predictor, network: Any, said: Mapping[str, str], proofs: Mapping[str, dict[str, Any]], place: Path,
-          tolerance: float) -> dict[str, Any]:
+def _told(predictor: Predictor, network: Any, said: Mapping[str, str], proofs: Mapping[str, dict[str, Any]],
+          place: Path, tolerance: float) -> dict[str, Any]:
     "What export.json says."
     about = json.loads(said["imgcls"])
     size = network.prepare.size if isinstance(network, Portable) else None
@@ -73,7 +73,8 @@ def _told(predictor: Predictor, network: Any, said: Mapping[str, str], proofs: M
             "class_names": predictor.output_names, "weights_sha256": said["weights_sha256"], "origin": said["origin"],
             "decisions": predictor.decisions.to_dict(),
             "input": {"name": "images", "dtype": "uint8", "colours": said["colours"],
-                      "shape": ["batch", channels_of(predictor), "height", "width"], "network_size": size and list(size)},
+                      "shape": ["batch", channels_of(predictor), "height", "width"],
+                      "network_size": size and list(size)},
             "output": {"name": "probabilities", "dtype": "float32", "shape": ["batch", predictor.n_outputs]},
             "environment": versions(), "tolerance": tolerance,
             "compared_with": f"{predictor.origin}; in float32 on the CPU, one image at a time",
@@ -88,7 +89,7 @@ FORMAT, VERSION, INT8 = "imgcls export", 1, "model.int8.onnx"
 def _sha256(file: Path) -> str:
     with open(file, "rb") as content: return hashlib.file_digest(content, "sha256").hexdigest()
 
-# %% ../nbs/61_export.ipynb #1acfe531
+# %% ../nbs/61_export.ipynb #17d90951
 def _readme(data: Mapping[str, Any]) -> str:
     "README.md, for whoever gets the folder."
     formats, names, shape = data["formats"], data["class_names"], data["input"]["shape"]
@@ -132,13 +133,14 @@ labels. Milliseconds are medians for a decoded image on the machine of the expor
 
 
 def _table_in_words(formats: Mapping[str, Any]) -> str:
-    lines = ["| format | file | MB | images | labels equal | greatest difference | margin | ms | eager ms |", "|" + "---|"*9]
+    lines = ["| format | file | MB | images | labels equal | greatest difference | margin | ms | eager ms |",
+             "|" + "---|"*9]
     number = lambda value, form: "–" if value is None else format(value, form)
     for name, entry in formats.items():
         p = entry["proof"]
         cells = [name, f"`{entry['file']}`", f"{entry['bytes']/1e6:.2f}", p["n_images"], p["labels_equal"],
-                 number(p["greatest_difference"], ".1e"), number(p["least_margin"], ".4f"), number(p["milliseconds"], ".1f"),
-                 number(p["eager_milliseconds"], ".1f")]
+                 number(p["greatest_difference"], ".1e"), number(p["least_margin"], ".4f"),
+                 number(p["milliseconds"], ".1f"), number(p["eager_milliseconds"], ".1f")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     notes = [f"int8: {entry['proof']['verdict']}." for entry in formats.values() if "verdict" in entry["proof"]]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
@@ -169,8 +171,9 @@ USE = {
                             "network.load_state_dict(torch.load('model.pth', weights_only=True))"),
 }
 
-# %% ../nbs/61_export.ipynb #b9ee8a31
-OURS = frozenset({"export.json", "README.md", "predict.py", INT8, "__pycache__", *(kind.file for kind in kinds.values())})
+# %% ../nbs/61_export.ipynb #60cb1d51
+OURS = frozenset({"export.json", "README.md", "predict.py", "__pycache__", INT8,
+                  *(kind.file for kind in kinds.values())})
 
 
 def _check_place(folder: Path, overwrite: bool) -> None:
@@ -200,7 +203,8 @@ def _unfinished(folder: Path, overwrite: bool) -> Iterator[Path]:
         _put(place, folder)
     except OSError as error:
         if isinstance(error, (ConfigError, CheckpointError, MissingExtra)): raise
-        raise ExportError(f"Cannot write {str(folder)!r}: {error.strerror or error}. Nothing was left there.") from error
+        raise ExportError(f"Cannot write {str(folder)!r}: {error.strerror or error}. Nothing was left "
+                          "there.") from error
     finally:
         if place is not None: shutil.rmtree(place, ignore_errors=True)
 
@@ -234,7 +238,7 @@ def _describe(place: Path, data: Mapping[str, Any]) -> None:
     (place/"README.md").write_text(_readme(data), encoding="utf-8")
     (place/"export.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/61_export.ipynb #65374b39
+# %% ../nbs/61_export.ipynb #d3c0b4cb
 class Export:
     "A folder with a predictor in several formats, each proven."
 
@@ -260,8 +264,8 @@ class Export:
         for name, digest in wanted.items():
             check((folder/name).is_file(), f"The export {str(folder)!r} must be complete", f"no {name}",
                   "Export again.", CheckpointError)
-            check(_sha256(folder/name) == digest, f"{str(folder/name)!r} must be the file that was proven", "another one",
-                  "It was changed or damaged after the export: export again.", CheckpointError)
+            check(_sha256(folder/name) == digest, f"{str(folder/name)!r} must be the file that was proven",
+                  "another one", "It was changed or damaged after the export: export again.", CheckpointError)
         return cls(folder, data)
 
     @property
@@ -278,7 +282,8 @@ def _read(file: Path) -> dict[str, Any]:
     try: data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{str(file.parent)!r} is no export of imgcls: export.json cannot be read ({reason}).") from None
+        raise CheckpointError(f"{str(file.parent)!r} is no export of imgcls: export.json cannot be read "
+                              f"({reason}).") from None
     known = isinstance(data, dict) and data.get("format") == FORMAT and isinstance(data.get("formats"), dict)
     check(known, f"{str(file)!r} must be of an export of imgcls", data, error=CheckpointError)
     check(data.get("version") == VERSION, f"{str(file)!r} must be of format {VERSION}", data.get("version"),
@@ -326,12 +331,13 @@ def _quantized(eager: Predictor, place: Path, calibration: list[str], data: Imag
           "Nothing is delivered: leave 'int8' out, or allow more.", ExportError)
     return found.proof
 
-# %% ../nbs/61_export.ipynb #1971768d
+# %% ../nbs/61_export.ipynb #1b9a7fd7
 @checked
 def export_predictor(
     predictor: Predictor,           # stays as it is
     folder: str | Path,             # made; it must not be there yet
-    formats: Sequence[str] | None = None,   # onnx, torch_export, torchscript, safetensors, state_dict; None: these; int8
+    formats: Sequence[str] | None = None,   # onnx, torch_export, torchscript, safetensors, state_dict, int8; None: all
+                                            # but int8
     images: Any = None,             # for the proof: files, a folder, arrays, an `ImageData`; None: val of its own data
     preprocessing: TransformConfig | None = None,   # what its transform does, where that was passed as an object
     *,

@@ -14,7 +14,7 @@ __all__ = ['LONG', 'STEPS', 'formats', 'ExportError', 'FitSides', 'Preprocessing
            'plain_copy', 'channels_of', 'reference', 'weights_of', 'metadata_of', 'versions', 'plainly', 'quietly',
            'Format']
 
-# %% ../nbs/60c_portable.ipynb #de2d6fa7
+# %% ../nbs/60c_portable.ipynb #dc9d58b9
 import contextlib
 import copy
 import json
@@ -35,7 +35,7 @@ from torchvision.transforms.v2 import functional
 
 from .checkpointing import weights_hash
 from .config import from_dict
-from .core import ConfigError, ImgclsError, Registry, check, checked, extra, listed
+from .core import ImgclsError, Registry, check, checked, extra, listed
 from .networks import evaluating
 from .predictor import Predictor
 from .runtime import Runtime
@@ -178,7 +178,7 @@ class Portable(nn.Module):
         return torch.arange(256, dtype=torch.uint8).repeat(2*self.channels*(height + 7)*(width + 3)//256 + 1)[
             :2*self.channels*(height + 7)*(width + 3)].reshape(2, self.channels, height + 7, width + 3)
 
-# %% ../nbs/60c_portable.ipynb #09edb7c2
+# %% ../nbs/60c_portable.ipynb #5c32b70c
 @checked
 def portable(
     predictor: Predictor,               # stays as it is
@@ -187,8 +187,8 @@ def portable(
     "A predictor as one network, from pixels to probabilities."
     said = preprocessing if preprocessing is not None else (predictor.about or {}).get("preprocessing")
     check(isinstance(said, (TransformConfig, Mapping)), "To export, it must be known what is done to an image", said,
-          "This predictor has a transform of yours, or none: export(..., preprocessing=TransformConfig(...)) says what it "
-          "does, and the proof finds out whether that is true. The formats of weights need nothing of it: "
+          "This predictor has a transform of yours, or none: export(..., preprocessing=TransformConfig(...)) says what "
+          "it does, and the proof finds out whether that is true. The formats of weights need nothing of it: "
           "formats=['safetensors', 'state_dict'].", ExportError)
     channels, fitted = channels_of(predictor), predictor.decisions.temperature
     return Portable(plain_copy(predictor), _prepared(said, channels), 1.0 if fitted is None else fitted.value, channels)
@@ -325,7 +325,7 @@ def _exported(network: Portable) -> torch.export.ExportedProgram:
 def _write_torch_export(network: Portable, path: Path, said: Mapping[str, str]) -> None:
     torch.export.save(_exported(network), path, extra_files=dict(said))
 
-# %% ../nbs/60c_portable.ipynb #30f723ba
+# %% ../nbs/60c_portable.ipynb #f6e1bda0
 def _write_onnx(network: Portable, path: Path, said: Mapping[str, str]) -> None:
     import onnx
     program = torch.onnx.export(_exported(network), dynamo=True, verbose=False, input_names=["images"],
@@ -340,7 +340,8 @@ def _write_onnx(network: Portable, path: Path, said: Mapping[str, str]) -> None:
 def _name_sides(model: Any) -> None:
     "'batch', 'height' and 'width' instead of the names that torch draws."
     names = {}
-    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True):
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for dim, name in zip(dims, ("batch", "", "height", "width"), strict=True):
         if name: names[dim.dim_param] = name
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:

@@ -297,7 +297,7 @@ def _in_order(batches: Any) -> bool:
 def export(
     self: Predictor,
     folder: str | Path,         # made; it must not be there yet
-    formats: Sequence[str] | None = None,   # onnx, torch_export, torchscript, safetensors, state_dict; None: these; int8
+    formats: Sequence[str] | None = None,   # 'onnx', 'torch_export', 'int8', ...; None: all but int8
     images: Any = None,         # for the proof: files, a folder, arrays, an `ImageData`; None: val of its own data
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data

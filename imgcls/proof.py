@@ -13,7 +13,7 @@ file are the same bits, hashed by the other process; the same images are chosen 
 __all__ = ['PREDICT', 'CHILD', 'CHILD_ASKS', 'LIMIT', 'proof_images', 'as_files', 'Agreement', 'asked_elsewhere',
            'eager_milliseconds', 'prove']
 
-# %% ../nbs/60d_proof.ipynb #c2994c54
+# %% ../nbs/60d_proof.ipynb #2fb7527e
 import json
 import math
 import statistics
@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import nn
 
 from .checkpointing import load_weights_file
 from .core import DataError, check, checked, listed
@@ -40,7 +38,7 @@ from .predictions import Predictions
 from .predictor import Predictor
 from .seeding import preserve_rng
 
-# %% ../nbs/60d_proof.ipynb #1e6445cb
+# %% ../nbs/60d_proof.ipynb #bdfeb413
 @checked
 def proof_images(
     predictor: Predictor,
@@ -50,8 +48,8 @@ def proof_images(
     "Images to prove an export with."
     check(n >= 1, "`n_images` must be >= 1", n)
     if images is None: images = None if predictor.data is None else predictor.data()
-    check(images is not None, "A proof needs images", None, "This predictor knows none: give export(..., images=folder), "
-          "a list of files, or an ImageData.", DataError)
+    check(images is not None, "A proof needs images", None, "This predictor knows none: give export(..., "
+          "images=folder), a list of files, or an ImageData.", DataError)
     if not isinstance(images, ImageData): return _of_all_sizes(images_in(images), n)
     split = next((s for s in ("val", "test", "train") if s in images.datasets), "val")
     paths = images.paths(split)
@@ -76,7 +74,7 @@ def _of_all_classes(paths: list[str], targets: list[Any], sizes: Mapping[str, An
     longest = max(map(len, classes))
     return [group[i] for i in range(longest) for group in classes if i < len(group)][:n]
 
-# %% ../nbs/60d_proof.ipynb #972f12ee
+# %% ../nbs/60d_proof.ipynb #cb85dad2
 @checked
 def as_files(
     items: Sequence[Any],       # paths, or images in memory
@@ -84,13 +82,12 @@ def as_files(
 ) -> list[str]:
     "Files that any process can open."
     folder.mkdir(parents=True, exist_ok=True)
-    return [str(Path(item).expanduser().absolute()) if isinstance(item, (str, Path)) else _written(item, folder/f"{i}.png")
-            for i, item in enumerate(items)]
+    return [_as_file(item, folder/f"{i}.png") for i, item in enumerate(items)]
 
 
-def _written(item: Any, file: Path) -> str:
-    image = as_image(item)
-    image.save(file)
+def _as_file(item: Any, file: Path) -> str:
+    if isinstance(item, (str, Path)): return str(Path(item).expanduser().absolute())
+    as_image(item).save(file)
     return str(file)
 
 # %% ../nbs/60d_proof.ipynb #082d11e3
@@ -252,7 +249,7 @@ for name in job["blocked"]: assert sys.modules[name] is None and not any(m.start
 with open(sys.argv[2], "w") as file: json.dump(found, file)
 '''
 
-# %% ../nbs/60d_proof.ipynb #2473d54e
+# %% ../nbs/60d_proof.ipynb #35d73744
 @checked
 def asked_elsewhere(
     files: Mapping[str, tuple[str, Path]],  # name -> its format, the file
@@ -269,15 +266,15 @@ def asked_elsewhere(
     return found
 
 
-def _in_a_process(files: Mapping[str, tuple[str, Path]], predict: Path, images: Sequence[str], colours: str, scratch: Path,
-                  blocked: list[str]) -> dict[str, dict[str, Any]]:
+def _in_a_process(files: Mapping[str, tuple[str, Path]], predict: Path, images: Sequence[str], colours: str,
+                  scratch: Path, blocked: list[str]) -> dict[str, dict[str, Any]]:
     scratch.mkdir(parents=True, exist_ok=True)
     child, job, result = (scratch/name for name in ("child.py", "job.json", "result.json"))
     outs = {name: str(scratch/f"{name}.npy") if formats[kind].whole else None for name, (kind, _) in files.items()}
     child.write_text(CHILD + CHILD_ASKS)
     job.write_text(json.dumps({
-        "blocked": blocked, "path": [p for p in sys.path if p], "predict": str(predict.absolute()), "images": list(images),
-        "colours": colours, "threads": torch.get_num_threads(),
+        "blocked": blocked, "path": [p for p in sys.path if p], "predict": str(predict.absolute()),
+        "images": list(images), "colours": colours, "threads": torch.get_num_threads(),
         "said": ["class_names", "weights_sha256", "origin", "colours", "decisions", "versions"],
         "files": {name: (kind, str(file.absolute()), outs[name]) for name, (kind, file) in files.items()}}))
     done = subprocess.run([sys.executable, "-I", str(child), str(job), str(result)], capture_output=True, text=True,
@@ -310,7 +307,7 @@ def eager_milliseconds(
             times.append(time.perf_counter() - begin)
     return 1000*statistics.median(times[1:])
 
-# %% ../nbs/60d_proof.ipynb #dd46eecb
+# %% ../nbs/60d_proof.ipynb #ddba229c
 @checked
 def prove(
     predictor: Predictor,       # from `reference`
@@ -332,10 +329,11 @@ def prove(
         if "hash" in answer: answer |= {"probabilities": _loaded_here(predictor, kind, file, images)}
         allowed = 0.0 if "hash" in answer else tolerance
         agreement = Agreement.of(expected.probabilities, answer["probabilities"], allowed)
-        if agreement.wrong: raise ExportError(_disagreement(file.name, expected, answer["probabilities"], agreement, allowed))
+        if agreement.wrong:
+            raise ExportError(_disagreement(file.name, expected, answer["probabilities"], agreement, allowed))
         apart = answer.get("batch_difference", 0.0)
-        check(apart <= tolerance, f"{file.name} must answer of several images as it does of each", f"a difference of {apart}",
-              "The exporter has fixed the size of a batch.", ExportError)
+        check(apart <= tolerance, f"{file.name} must answer of several images as it does of each",
+              f"a difference of {apart}", "The exporter has fixed the size of a batch.", ExportError)
         proofs[name] = {key: value for key, value in vars(agreement).items() if key != "wrong"} | {
             "batch_difference": apart, "milliseconds": answer.get("milliseconds"), "eager_milliseconds": eager}
     return proofs
@@ -352,10 +350,11 @@ def _loaded_here(predictor: Predictor, kind: str, file: Path, images: Sequence[s
 
 
 def _disagreement(name: str, expected: Predictions, found: np.ndarray, agreement: Agreement, allowed: float) -> str:
-    rows = [f"{path}: {expected.class_names[e.argmax()]} {e.max():.4f} became {expected.class_names[f.argmax()]} {f.max():.4f}"
+    names = expected.class_names
+    rows = [f"{path}: {names[e.argmax()]} {e.max():.4f} became {names[f.argmax()]} {f.max():.4f}"
             for path, e, f in ((expected.paths[i], expected.probabilities[i], found[i]) for i in agreement.wrong[:3])]
     more = f"; and {len(agreement.wrong) - 3} more" if len(agreement.wrong) > 3 else ""
     return (f"{name} does not answer as the predictor does, so nothing is delivered: {len(agreement.wrong)} of "
             f"{agreement.n_images} images differ, {agreement.n_images - agreement.labels_equal} of them in the label, "
-            f"probabilities by up to {agreement.greatest_difference:.2g} (allowed {allowed:g}). {'; '.join(rows)}{more}. "
-            "Is `preprocessing` what the transform does?")
+            f"probabilities by up to {agreement.greatest_difference:.2g} (allowed {allowed:g}). "
+            f"{'; '.join(rows)}{more}. Is `preprocessing` what the transform does?")

@@ -84,7 +84,7 @@ def _pixels(file: str, colours: str) -> np.ndarray:
     array = np.asarray(as_image(file).convert(colours))
     return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)[None])
 
-# %% ../nbs/60e_quantization.ipynb #47f2710c
+# %% ../nbs/60e_quantization.ipynb #570870b1
 @dataclass(frozen=True)
 class Quantized:
     "What 8-bit weights cost and gain."
@@ -104,7 +104,8 @@ class Quantized:
     def verdict(self) -> str:
         "In a sentence."
         low, high = self.gain.accuracy_interval
-        change = f"accuracy {self.gain.accuracy_difference:+.4f} [{low:+.4f}, {high:+.4f}] on {self.gain.n:,} val images"
+        change = (f"accuracy {self.gain.accuracy_difference:+.4f} [{low:+.4f}, {high:+.4f}] on {self.gain.n:,} "
+                  "val images")
         if self.refused: return f"{change}: it loses more than {self.allowed:g}"
         if low < -self.allowed: return f"{change}: a loss of more than {self.allowed:g} is not excluded"
         return f"{change}: it loses no more than {self.allowed:g}"

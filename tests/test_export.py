@@ -1,4 +1,4 @@
-"""Every format on two networks, grey and in colour, ten classes and two: each answers in a fresh process as the predictor does.
+"""Every format on two networks, grey and in colour, ten classes and two: each answers elsewhere as the predictor does.
 
 One export a network and kind of image; the questions about it are asked of the same folder.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from imgcls.config import to_dict
 from imgcls.core import CheckpointError, ConfigError, DataError
 from imgcls.decisions import Decisions, PredictionSets, Threshold
@@ -25,7 +27,6 @@ from imgcls.predictions import Temperature
 from imgcls.predictor import Predictor
 from imgcls.seeding import seeded
 from imgcls.transforms import NormalizeConfig, TransformConfig, build_transform
-from PIL import Image
 
 CASES = {       # network, mode, classes, how an image gets its size
     "resnet18, colour, 10 classes": ("resnet18", "RGB", 10, "stretch"),
@@ -35,7 +36,8 @@ CASES = {       # network, mode, classes, how an image gets its size
 }
 SIDES = [(90, 70), (64, 64), (200, 333), (40, 48), (61, 300), (33, 32)]
 DECISIONS = Decisions(Temperature(1.5, (1.2, 1.9), 0.5, 0.4, 50, "val"),
-                      Threshold(0.5, 0.9, 0.9, (0.8, 0.95), 0.8, (0.7, 0.9), 50, "val"), PredictionSets(0.8, 0.1, 50, "val"))
+                      Threshold(0.5, 0.9, 0.9, (0.8, 0.95), 0.8, (0.7, 0.9), 50, "val"),
+                      PredictionSets(0.8, 0.1, 50, "val"))
 
 
 def grey(image: Image.Image) -> Image.Image: return image.convert("L")
@@ -58,7 +60,7 @@ def predictor_of(architecture: str, mode: str, n_classes: int, resize_mode: str)
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> list[str]:
-    "Files of several sizes and kinds: smooth patterns, some in colour, some grey, one on its side, one with an alpha channel."
+    "Files of several sizes and kinds: smooth patterns, in colour and grey, one on its side, one with an alpha channel."
     folder, files = tmp_path_factory.mktemp("images"), []
     for i, (height, width) in enumerate(SIDES):
         y, x = np.mgrid[:height, :width]
@@ -87,7 +89,7 @@ def exports(tmp_path_factory, images) -> dict[str, tuple[Predictor, Export]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_format_agrees_in_a_fresh_process(case, exports, images):
-    predictor, export = exports[case]
+    _, export = exports[case]
     assert list(export.files) == list(formats) and all(file.is_file() for file in export.files.values())
     table = export.table
     assert (table["images"] == len(images)).all() and (table["labels_equal"] == len(images)).all()
@@ -108,7 +110,8 @@ def test_predict_py_alone_says_what_the_predictor_says(case, exports, images):
     answers = predictor.predict(images)
     accepted = DECISIONS.threshold.of(answers.probabilities)
     sets = DECISIONS.sets.of(answers.probabilities)
-    for line, image, label, sure, row in zip(done.stdout.splitlines(), images, answers.labels, accepted, sets, strict=True):
+    lines = done.stdout.splitlines()
+    for line, image, label, sure, row in zip(lines, images, answers.labels, accepted, sets, strict=True):
         assert line.startswith(f"{image}: {'' if sure else 'not sure: '}{label} 0.")
         named = line[line.index("{") + 1:line.index("}")].split(", ")
         assert set(named) == {name for name, inside in zip(predictor.class_names, row, strict=True) if inside}
@@ -165,8 +168,8 @@ def test_bad_input_leaves_nothing(exports, images, tmp_path):
     broken.write_bytes(b"no image")
     for error, options in [
             (ConfigError, {"formats": ["onxx"]}), (ConfigError, {"formats": []}), (ConfigError, {"formats": ["int8"]}),
-            (DataError, {"formats": ["onnx", "int8"]}), (DataError, {"images": []}), (DataError, {"images": tmp_path/"none"}),
-            (DataError, {"images": None}), (DataError, {"images": [broken], "formats": ["state_dict"]}),
+            (DataError, {"formats": ["onnx", "int8"]}), (DataError, {"images": []}), (DataError, {"images": None}),
+            (DataError, {"images": tmp_path/"none"}), (DataError, {"images": [broken], "formats": ["state_dict"]}),
             (ConfigError, {"n_images": 0}), (ConfigError, {"tolerance": -1.0}),
             (ExportError, {"preprocessing": WRONG, "formats": ["torchscript"]})]:
         with pytest.raises(error): export(**options)
