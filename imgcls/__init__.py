@@ -10,6 +10,7 @@ Modules:
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
