@@ -344,10 +344,10 @@ def prediction_sets(
 # %% ../nbs/27_predictor.ipynb #0552ffb6
 def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation:
     "What it says, with these decisions, of images that it did not learn from."
-    named = val.split if isinstance(val, Evaluation) else Path(val).name if isinstance(val, (str, Path)) else ""
-    trains = getattr(val, "name", None) == "train" and getattr(val, "shuffle", False)
-    check(named != "train" and not trains, "Decisions must be fitted on images that the network did not learn from",
-          "those of train", _VAL, DataError)
+    named = val.split if isinstance(val, Evaluation) else getattr(val, "name", None)       # batches have a name
+    named = Path(val).name if isinstance(val, (str, Path)) else named
+    check(named != "train", "Decisions must be fitted on images that the network did not learn from",
+          "those called train", _VAL, DataError)
     if isinstance(val, Evaluation): return _own(predictor, val, decisions)
     asked = copy(predictor)
     asked.decisions = decisions

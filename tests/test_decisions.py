@@ -10,17 +10,16 @@ import torch
 from PIL import Image
 
 from imgcls.core import CheckpointError, DataError
-from imgcls.data import load_data
+from imgcls.data import ImageData, sample_digits
 from imgcls.decisions import Decisions, fit_sets, judge_sets, paired_gain
 from imgcls.evaluation import read_predictions
 from imgcls.networks import ModelConfig, build_network
 from imgcls.predictor import Predictor
-from imgcls.samples import sample_digits
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_data(sample_digits(), size=16)
+    return sample_digits(size=16)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_the_three_verbs_on_data(predictor, digits):
     judged = judge_sets(sets, after)
     assert judged.n == len(after) and abs(judged.measured - np.mean(
         [after.class_names[t] in names for t, names in zip(after.targets, after.sets, strict=True)])) < 1e-12
-    with pytest.raises(DataError, match="of the split"): judge_sets(sets, predictor.evaluate(digits, split="val"))
+    with pytest.raises(DataError, match="on other images"): judge_sets(sets, predictor.evaluate(digits, split="val"))
     with pytest.raises(DataError, match="did not learn from"):
         predictor.calibrate(predictor.evaluate(digits, split="train"))
     with pytest.raises(DataError, match="did not learn from"): predictor.calibrate(digits.batches("train"))
@@ -96,7 +95,7 @@ def test_which_images_of_a_folder(predictor, digits, tmp_path):
     assert (sets.n, sets.split) == (2*len(names), "val")
     sets = predictor.prediction_sets(tmp_path/"all"/"test")
     assert (sets.n, sets.split) == (2*len(names), None)
-    with pytest.raises(DataError, match="those of train"): predictor.prediction_sets(tmp_path/"all"/"train")
+    with pytest.raises(DataError, match="those called train"): predictor.prediction_sets(tmp_path/"all"/"train")
     (tmp_path/"all"/"val").rename(tmp_path/"elsewhere")
     with pytest.raises(DataError, match="val"): predictor.prediction_sets(tmp_path/"all")
     with pytest.raises(DataError): predictor.prediction_sets(tmp_path/"nowhere")
@@ -105,10 +104,11 @@ def test_which_images_of_a_folder(predictor, digits, tmp_path):
 
 def test_files_of_the_training_are_known_again(predictor, digits, trained, tmp_path):
     write(tmp_path/"mine", digits.class_names, 3, 0)
-    data = load_data(tmp_path/"mine", size=16)
+    data = ImageData.from_folder(tmp_path/"mine", size=16)
     known = Predictor(trained, digits.eval_transform, digits.class_names, data=lambda: data)
     with pytest.raises(DataError, match="files of its training"): known.calibrate(tmp_path/"mine")
-    with pytest.raises(DataError, match="files of its training"): known.prediction_sets(os.path.relpath(tmp_path/"mine"))
+    with pytest.raises(DataError, match="files of its training"):
+        known.prediction_sets(os.path.relpath(tmp_path/"mine"))
 
     def gone():
         raise CheckpointError("its images are not here")
