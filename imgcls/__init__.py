@@ -8,8 +8,10 @@ Modules:
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
+- `imgcls.canvas`: How does one image reach several networks, each in its own size?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.combining`: How do several looks, or several networks, give one answer?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
