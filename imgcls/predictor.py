@@ -290,3 +290,14 @@ def _in_order(batches: Any) -> bool:
     sampler = getattr(batches, "sampler", None)
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
+
+# %% ../nbs/27_predictor.ipynb #1f813cfa
+@patch
+@checked
+def save(
+    self: Predictor,
+    path: str | Path | None = None,     # a .safetensors file, replaced; None: what was fitted goes into its run
+) -> Path:                              # what was written; `load_predictor` reads it
+    "Keep it in a file, or what was fitted in its run."
+    from imgcls.inference import save_predictor
+    return save_predictor(self, path)
