@@ -11,7 +11,7 @@ Guaranteed: each part holds the very numbers that its own transform makes; what 
 # %% auto #0
 __all__ = ['SideBySide', 'Grey', 'transform_of', 'configs_of', 'colours_of']
 
-# %% ../nbs/13a_canvas.ipynb #06a7aae2
+# %% ../nbs/13a_canvas.ipynb #af56ca33
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -25,7 +25,7 @@ from .core import Images, RawImage, check, checked
 from .datasets import InParts
 from .transforms import TransformConfig, build_transform, denormalize
 
-# %% ../nbs/13a_canvas.ipynb #e40e945b
+# %% ../nbs/13a_canvas.ipynb #ebf2e7d2
 class SideBySide(InParts):
     "Several transforms of one image, left to right on one canvas."
 
@@ -49,7 +49,8 @@ class SideBySide(InParts):
 
     def vary(self, pixels: RawImage) -> Tensor:
         if self.draws == "nothing": return pixels
-        return self._placed([pipeline.vary(part) for pipeline, part in zip(self.pipelines, self.apart(pixels), strict=True)])
+        parts = self.apart(pixels)
+        return self._placed([pipeline.vary(part) for pipeline, part in zip(self.pipelines, parts, strict=True)])
 
     def finish(self, images: Sequence[Tensor]) -> Images:
         parts = zip(*(self.apart(image) for image in images), strict=True)
@@ -83,7 +84,7 @@ class SideBySide(InParts):
 def _colours(config: TransformConfig, images: Images) -> Images:
     return images if config.normalize is None else denormalize(images, config.normalize.mean, config.normalize.std)
 
-# %% ../nbs/13a_canvas.ipynb #0a8721c7
+# %% ../nbs/13a_canvas.ipynb #c5e788b2
 class Grey(InParts):
     "Before a transform for images of one channel: an image in colour becomes grey."
 
@@ -99,7 +100,7 @@ class Grey(InParts):
     def vary(self, pixels: RawImage) -> Tensor: return self.transform.vary(pixels)
     def finish(self, images: Sequence[Tensor]) -> Images: return self.transform.finish(images)
 
-# %% ../nbs/13a_canvas.ipynb #f083f170
+# %% ../nbs/13a_canvas.ipynb #75d63348
 @checked
 def transform_of(
     preprocessing: Mapping[str, Any] | str,     # of a predictor's description
@@ -112,7 +113,7 @@ def transform_of(
     transform = SideBySide(configs) if several else build_transform(configs[0], "test")
     return Grey(transform) if mode == "L" else transform
 
-# %% ../nbs/13a_canvas.ipynb #bec1e6a3
+# %% ../nbs/13a_canvas.ipynb #2d307584
 @checked
 def configs_of(
     preprocessing: Mapping[str, Any],           # of a predictor's description
@@ -121,7 +122,7 @@ def configs_of(
     if "side_by_side" not in preprocessing: return [from_dict(TransformConfig, preprocessing)]
     return [from_dict(TransformConfig, part) for part in preprocessing["side_by_side"]]
 
-# %% ../nbs/13a_canvas.ipynb #0465f355
+# %% ../nbs/13a_canvas.ipynb #df10299e
 @checked
 def colours_of(
     preprocessing: Mapping[str, Any] | str,     # of a predictor's description

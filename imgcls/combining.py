@@ -14,7 +14,7 @@ predictors of them is `60b_ensembles`."""
 # %% auto #0
 __all__ = ['views', 'View', 'cut', 'boxes', 'sizes_for', 'Averaging', 'Viewed', 'Together', 'combined', 'temperature_of']
 
-# %% ../nbs/28_combining.ipynb #a2416463
+# %% ../nbs/28_combining.ipynb #b3d0a75a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .core import CheckpointError, DataError, Images, Logits, Registry, check, checked
 
-# %% ../nbs/28_combining.ipynb #05f8e450
+# %% ../nbs/28_combining.ipynb #d792143e
 @dataclass(frozen=True)
 class View:
     "A way to look at an image several times."
@@ -42,7 +42,7 @@ class View:
         "What the network gets, one look after the other."
         return self.looks(images, sizes)
 
-# %% ../nbs/28_combining.ipynb #5853b0cb
+# %% ../nbs/28_combining.ipynb #44d99ca9
 def _flip(images: Images, sizes: Sequence[tuple[int, int]]) -> list[Images]: return [images, images.flip(-1)]
 
 
@@ -66,7 +66,7 @@ views = Registry("view", {
     "flip": View(_flip), "five_crop": View(_five_crop, (8/7,)), "ten_crop": View(_ten_crop, (8/7,)),
     "scales": View(_scales, (1.0, 8/7, 9/7), whole=True)})
 
-# %% ../nbs/28_combining.ipynb #47d71cbd
+# %% ../nbs/28_combining.ipynb #3a311dcb
 def cut(
     images: Images,
     box: tuple[int, int, int, int],     # top, left, height, width
@@ -75,7 +75,7 @@ def cut(
     top, left, height, width = box
     return images[..., top:top + height, left:left + width].clone()
 
-# %% ../nbs/28_combining.ipynb #697a1ce8
+# %% ../nbs/28_combining.ipynb #ffd60efb
 def boxes(
     sizes: Sequence[tuple[int, int]],       # height, width of each picture
 ) -> list[tuple[int, int, int, int]]:       # top, left, height, width
@@ -83,7 +83,7 @@ def boxes(
     lefts = accumulate((width for _, width in sizes), initial=0)
     return [(0, left, height, width) for left, (height, width) in zip(lefts, sizes, strict=False)]
 
-# %% ../nbs/28_combining.ipynb #a9bffa94
+# %% ../nbs/28_combining.ipynb #d02da5a0
 @checked
 def sizes_for(
     name: str,              # a name in views()
@@ -97,7 +97,7 @@ def sizes_for(
           "7 pixels a side are.")
     return [(round(height*scale), round(width*scale)) for scale in scales]
 
-# %% ../nbs/28_combining.ipynb #5c9fac99
+# %% ../nbs/28_combining.ipynb #b74288ea
 class Averaging(nn.Module):
     "Several answers to one image; their mean."
     canvas: tuple[int, int] | None = None       # height, width that its images must have; None: any
@@ -120,13 +120,13 @@ class Averaging(nn.Module):
 
     def _check(self, size: tuple[int, ...]) -> None:
         check(self.canvas in (None, size), f"The images must be {self.canvas}, height and width in pixels", size,
-              "Batches that were made for one of the networks do not fit; folders, files and an ImageData do.", DataError)
+              "Batches made for one of the networks do not fit; folders, files and an ImageData do.", DataError)
 
 
 def _logs(logits: Logits, temperature: float) -> Logits:
     return (logits.float()/temperature).log_softmax(1)
 
-# %% ../nbs/28_combining.ipynb #5bb8f1e5
+# %% ../nbs/28_combining.ipynb #2b39018f
 class Viewed(Averaging):
     "A network that looks at each image several times."
 
@@ -158,7 +158,7 @@ class Viewed(Averaging):
 
     def extra_repr(self) -> str: return f"views={self.name!r}"
 
-# %% ../nbs/28_combining.ipynb #417f658c
+# %% ../nbs/28_combining.ipynb #de89ce18
 class Together(Averaging):
     "Several networks that answer together."
 
@@ -167,7 +167,7 @@ class Together(Averaging):
         self,
         members: Sequence[nn.Module],
         temperatures: Sequence[float] | None = None,        # of each member's answers; None: 1
-        orders: Sequence[Sequence[int]] | None = None,      # of each member: which of its outputs is ours; None: as it is
+        orders: Sequence[Sequence[int]] | None = None,      # of each member: its outputs in our order
         boxes: Sequence[Sequence[int]] | None = None,       # of each member: top, left, height, width of what it sees
     ):
         super().__init__()
@@ -192,10 +192,10 @@ class Together(Averaging):
             found.append(logs.index_select(1, self.orders[i]) if self.reordered[i] else logs)
         return found
 
-# %% ../nbs/28_combining.ipynb #1b827c44
+# %% ../nbs/28_combining.ipynb #9dbccc0c
 @checked
 def combined(
-    about: Mapping[str, Any],           # "kind" 'views': "of", "views", "size"; 'ensemble': "members", "orders", "boxes"
+    about: Mapping[str, Any],       # "kind": "views" (of, views, size) or "ensemble" (members, orders, boxes)
     network_of: Callable[[Mapping[str, Any]], nn.Module],      # makes a single network of its description
 ) -> nn.Module:
     "The module that a description names."
@@ -207,9 +207,9 @@ def combined(
         members = about["members"]
         return Together([combined(one, network_of) for one in members], [temperature_of(one) for one in members],
                         about["orders"], about["boxes"])
-    raise CheckpointError(f"There are views and ensembles of networks. Got {kind!r}. A newer imgcls may have written it.")
+    raise CheckpointError(f"There are views and ensembles of networks. Got {kind!r}. Is it a newer imgcls's?")
 
-# %% ../nbs/28_combining.ipynb #45389e0f
+# %% ../nbs/28_combining.ipynb #2140822e
 def temperature_of(
     about: Mapping[str, Any],       # with what was fitted under "decisions", if anything was
 ) -> float:
