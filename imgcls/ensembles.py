@@ -14,7 +14,7 @@ says which member and why. Whether it helps is measured: `.gain(val)` compares w
 # %% auto #0
 __all__ = ['with_views', 'parts_of', 'show_views', 'Ensemble', 'average_weights', 'GainOverBest', 'gain']
 
-# %% ../nbs/60b_ensembles.ipynb #a303aa9b
+# %% ../nbs/60b_ensembles.ipynb #e5d96c6f
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from .transforms import TransformConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../nbs/60b_ensembles.ipynb #1fa441ac
+# %% ../nbs/60b_ensembles.ipynb #89100830
 @checked
 def with_views(
     predictor: Predictor,
@@ -82,7 +82,7 @@ def _larger(predictor: Predictor, name: str) -> tuple[tuple[int, int], dict[str,
     larger = [to_dict(replace(config, resize=size)) for size in sizes_for(name, config.resize)]
     return config.resize, larger[0] if len(larger) == 1 else {"side_by_side": larger}
 
-# %% ../nbs/60b_ensembles.ipynb #082da4dd
+# %% ../nbs/60b_ensembles.ipynb #bf4ad558
 def _settings(predictor: Predictor) -> dict[str, Any]:
     "How it computes."
     names = ("n_outputs", "batch_size", "seed", "deterministic", "loader")
@@ -120,7 +120,7 @@ def _check_takes(predictor: Predictor, sizes: Sequence[tuple[int, int]]) -> None
             raise ConfigError(f"The views 'scales' need a network that takes images of any size. Of {size} pixels it "
                               f"says: {error}. Crops have its own size: 'five_crop'.") from error
 
-# %% ../nbs/60b_ensembles.ipynb #dcfee93f
+# %% ../nbs/60b_ensembles.ipynb #a9de7ea4
 @checked
 def parts_of(
     predictor: Predictor,
@@ -143,7 +143,7 @@ def _part(whole: Predictor, network: nn.Module, about: Mapping[str, Any]) -> Pre
                      Origin(about["origin"], epoch=about.get("epoch") or 0), about=about, colours=colours,
                      decisions=Decisions.from_dict(about["decisions"]), **settings)
 
-# %% ../nbs/60b_ensembles.ipynb #14d2fed0
+# %% ../nbs/60b_ensembles.ipynb #55dabc9b
 @checked
 def show_views(
     predictor: Predictor,       # of `with_views`
@@ -159,7 +159,7 @@ def show_views(
     return image_grid([picture[0] for picture in pictures], [f"{one.label} {one.confidence:.2f}" for one in said],
                       n_columns=min(5, len(looks)))
 
-# %% ../nbs/60b_ensembles.ipynb #1c92b7cd
+# %% ../nbs/60b_ensembles.ipynb #58077401
 class Ensemble(Predictor):
     "Several predictors that answer together: the mean of their probabilities."
 
@@ -181,7 +181,7 @@ class Ensemble(Predictor):
         super().__init__(network, transform, first.class_names, first.runtime, Origin(f"{len(self.parts)} members'"),
                          about=about, colours=colours, data=_data_of(self.parts), **_settings(first))
 
-# %% ../nbs/60b_ensembles.ipynb #065a4234
+# %% ../nbs/60b_ensembles.ipynb #f6eaa805
 def _members(members: Sequence[Any]) -> list[Predictor]:
     check(len(members) > 0, "There must be at least one member", len(members))
     found = [_member(one, i + 1) for i, one in enumerate(members)]
@@ -232,14 +232,14 @@ def _data_of(members: Sequence[Predictor]) -> Callable[[], ImageData] | None:
 
     def data() -> ImageData:
         found = [one.data() for one in members]
-        if len({one.fingerprint for one in found if one is not None}) > 1 or None in found:
-            raise DataError("The members were trained on different images, or divided them in different ways: there are "
-                            "none that are those of all.")
+        alike = None not in found and len({one.fingerprint for one in found}) == 1
+        check(alike, "All members must have been trained on the same images, divided in the same way", "others",
+              "Name the images.", DataError)
         return found[0]
 
     return data
 
-# %% ../nbs/60b_ensembles.ipynb #4ef7f723
+# %% ../nbs/60b_ensembles.ipynb #6f1c2fa8
 _Input = tuple[Any, Any, Mapping[str, Any] | str | None, list[tuple[int, int, int, int]] | None]
 
 
@@ -265,7 +265,7 @@ def _check_sized(unit: Sequence[TransformConfig]) -> None:
         check(config.resize is not None, "Members that see images in different ways need images of a size: `resize`",
               config.resize)
 
-# %% ../nbs/60b_ensembles.ipynb #04855e80
+# %% ../nbs/60b_ensembles.ipynb #9d4ace33
 @checked
 def average_weights(
     members: Sequence[Any],     # as of `Ensemble`, of one architecture
@@ -296,7 +296,8 @@ def _named(predictor: Predictor) -> str:
 
 def _check_same_kind(first: Predictor, other: Predictor, i: int) -> None:
     check(first.class_names == other.class_names,
-          "Networks whose weights are averaged must have the same classes in the same order", f"member {i}: {listed(other.class_names)}", f"Member 1 has {listed(first.class_names)}.", DataError)
+          "Networks whose weights are averaged must have the same classes in the same order",
+          f"member {i}: {listed(other.class_names)}", f"Member 1 has {listed(first.class_names)}.", DataError)
     kinds = [(one.about or {}).get("architecture") for one in (first, other)]
     check(kinds[0] == kinds[1], "Networks whose weights are averaged must have one architecture",
           f"member {i}: {kinds[1]}", f"Member 1 is {kinds[0]}.")
@@ -304,7 +305,7 @@ def _check_same_kind(first: Predictor, other: Predictor, i: int) -> None:
     check(places is None, "Networks whose weights are averaged must see images in the same way",
           f"member {i} sees them otherwise than member 1", "Try Ensemble([...]), where each sees them in its own way.")
 
-# %% ../nbs/60b_ensembles.ipynb #6e7532e9
+# %% ../nbs/60b_ensembles.ipynb #e4c62aa6
 def _mean_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     "In float64, rounded once; of whole numbers the largest."
     first = states[0]
@@ -354,7 +355,7 @@ def _to_measure(first: Predictor, images: Any) -> Any:
               images.transforms.test.resize, f"They see {ours[0].resize}.", DataError)
     return images.batches("train", first.batch_size, first.seed)
 
-# %% ../nbs/60b_ensembles.ipynb #122e0464
+# %% ../nbs/60b_ensembles.ipynb #8bd1ccd3
 @dataclass(frozen=True, repr=False)
 class GainOverBest(Gain):
     "What changed against the best of several predictors, which was chosen on the same images."
@@ -365,9 +366,9 @@ class GainOverBest(Gain):
     def _repr_html_(self) -> str: return f"{super()._repr_html_()}<p>{self._before()}</p>"
 
     def _before(self) -> str:
-        return f"before: the best of {self.n_members} members ({self.best}), chosen on the same images, which favours it"
+        return f"before: the best of {self.n_members} members ({self.best}), chosen on these images, which favours it"
 
-# %% ../nbs/60b_ensembles.ipynb #4dc9b456
+# %% ../nbs/60b_ensembles.ipynb #6870f6b2
 @checked
 def gain(
     predictor: Predictor,       # with views, an ensemble, or an average
