@@ -8,8 +8,10 @@ Modules:
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
+- `imgcls.canvas`: How does one image reach several networks, each in its own size?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.combining`: How do several looks, or several networks, give one answer?
 - `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
@@ -18,6 +20,7 @@ Modules:
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
 - `imgcls.edits`: How are labels mended without touching a file?
+- `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?

@@ -13,6 +13,7 @@ weights is not used; a damaged, foreign or older file is an error that says so; 
 __all__ = ['load_predictor', 'save_predictor', 'labelled']
 
 # %% ../nbs/60_inference.ipynb #e6726e35
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +24,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .canvas import colours_of, transform_of
 from .checkpointing import load_weights_file, read_checkpoint, save_weights, weights_hash
+from .combining import combined
 from .config import from_dict
 from .core import CheckpointError, ConfigError, DataError, check, checked, fits, listed, write_atomic
 from .data import DataConfig, ImageData, load_manifest
@@ -37,7 +40,7 @@ from .predictor import Predictor
 from .runs import Run, average_in, writing
 from .runtime import Runtime
 from .settings import find_settings, get_logger
-from .transforms import TransformConfig, TransformsConfig, build_transform, denormalize
+from .transforms import TransformsConfig
 
 # %% ../nbs/60_inference.ipynb #e2a46234
 @checked
@@ -204,30 +207,48 @@ def _assembled(saved: Mapping[str, Any], network: nn.Module | None, transform: C
     "All of it as one object."
     about, seed, batch_size = saved["about"], saved["seed"], saved["batch_size"]
     names, preprocessing = about["class_names"], about["preprocessing"]
-    config = None if isinstance(preprocessing, str) else from_dict(TransformConfig, preprocessing)
-    if transform is None and config is not None: transform = build_transform(config, "test")
+    if transform is None: transform = transform_of(preprocessing, about.get("mode", "RGB"))
     loader = lambda dataset: Batches(dataset, batch_size, seed, num_workers=workers, pin_memory=runtime.pin_memory,
                                      name="eval")
-    normal = config and config.normalize
-    colours = (lambda images: denormalize(images, normal.mean, normal.std)) if normal else None
     return Predictor(_network_of(about, saved["weights"], network), transform, names, runtime, saved["origin"],
-                     n_outputs=about.get("n_outputs"), batch_size=batch_size, seed=seed, loader=loader, colours=colours,
+                     n_outputs=about.get("n_outputs"), batch_size=batch_size, seed=seed, loader=loader,
                      deterministic=saved["deterministic"], about={"mode": "RGB", **about}, decisions=saved["decisions"],
-                     data=saved["data"])
+                     data=saved["data"], colours=colours_of(preprocessing))
 
 
 def _network_of(about: Mapping[str, Any], weights: Mapping[str, Tensor], network: nn.Module | None) -> nn.Module:
     "Built as the file says, or the one that was given, with these weights."
-    if network is None:
-        check(about["model"] is not None, "A network that was passed as an object must be given again",
-              about.get("architecture"), "Try load_predictor(..., network=MyNetwork()).", ConfigError)
-        model = replace(from_dict(ModelConfig, about["model"]), weights=None, new_head=False, freeze=None)
-        channels = about.get("in_channels") or _channels_of(weights) or 3
-        network = build_network(model, len(about["class_names"]), 0, channels)
+    if "kind" in about: network = _several(about, _channels_of(weights), network)
+    elif network is None: network = _one(about, _channels_of(weights))
     try: network.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise CheckpointError(f"The weights are of another network than {type(network).__name__}: {error}") from None
     return network.eval()
+
+# %% ../nbs/60_inference.ipynb #8291f0d4
+def _one(about: Mapping[str, Any], channels: int | None) -> nn.Module:
+    "A network as its description names it."
+    check(about["model"] is not None, "A network that was passed as an object must be given again",
+          about.get("architecture"), "Try load_predictor(..., network=MyNetwork()).", ConfigError)
+    model = replace(from_dict(ModelConfig, about["model"]), weights=None, new_head=False, freeze=None)
+    return build_network(model, len(about["class_names"]), 0, about.get("in_channels") or channels or 3)
+
+
+def _several(about: Mapping[str, Any], channels: int | None, network: nn.Module | None) -> nn.Module:
+    "Views or an ensemble (`28_combining`); a network that was passed as an object is copied for each that needs it."
+    taken = []
+
+    def make(one: Mapping[str, Any]) -> nn.Module:
+        if network is None or one["model"] is not None: return _one(one, channels)
+        taken.append(True)
+        return copy.deepcopy(network)
+
+    try: made = combined(about, make)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"The file does not say how its networks are combined ({error!r}).") from None
+    check(network is None or bool(taken), "`network` is for networks that were passed as objects",
+          type(network).__name__, "This file names all of its networks: leave it out.")
+    return made
 
 # %% ../nbs/60_inference.ipynb #11338246
 @checked

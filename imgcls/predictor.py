@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import DataError, Images, ImgclsError, Logits, check, checked, listed
-from .decisions import Decisions, PredictionSets, Threshold, fit_sets
+from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
 from .images import as_image, images_in
@@ -294,6 +294,36 @@ def _in_order(batches: Any) -> bool:
     sampler = getattr(batches, "sampler", None)
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
+
+# %% ../nbs/27_predictor.ipynb #f50c4085
+@patch
+@checked
+def with_views(
+    self: Predictor,
+    name: str,              # 'flip', 'five_crop', 'ten_crop' or 'scales': a name in imgcls.combining.views()
+) -> Predictor:             # this one stays as it is; `.gain(val)` says what the views gain
+    "A predictor that looks at each image several times."
+    from imgcls.ensembles import with_views
+    return with_views(self, name)
+
+# %% ../nbs/27_predictor.ipynb #36711187
+@patch(as_prop=True)
+def made_of(self: Predictor) -> list[Predictor]:
+    "Whose answers, or weights, it averages; [] for a single network."
+    from imgcls.ensembles import parts_of
+    return parts_of(self)
+
+
+@patch
+@checked
+def gain(
+    self: Predictor,        # with views, an ensemble, or an average
+    val: Any,               # `ImageData`, a folder of class folders, or batches; new to all that it was made of
+    split: str | None = None,   # of the images; None: val where there is one
+) -> Gain:                  # shows itself; .holds_zero
+    "What it gains over what it was made of: the best of its members, if it has several."
+    from imgcls.ensembles import gain
+    return gain(self, val, split)
 
 # %% ../nbs/27_predictor.ipynb #9d4d8af3
 @patch
