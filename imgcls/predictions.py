@@ -49,6 +49,7 @@ class Predictions:
     origin: "Origin | None" = None          # which network said it; whoever asked the network sets it
     inputs: Callable[[int], Tensor] | None = None   # image i as the network got it; whoever asked the network sets it
     decisions: Any = None                   # the `Decisions` of who answered: its threshold, its sets; None: none
+    agreement: Any = None                   # how far a strategy's answers are the standard ones; None: they are those
 
     @checked
     def __init__(
@@ -244,6 +245,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     known = {} if whole.targets is None else {"targets": whole.targets[rows], "losses": losses}
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
+    new.agreement = whole.agreement
     return new
 
 
@@ -254,7 +256,8 @@ def _count(n: int, word: str) -> str: return f"{n:,} {word}{'s' * (n != 1)}"
 def __repr__(self: Predictions) -> str:
     split, weights = f" ({self.split})" if self.split else "", f"; {self.weights}" if self.weights else ""
     if len(self) == 1: return f"Predictions{split}: 1 image: {self[0]!r}"
-    return f"Predictions{split}: {_count(len(self), 'image')}, {len(self.class_names)} classes{weights}"
+    agreement = f"; {self.agreement}" if self.agreement is not None else ""
+    return f"Predictions{split}: {_count(len(self), 'image')}, {len(self.class_names)} classes{weights}{agreement}"
 
 
 @patch
@@ -266,8 +269,9 @@ def _repr_html_(self: Predictions) -> str:
     rest = f"<p>… {len(self) - n} more, see .per_sample</p>" if len(self) > n else ""
     table = html_table(self.per_sample.head(n).assign(then=then))
     head = f"{_count(len(self), 'image')}, {len(self.class_names)} classes"
+    said = [str(part) for part in (head, self.weights, self.agreement) if part not in (None, "")]
     split = f"<b>{html.escape(self.split)}</b>: " if self.split else ""
-    return f"<p>{split}{html.escape('; '.join([head, self.weights]).rstrip('; '))}</p>{table}{rest}"
+    return f"<p>{split}{html.escape('; '.join(said))}</p>{table}{rest}"
 
 # %% ../nbs/24_predictions.ipynb #c553bcdd
 def of_split(
