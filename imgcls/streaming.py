@@ -14,13 +14,14 @@ be read back exactly; the file appears whole or not at all, and no other file is
 __all__ = ['WORDS', 'FORMATS', 'SHOWN', 'STALL', 'listed_images', 'fingerprint', 'Patient', 'columns_of', 'names_of', 'CSV',
            'JSONLines', 'Parquet', 'job_of', 'differing', 'Job', 'opened', 'Written', 'predict_to']
 
-# %% ../nbs/60c_streaming.ipynb #580a447e
+# %% ../nbs/60c_streaming.ipynb #7369246b
 import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import time
@@ -46,9 +47,11 @@ from imgcls.core import (
     check,
     checked,
     extra,
+    is_gone,
     listed,
     near_miss,
     sweep,
+    sync_folder,
     write_atomic,
 )
 from .images import as_image, images_in
@@ -60,7 +63,7 @@ from .runtime import where
 from .settings import get_logger
 from .strategies import Agreement, Planned, Team, agreement_of, planned, strategies
 
-# %% ../nbs/60c_streaming.ipynb #6daed266
+# %% ../nbs/60c_streaming.ipynb #5ac3cf92
 def listed_images(
     images: Any,            # what a person gives
 ) -> list[Any]:             # paths as texts, if all are files
@@ -87,7 +90,7 @@ def _named(path: Path, given: str | Path) -> list[Any]:
 
 def _are_files(items: Sequence[Any]) -> bool: return all(isinstance(item, (str, os.PathLike)) for item in items)
 
-# %% ../nbs/60c_streaming.ipynb #e88a6894
+# %% ../nbs/60c_streaming.ipynb #60962d5d
 def fingerprint(
     items: Sequence[Any],       # paths, or images in memory
 ) -> str:                       # 32 hex digits
@@ -111,7 +114,7 @@ def _marks(item: Any) -> Iterator[bytes]:
         except Exception as error: yield repr(error).encode("utf-8", "replace")
         else: yield from (repr((image.mode, image.size)).encode(), image.tobytes())
 
-# %% ../nbs/60c_streaming.ipynb #5fd60bbb
+# %% ../nbs/60c_streaming.ipynb #c8bff0f6
 WORDS = 400         # bytes of an error that are kept
 
 
@@ -163,7 +166,7 @@ def _reason(error: Exception) -> bytes:
     if not isinstance(error, (ImgclsError, OSError)): words = f"{type(error).__name__}: {words}"
     return " ".join(words.split()).encode("utf-8", "replace")[:WORDS]
 
-# %% ../nbs/60c_streaming.ipynb #31573cf0
+# %% ../nbs/60c_streaming.ipynb #07192e73
 def columns_of(
     predictor: Predictor,       # whose answers these are
     paths: Sequence[str] | None,    # of the images; None: they come from no files
@@ -192,7 +195,7 @@ def _told(predictor: Predictor, logits: Logits) -> dict[str, list[Any]]:
     if decisions.sets is not None: told["set"] = [list(classes) for classes in predictions.sets]
     return told | {f"prob_{name}": predictions.probabilities[:, i].tolist() for i, name in enumerate(names)}
 
-# %% ../nbs/60c_streaming.ipynb #fdc161cf
+# %% ../nbs/60c_streaming.ipynb #5ee313b3
 def names_of(
     predictor: Predictor,       # whose answers these are
 ) -> list[str]:                 # without path and error
@@ -201,7 +204,7 @@ def names_of(
     return ["predicted", "confidence", *(name for name, value in fitted.items() if value is not None),
             *(f"prob_{name}" for name in predictor.output_names)]
 
-# %% ../nbs/60c_streaming.ipynb #7ade64d3
+# %% ../nbs/60c_streaming.ipynb #59ed7506
 class CSV:
     "Comma-separated values, as `Predictions.to_csv` writes them."
 
@@ -241,7 +244,7 @@ def _append(parts: Sequence[Path], file: IO[bytes]) -> None:
 
 def _probabilities(names: Sequence[str]) -> list[str]: return [name for name in names if name.startswith("prob_")]
 
-# %% ../nbs/60c_streaming.ipynb #429abea6
+# %% ../nbs/60c_streaming.ipynb #ac7acf86
 class JSONLines:
     "A JSON object a line; `null` where there is nothing."
 
@@ -267,7 +270,7 @@ def _json_line(row: dict[str, Any]) -> bytes:
     try: return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError: return (json.dumps(row, allow_nan=False) + "\n").encode()     # a path of any bytes
 
-# %% ../nbs/60c_streaming.ipynb #ba293dd1
+# %% ../nbs/60c_streaming.ipynb #5a2a67fe
 class Parquet:
     "Columns with types, for pandas, DuckDB, Spark; needs pyarrow."
 
@@ -302,7 +305,7 @@ class Parquet:
 
 FORMATS = {".csv": CSV, ".jsonl": JSONLines, ".parquet": Parquet}
 
-# %% ../nbs/60c_streaming.ipynb #78756dbd
+# %% ../nbs/60c_streaming.ipynb #6f007c8c
 def job_of(
     predictor: Predictor,       # who answers
     batches: Planned,           # the batches of all images
@@ -333,7 +336,7 @@ def _version(package: str) -> str:
     try: return version(package)
     except PackageNotFoundError: return "unknown"
 
-# %% ../nbs/60c_streaming.ipynb #49423979
+# %% ../nbs/60c_streaming.ipynb #2a88be6b
 def differing(
     before: Mapping[str, Any],      # a job
     now: Mapping[str, Any],         # another
@@ -343,7 +346,7 @@ def differing(
     brief = lambda value: (text if len(text := str(value)) <= 60 else text[:60] + "…")
     return "; ".join(f"{key}: {brief(before.get(key))} before, {brief(now.get(key))} now" for key in keys)
 
-# %% ../nbs/60c_streaming.ipynb #0be36cf1
+# %% ../nbs/60c_streaming.ipynb #7f7d5797
 class Job:
     "A file that is being written: its parts, and what they belong to."
 
@@ -386,7 +389,7 @@ class Job:
 
 SHOWN = 10      # errors that are kept in mind
 
-# %% ../nbs/60c_streaming.ipynb #179d33da
+# %% ../nbs/60c_streaming.ipynb #cfe3089f
 @contextlib.contextmanager
 def opened(
     job: Job,
@@ -410,7 +413,7 @@ def opened(
         for file in job.parts.glob("failed-*"): file.unlink(missing_ok=True)
         yield
 
-
+# %% ../nbs/60c_streaming.ipynb #acc2e59f
 def _check_folder(job: Job) -> None:
     "Is it ours?"
     ours = not job.parts.exists() or (job.parts.is_dir() and (
@@ -434,7 +437,7 @@ def _check_job(job: Job, overwrite: bool) -> None:
             if entry.name not in ("lock", "job.json"): entry.unlink()
         file.unlink()
 
-
+# %% ../nbs/60c_streaming.ipynb #dfe08616
 @contextlib.contextmanager
 def _lock(job: Job) -> Iterator[None]:
     from filelock import FileLock, Timeout
@@ -449,7 +452,7 @@ def _lock(job: Job) -> Iterator[None]:
     try: yield
     finally: lock.release()
 
-# %% ../nbs/60c_streaming.ipynb #dd25454e
+# %% ../nbs/60c_streaming.ipynb #8ab07f5d
 @dataclass(frozen=True)
 class Written:
     "A file of answers."
@@ -473,7 +476,7 @@ class Written:
     def _repr_html_(self) -> str:
         return facts({**self._facts(), "seconds": f"{self.seconds:.1f}", **dict(self.errors)})
 
-# %% ../nbs/60c_streaming.ipynb #cfb29918
+# %% ../nbs/60c_streaming.ipynb #ea6d713c
 @checked
 def predict_to(
     predictor: Predictor,       # who answers
@@ -496,10 +499,10 @@ def predict_to(
     size = max(1, chunk // batches.batch_size)              # batches of a part
     job = Job(out, job_of(worker, batches, names, strategy, size), kind, -(-len(batches.plan) // size))
     with contextlib.ExitStack() as stack:
-        done, missing = _begin(job, team, overwrite, stack)
+        done, missing, beside = _begin(job, team, overwrite, stack)
         if done is None:
             found = len(items) - sum(len(rows) for number in missing for rows in _rows(batches, number, size))
-            _make(job, worker, team, batches, missing, size, _bar(team, len(items), found, progress))
+            _make(job, worker, team, batches, missing, size, _bar(team, len(items), found, progress), beside)
             agreement = lambda: None if strategy == "standard" else _agreement(job, predictor, batches, strategy, size)
             done = team.each(lambda: _finish(job, agreement()) if team.rank == 0 else None)[0]
         else: found = len(items)
@@ -514,7 +517,7 @@ def _rows(batches: Planned, number: int, size: int) -> Sequence[range]:
     "Of the batches of a chunk."
     return batches.plan[number*size:(number + 1)*size]
 
-# %% ../nbs/60c_streaming.ipynb #88aaddc2
+# %% ../nbs/60c_streaming.ipynb #216e2e9d
 def _checked_out(path: str | Path) -> Path:
     out = Path(path).expanduser().absolute()
     allowed = list(FORMATS)
@@ -549,22 +552,24 @@ def _tell(written: Written) -> None:
     more = f" {'an' if has == 'has' else ''} answer".replace("  ", " ")
     get_logger().warning(f"{what} {written.n:,} images {has}{more}: {which}. The column `error` says why.")
 
-# %% ../nbs/60c_streaming.ipynb #f84b2643
+# %% ../nbs/60c_streaming.ipynb #3833a7e5
 def _begin(job: Job, team: Team, overwrite: bool, stack: contextlib.ExitStack
-           ) -> tuple[dict[str, Any] | None, list[int]]:
-    "What came of the job, if it is finished; else the chunks that are missing. Decided by one for all."
+           ) -> tuple[dict[str, Any] | None, list[int], list[int]]:
+    "What came of the job, if it is finished; else which chunks are missing: one decides for all. And who is beside us."
     def first() -> Any:
-        if team.rank: return None, None, job.job
+        me = platform.node(), os.getpid()
+        if team.rank: return None, None, job.job, me
         done = job.finished()
         if done is None: stack.enter_context(opened(job, overwrite))
         elif (job.parts/"job.json").exists(): shutil.rmtree(job.parts, ignore_errors=True)     # it was ended just then
-        return done, None if done else job.missing, job.job
+        return done, None if done else job.missing, job.job, me
 
     every = team.each(first)
-    for _, _, other in every[1:]:
+    for _, _, other, _ in every[1:]:
         differs = differing(every[0][2], other)
         check(not differs, "All processes must be called with the same arguments", differs)
-    return every[0][:2]
+    beside = [pid for _, _, _, (node, pid) in every if node == platform.node()]
+    return *every[0][:2], beside
 
 
 def _bar(team: Team, n: int, found: int, progress: bool | None) -> tqdm:
@@ -573,15 +578,15 @@ def _bar(team: Team, n: int, found: int, progress: bool | None) -> tqdm:
                 disable=team.rank > 0 or not seen)
 
 
-def _make(job: Job, worker: Predictor, team: Team, batches: Planned, missing: Sequence[int], size: int, bar: tqdm
-          ) -> None:
+def _make(job: Job, worker: Predictor, team: Team, batches: Planned, missing: Sequence[int], size: int, bar: tqdm,
+          beside: Sequence[int]) -> None:
     "The chunks that are this process's; then wait for those of the others."
     def work() -> None:
         mine = missing[team.rank::team.size]
         try:
             with bar, writing(job.out, "Make room there, and call again: it goes on where it was.", DataError):
                 for number in _made(job, worker, batches, mine, size, bar): job.save(*number)
-                _wait(job, team, missing, bar, len(mine))
+                if team.size > 1: _wait(job, missing, beside, bar, set(mine))
         except Exception as error:
             if team.size > 1:
                 with contextlib.suppress(OSError): (job.parts/f"failed-{team.rank}").write_text(repr(error))
@@ -589,7 +594,7 @@ def _make(job: Job, worker: Predictor, team: Team, batches: Planned, missing: Se
 
     team.each(work)
 
-
+# %% ../nbs/60c_streaming.ipynb #f4a620f5
 def _made(job: Job, worker: Predictor, batches: Planned, mine: Sequence[int], size: int, bar: tqdm
           ) -> Iterator[tuple[int, dict[str, list[Any]], int]]:
     "Each chunk with its number and that of its first row; workers read on meanwhile."
@@ -613,22 +618,24 @@ def _counted(batches: Iterator[Any], bar: tqdm) -> Iterator[Any]:
         yield batch
         bar.update(len(batch[0]))
 
-# %% ../nbs/60c_streaming.ipynb #14c9044c
+# %% ../nbs/60c_streaming.ipynb #ef8e6f08
 STALL = 1800        # seconds without a new part from anybody
 
 
-def _wait(job: Job, team: Team, missing: Sequence[int], bar: tqdm, seen: int) -> None:
-    "Until the other processes have made their parts; a part that exists is whole."
-    left, since = set(missing[:] if team.size > 1 else ()), time.monotonic()
-    while True:
+def _wait(job: Job, missing: Sequence[int], beside: Sequence[int], bar: tqdm, mine: set[int]) -> None:
+    "Until the other processes have made their parts, or one of them is found to be gone; a part that exists is whole."
+    left, since = set(missing) - mine, time.monotonic()
+    while left:
+        gone = [pid for pid in beside if is_gone(pid)]          # asked before looking: it may just have ended well
         there = {number for number in left if job.part(number).exists()}
         if there: left, since = left - there, time.monotonic()
-        if not left: return
-        failed = [file.name.removeprefix("failed-") for file in job.parts.glob("failed-*")]
-        if failed: return       # it will say itself what happened
+        if [*job.parts.glob("failed-*")]: return                # it will say itself what happened
+        check(not (left and gone), "Each process must make its parts", f"process {listed(gone)} has ended",
+              "Start all of them again: they go on where they were.", ImgclsError)
         check(time.monotonic() - since < STALL, f"Each process must make a part in {STALL} s",
               f"{len(left)} parts missing", "Is a process gone, or is the folder not shared by all?", ImgclsError)
-        time.sleep(0.1)
+        bar.set_postfix_str(f"{len(left)} parts of other processes")
+        if left: time.sleep(0.1)
 
 
 def _agreement(job: Job, predictor: Predictor, batches: Planned, strategy: str, size: int) -> Agreement:
@@ -649,13 +656,13 @@ def _finish(job: Job, agreement: Agreement | None) -> dict[str, Any]:
             "errors": [pair for one in said for pair in one["first"]][:SHOWN],
             "agreement": None if agreement is None else asdict(agreement)}
 
-    def write(file: IO[bytes]) -> None:
-        job.kind.join([job.part(number) for number in range(job.n_parts)], file)
-        file.flush()
-        with open(file.name, "rb") as written: done["sha256"] = hashlib.file_digest(written, "sha256").hexdigest()
-        write_atomic(job.note, json.dumps(done, indent=1))
-
+    whole, note = job.parts/f"whole{job.out.suffix}", job.parts/"note.json"       # what a kill leaves half is in there
     with writing(job.out, "Make room there, and call again: all rows are made.", DataError):
-        write_atomic(job.out, write)
+        write_atomic(whole, lambda file: job.kind.join([job.part(number) for number in range(job.n_parts)], file))
+        with open(whole, "rb") as file: done["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        write_atomic(note, json.dumps(done, indent=1))
+        os.replace(note, job.note)
+        os.replace(whole, os.path.realpath(job.out))        # a link stays a link
+        sync_folder(job.out.parent)
     shutil.rmtree(job.parts, ignore_errors=True)
     return done
