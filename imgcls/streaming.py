@@ -14,7 +14,7 @@ be read back exactly; the file appears whole or not at all, and no other file is
 __all__ = ['WORDS', 'FORMATS', 'SHOWN', 'STALL', 'listed_images', 'fingerprint', 'Patient', 'columns_of', 'names_of', 'CSV',
            'JSONLines', 'Parquet', 'job_of', 'differing', 'Job', 'opened', 'Written', 'predict_to']
 
-# %% ../nbs/60c_streaming.ipynb #7369246b
+# %% ../nbs/60c_streaming.ipynb #6234da46
 import contextlib
 import hashlib
 import io
@@ -56,14 +56,14 @@ from imgcls.core import (
 )
 from .images import as_image, images_in
 from .markup import facts
-from .predictions import Predictions, guarded
+from .predictions import Predictions, guarded, names_as_text
 from .predictor import Predictor, Unlabelled
 from .runs import writing
 from .runtime import where
 from .settings import get_logger
 from .strategies import Agreement, Planned, Team, agreement_of, planned, strategies
 
-# %% ../nbs/60c_streaming.ipynb #5ac3cf92
+# %% ../nbs/60c_streaming.ipynb #38732303
 def listed_images(
     images: Any,            # what a person gives
 ) -> list[Any]:             # paths as texts, if all are files
@@ -90,7 +90,7 @@ def _named(path: Path, given: str | Path) -> list[Any]:
 
 def _are_files(items: Sequence[Any]) -> bool: return all(isinstance(item, (str, os.PathLike)) for item in items)
 
-# %% ../nbs/60c_streaming.ipynb #60962d5d
+# %% ../nbs/60c_streaming.ipynb #d921b187
 def fingerprint(
     items: Sequence[Any],       # paths, or images in memory
 ) -> str:                       # 32 hex digits
@@ -114,7 +114,7 @@ def _marks(item: Any) -> Iterator[bytes]:
         except Exception as error: yield repr(error).encode("utf-8", "replace")
         else: yield from (repr((image.mode, image.size)).encode(), image.tobytes())
 
-# %% ../nbs/60c_streaming.ipynb #c8bff0f6
+# %% ../nbs/60c_streaming.ipynb #01eb6db8
 WORDS = 400         # bytes of an error that are kept
 
 
@@ -166,7 +166,7 @@ def _reason(error: Exception) -> bytes:
     if not isinstance(error, (ImgclsError, OSError)): words = f"{type(error).__name__}: {words}"
     return " ".join(words.split()).encode("utf-8", "replace")[:WORDS]
 
-# %% ../nbs/60c_streaming.ipynb #07192e73
+# %% ../nbs/60c_streaming.ipynb #f7eb0fc7
 def columns_of(
     predictor: Predictor,       # whose answers these are
     paths: Sequence[str] | None,    # of the images; None: they come from no files
@@ -195,7 +195,7 @@ def _told(predictor: Predictor, logits: Logits) -> dict[str, list[Any]]:
     if decisions.sets is not None: told["set"] = [list(classes) for classes in predictions.sets]
     return told | {f"prob_{name}": predictions.probabilities[:, i].tolist() for i, name in enumerate(names)}
 
-# %% ../nbs/60c_streaming.ipynb #5ee313b3
+# %% ../nbs/60c_streaming.ipynb #a1589b81
 def names_of(
     predictor: Predictor,       # whose answers these are
 ) -> list[str]:                 # without path and error
@@ -204,7 +204,7 @@ def names_of(
     return ["predicted", "confidence", *(name for name, value in fitted.items() if value is not None),
             *(f"prob_{name}" for name in predictor.output_names)]
 
-# %% ../nbs/60c_streaming.ipynb #59ed7506
+# %% ../nbs/60c_streaming.ipynb #760e0e85
 class CSV:
     "Comma-separated values, as `Predictions.to_csv` writes them."
 
@@ -233,7 +233,7 @@ class CSV:
 def _field(value: Any) -> str:
     if value is None: return ""
     if isinstance(value, (bool, float)): return repr(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else names_as_text(value)
     return '"' + guarded(text).replace('"', '""') + '"'
 
 
@@ -244,7 +244,7 @@ def _append(parts: Sequence[Path], file: IO[bytes]) -> None:
 
 def _probabilities(names: Sequence[str]) -> list[str]: return [name for name in names if name.startswith("prob_")]
 
-# %% ../nbs/60c_streaming.ipynb #ac7acf86
+# %% ../nbs/60c_streaming.ipynb #e9006cdb
 class JSONLines:
     "A JSON object a line; `null` where there is nothing."
 
@@ -270,7 +270,7 @@ def _json_line(row: dict[str, Any]) -> bytes:
     try: return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError: return (json.dumps(row, allow_nan=False) + "\n").encode()     # a path of any bytes
 
-# %% ../nbs/60c_streaming.ipynb #5a2a67fe
+# %% ../nbs/60c_streaming.ipynb #cf1eb797
 class Parquet:
     "Columns with types, for pandas, DuckDB, Spark; needs pyarrow."
 
@@ -305,7 +305,7 @@ class Parquet:
 
 FORMATS = {".csv": CSV, ".jsonl": JSONLines, ".parquet": Parquet}
 
-# %% ../nbs/60c_streaming.ipynb #6f007c8c
+# %% ../nbs/60c_streaming.ipynb #0f0c88ef
 def job_of(
     predictor: Predictor,       # who answers
     batches: Planned,           # the batches of all images
@@ -336,7 +336,7 @@ def _version(package: str) -> str:
     try: return version(package)
     except PackageNotFoundError: return "unknown"
 
-# %% ../nbs/60c_streaming.ipynb #2a88be6b
+# %% ../nbs/60c_streaming.ipynb #ac0c23b1
 def differing(
     before: Mapping[str, Any],      # a job
     now: Mapping[str, Any],         # another
@@ -346,7 +346,7 @@ def differing(
     brief = lambda value: (text if len(text := str(value)) <= 60 else text[:60] + "…")
     return "; ".join(f"{key}: {brief(before.get(key))} before, {brief(now.get(key))} now" for key in keys)
 
-# %% ../nbs/60c_streaming.ipynb #7f7d5797
+# %% ../nbs/60c_streaming.ipynb #f6666d3d
 class Job:
     "A file that is being written: its parts, and what they belong to."
 
@@ -389,7 +389,7 @@ class Job:
 
 SHOWN = 10      # errors that are kept in mind
 
-# %% ../nbs/60c_streaming.ipynb #cfe3089f
+# %% ../nbs/60c_streaming.ipynb #128a1b01
 @contextlib.contextmanager
 def opened(
     job: Job,
@@ -413,7 +413,7 @@ def opened(
         for file in job.parts.glob("failed-*"): file.unlink(missing_ok=True)
         yield
 
-# %% ../nbs/60c_streaming.ipynb #acc2e59f
+# %% ../nbs/60c_streaming.ipynb #72fe1758
 def _check_folder(job: Job) -> None:
     "Is it ours?"
     ours = not job.parts.exists() or (job.parts.is_dir() and (
@@ -437,7 +437,7 @@ def _check_job(job: Job, overwrite: bool) -> None:
             if entry.name not in ("lock", "job.json"): entry.unlink()
         file.unlink()
 
-# %% ../nbs/60c_streaming.ipynb #dfe08616
+# %% ../nbs/60c_streaming.ipynb #73f9d30e
 @contextlib.contextmanager
 def _lock(job: Job) -> Iterator[None]:
     from filelock import FileLock, Timeout
@@ -452,7 +452,7 @@ def _lock(job: Job) -> Iterator[None]:
     try: yield
     finally: lock.release()
 
-# %% ../nbs/60c_streaming.ipynb #8ab07f5d
+# %% ../nbs/60c_streaming.ipynb #71d9d015
 @dataclass(frozen=True)
 class Written:
     "A file of answers."
@@ -476,7 +476,7 @@ class Written:
     def _repr_html_(self) -> str:
         return facts({**self._facts(), "seconds": f"{self.seconds:.1f}", **dict(self.errors)})
 
-# %% ../nbs/60c_streaming.ipynb #ea6d713c
+# %% ../nbs/60c_streaming.ipynb #859ba527
 @checked
 def predict_to(
     predictor: Predictor,       # who answers
@@ -517,7 +517,7 @@ def _rows(batches: Planned, number: int, size: int) -> Sequence[range]:
     "Of the batches of a chunk."
     return batches.plan[number*size:(number + 1)*size]
 
-# %% ../nbs/60c_streaming.ipynb #216e2e9d
+# %% ../nbs/60c_streaming.ipynb #79503251
 def _checked_out(path: str | Path) -> Path:
     out = Path(path).expanduser().absolute()
     allowed = list(FORMATS)
@@ -529,12 +529,10 @@ def _checked_out(path: str | Path) -> Path:
 
 
 def _checked_format(out: Path, names: Sequence[str], items: Sequence[Any]) -> Any:
-    kind = FORMATS[out.suffix](names)
-    if out.suffix == ".parquet" and "path" in names:
-        odd = [item for item in items if not _is_text(item)]
-        check(not odd, "Parquet holds texts in UTF-8, and paths must be such", listed(odd),
-              "Rename them, or write .csv or .jsonl.", DataError)
-    return kind
+    odd = [text for text in (*names, *(items if "path" in names else ())) if not _is_text(text)]
+    check(out.suffix != ".parquet" or not odd, "Parquet holds texts in UTF-8, and names and paths must be such",
+          listed(odd), "Rename them, or write .csv or .jsonl.", DataError)
+    return FORMATS[out.suffix](names)
 
 
 def _is_text(path: str) -> bool:
@@ -552,7 +550,7 @@ def _tell(written: Written) -> None:
     more = f" {'an' if has == 'has' else ''} answer".replace("  ", " ")
     get_logger().warning(f"{what} {written.n:,} images {has}{more}: {which}. The column `error` says why.")
 
-# %% ../nbs/60c_streaming.ipynb #3833a7e5
+# %% ../nbs/60c_streaming.ipynb #ce7623b0
 def _begin(job: Job, team: Team, overwrite: bool, stack: contextlib.ExitStack
            ) -> tuple[dict[str, Any] | None, list[int], list[int]]:
     "What came of the job, if it is finished; else which chunks are missing: one decides for all. And who is beside us."
@@ -594,7 +592,7 @@ def _make(job: Job, worker: Predictor, team: Team, batches: Planned, missing: Se
 
     team.each(work)
 
-# %% ../nbs/60c_streaming.ipynb #f4a620f5
+# %% ../nbs/60c_streaming.ipynb #47242e25
 def _made(job: Job, worker: Predictor, batches: Planned, mine: Sequence[int], size: int, bar: tqdm
           ) -> Iterator[tuple[int, dict[str, list[Any]], int]]:
     "Each chunk with its number and that of its first row; workers read on meanwhile."
@@ -618,7 +616,7 @@ def _counted(batches: Iterator[Any], bar: tqdm) -> Iterator[Any]:
         yield batch
         bar.update(len(batch[0]))
 
-# %% ../nbs/60c_streaming.ipynb #ef8e6f08
+# %% ../nbs/60c_streaming.ipynb #42d9aa95
 STALL = 1800        # seconds without a new part from anybody
 
 
