@@ -1866,6 +1866,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.scores._decided': ('scores.html#_decided', 'imgcls/scores.py'),
                                'imgcls.scores._matrix_html': ('scores.html#_matrix_html', 'imgcls/scores.py'),
                                'imgcls.scores._reduced': ('scores.html#_reduced', 'imgcls/scores.py'),
+                               'imgcls.scores._seen': ('scores.html#_seen', 'imgcls/scores.py'),
                                'imgcls.scores._verdict': ('scores.html#_verdict', 'imgcls/scores.py'),
                                'imgcls.scores.mean_interval': ('scores.html#mean_interval', 'imgcls/scores.py')},
             'imgcls.seeding': { 'imgcls.seeding._Default': ('seeding.html#_default', 'imgcls/seeding.py'),

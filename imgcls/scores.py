@@ -327,12 +327,18 @@ def _decided(scores: Scores) -> str:
     if accepted is not None:
         k, right = int(accepted.sum()), int((accepted & scores.correct).sum())
         said += (f"; {k} of {n} accepted, {with_interval(right/k if k else np.nan, wilson_interval(right, k))} of them "
-                 "right")
+                 f"right{_seen(scores, 'threshold')}")
     if sets is not None:
         held = sum(scores.class_names[t] in names for t, names in zip(scores.targets, sets, strict=True))
         said += (f"; the true class in {with_interval(held/n, wilson_interval(held, n))} of the sets of "
-                 f"{np.mean([len(names) for names in sets]):.2f} classes")
+                 f"{np.mean([len(names) for names in sets]):.2f} classes{_seen(scores, 'sets')}")
     return said
+
+
+def _seen(scores: Scores, name: str) -> str:
+    "A warning: on the images of the fit everything looks good."
+    fitted = getattr(getattr(scores.decisions, name, None), "split", None)
+    return " (chosen on this split)" if fitted and fitted == scores.split else ""
 
 
 @patch
