@@ -73,10 +73,10 @@ def predict_command(
     "`imgcls-predict`: what does a run see in these images?"
     parser = _parser("imgcls-predict", predict_command.__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files and folders")
-    parser.add_argument("--out", metavar="FILE", help=".csv, .jsonl or .parquet, for any amount; it can be taken up again")
-    parser.add_argument("--format", choices=["table", "csv", "jsonl"], help="without --out; table in a terminal, else csv")
+    parser.add_argument("--out", metavar="FILE", help=".csv, .jsonl or .parquet; it can be taken up again")
+    parser.add_argument("--format", choices=["table", "csv", "jsonl"], help="without --out; table in a terminal")
     parser.add_argument("--strategy", default="standard", metavar="X", help="standard, mixed_precision, accelerate")
-    parser.add_argument("--views", metavar="X", help="average over views of each image: flip, five_crop, ten_crop, scales")
+    parser.add_argument("--views", metavar="X", help="average over flip, five_crop, ten_crop, scales")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     arguments = parser.parse_args(argv)
     return _ended("imgcls-predict", lambda: _predict(arguments))
@@ -142,7 +142,7 @@ def evaluate_command(
     "`imgcls-evaluate`: how often is a run right? Report, confusion matrix and a row an image."
     parser = _parser("imgcls-evaluate", evaluate_command.__doc__)
     parser.add_argument("--split", metavar="X", help="train, val or test; without it test, or val where there is none")
-    parser.add_argument("--data_dir", metavar="FOLDER", help="other images, in class folders; without it the run's own")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="other images, in class folders; or the run's own")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="images shown; the file has all")
     arguments = parser.parse_args(argv)
     return _ended("imgcls-evaluate", lambda: _evaluate(arguments))
@@ -181,8 +181,8 @@ def export_command(
     "`imgcls-export`: files that answer without imgcls, each proved to agree."
     parser = _parser("imgcls-export", export_command.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="is made")
-    parser.add_argument("--formats", nargs="+", metavar="X", help="onnx torch_export torchscript safetensors state_dict; "
-                        "without it all of these")
+    parser.add_argument("--formats", nargs="+", metavar="X", help="onnx torch_export torchscript safetensors "
+                        "state_dict int8; without it all but int8")
     parser.add_argument("--images", metavar="FOLDER", help="to prove it on; without it the run's validation images")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     arguments = parser.parse_args(argv)
@@ -200,11 +200,12 @@ def demo_command(
 ) -> int:                                   # exit code
     "`imgcls-demo`: a page to try a run in a browser."
     parser = _parser("imgcls-demo", demo_command.__doc__)
-    parser.add_argument("--host", default="127.0.0.1", metavar="X", help="whose network reaches it; 0.0.0.0: everybody's")
+    parser.add_argument("--host", default="127.0.0.1", metavar="X", help="who reaches it; 0.0.0.0: everybody")
     parser.add_argument("--port", type=int, metavar="N", help="without it 7860, or one of the next")
     parser.add_argument("--max_images", type=int, default=16, metavar="N", help="dropped at once")
     parser.add_argument("--max_megabytes", type=float, default=20, metavar="X", help="an image")
-    return _ended("imgcls-demo", lambda: _demo(parser.parse_args(argv)))
+    arguments = parser.parse_args(argv)
+    return _ended("imgcls-demo", lambda: _demo(arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
