@@ -2067,6 +2067,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls.streaming._make': ('streaming.html#_make', 'imgcls/streaming.py'),
                                   'imgcls.streaming._marks': ('streaming.html#_marks', 'imgcls/streaming.py'),
                                   'imgcls.streaming._named': ('streaming.html#_named', 'imgcls/streaming.py'),
+                                  'imgcls.streaming._prepare': ('streaming.html#_prepare', 'imgcls/streaming.py'),
                                   'imgcls.streaming._probabilities': ('streaming.html#_probabilities', 'imgcls/streaming.py'),
                                   'imgcls.streaming._reason': ('streaming.html#_reason', 'imgcls/streaming.py'),
                                   'imgcls.streaming._rows': ('streaming.html#_rows', 'imgcls/streaming.py'),

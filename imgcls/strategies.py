@@ -14,7 +14,7 @@ not leave the others waiting."""
 __all__ = ['TIMEOUT', 'strategies', 'MOST', 'Team', 'standard', 'mixed_precision', 'accelerate', 'Planned', 'planned',
            'Agreement', 'agreement_of', 'ask_by']
 
-# %% ../nbs/60a_strategies.ipynb #b1ec558c
+# %% ../nbs/60a_strategies.ipynb #3dfcbc2e
 import copy
 import datetime
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from .loaders import Batches
 from .predictor import Predictor
 from .runtime import Runtime
 
-# %% ../nbs/60a_strategies.ipynb #37873db4
+# %% ../nbs/60a_strategies.ipynb #57860612
 TIMEOUT = 1800      # seconds that a process waits for the others to speak
 
 
@@ -61,7 +61,7 @@ class Team:
         if failed: raise ImgclsError(f"Another process failed, so this one stops. {'; '.join(failed)}")
         return [value for value, _ in every]
 
-# %% ../nbs/60a_strategies.ipynb #25791b1f
+# %% ../nbs/60a_strategies.ipynb #074d4cca
 class _Accelerated(Team):
     "As Accelerate has found them."
 
@@ -74,14 +74,14 @@ class _Accelerated(Team):
             raise ImgclsError(f"Another of the {self.size} processes has ended, or has said nothing for {TIMEOUT} s "
                               f"({str(error).splitlines()[0]}). Start all of them again.") from error
 
-# %% ../nbs/60a_strategies.ipynb #b9d9b2a6
+# %% ../nbs/60a_strategies.ipynb #d2c39464
 def standard(
     predictor: Predictor,       # any
 ) -> tuple[Predictor, Team]:    # itself, alone
     "As the predictor computes by itself."
     return predictor, Team()
 
-# %% ../nbs/60a_strategies.ipynb #aed945c9
+# %% ../nbs/60a_strategies.ipynb #bbcbc7e5
 def mixed_precision(
     predictor: Predictor,       # on a CPU or a CUDA GPU
 ) -> tuple[Predictor, Team]:    # one that shares its network, alone
@@ -100,7 +100,7 @@ def _with(predictor: Predictor, runtime: Runtime) -> Predictor:
     other.runtime = runtime
     return other
 
-# %% ../nbs/60a_strategies.ipynb #9770e537
+# %% ../nbs/60a_strategies.ipynb #8742efc8
 def accelerate(
     predictor: Predictor,       # the same in each process
 ) -> tuple[Predictor, Team]:    # on the device of this process, with all processes that were started together
@@ -115,11 +115,11 @@ def accelerate(
         predictor.network = runtime.prepare(copy.deepcopy(predictor.network))
     return predictor, _Accelerated(state)
 
-# %% ../nbs/60a_strategies.ipynb #c87cf424
+# %% ../nbs/60a_strategies.ipynb #d7c0f978
 strategies = Registry("strategy", {"standard": standard, "mixed_precision": mixed_precision, "accelerate": accelerate},
                       "strategies")
 
-# %% ../nbs/60a_strategies.ipynb #dbb9abac
+# %% ../nbs/60a_strategies.ipynb #ebc7e254
 class Planned(Batches):
     "A loader of batches that somebody else has planned."
 
@@ -134,7 +134,7 @@ class Planned(Batches):
 
     def __len__(self) -> int: return len(self.plan)
 
-# %% ../nbs/60a_strategies.ipynb #da1a96c9
+# %% ../nbs/60a_strategies.ipynb #44818417
 @patch
 def indices(
     self: Planned,
@@ -143,7 +143,7 @@ def indices(
     "Which images each batch holds."
     return self.plan
 
-# %% ../nbs/60a_strategies.ipynb #dab898a0
+# %% ../nbs/60a_strategies.ipynb #cdcef19c
 def planned(
     predictor: Predictor,       # whose batches and workers they shall be
     dataset: Dataset,           # of images, as `Unlabelled`
@@ -152,14 +152,14 @@ def planned(
     "The batches that `predict` would make of a dataset."
     own = predictor._batches(dataset)
     ours = isinstance(own, Batches)
-    size, seed = (own.batch_size, own.seed) if ours else (predictor.batch_size, predictor.seed)
+    size, seed, name = (own.batch_size, own.seed, own.name) if ours else (predictor.batch_size, predictor.seed, "eval")
     if num_workers is None: num_workers = own.num_workers if ours else 0
     plan = [range(i, min(i + size, len(dataset))) for i in range(0, len(dataset), size)]
     if ours and len(plan) > 1 and len(plan[-1]) == 1 < size: plan[-2:] = [range(plan[-2].start, len(dataset))]
-    return Planned(dataset, plan, batch_size=size, seed=seed, num_workers=num_workers, name="eval",
+    return Planned(dataset, plan, batch_size=size, seed=seed, num_workers=num_workers, name=name,
                    pin_memory=predictor.runtime.pin_memory)
 
-# %% ../nbs/60a_strategies.ipynb #698c63d0
+# %% ../nbs/60a_strategies.ipynb #76b69ede
 MOST = 32       # images that an agreement is measured on
 
 
@@ -177,7 +177,7 @@ class Agreement:
         if not self.greatest_difference: return f"{self.strategy}: {labels}, probabilities the same bits"
         return f"{self.strategy}: {labels}, probabilities at most {self.greatest_difference:.1e} apart"
 
-# %% ../nbs/60a_strategies.ipynb #e7433940
+# %% ../nbs/60a_strategies.ipynb #5ea539fb
 def agreement_of(
     predictor: Predictor,       # whose `standard` answers count
     batches: Planned,           # all batches of the images
@@ -199,7 +199,7 @@ def agreement_of(
         difference = max([difference, *np.abs(ours - theirs)[both].max(1).tolist()])
     return Agreement(strategy, n, n_equal, difference if n else float("nan"))
 
-# %% ../nbs/60a_strategies.ipynb #5dfb125b
+# %% ../nbs/60a_strategies.ipynb #403a9daa
 @checked
 def ask_by(
     predictor: Predictor,       # any
