@@ -12,6 +12,7 @@ Modules:
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
 - `imgcls.combining`: How do several looks, or several networks, give one answer?
+- `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
@@ -55,6 +56,8 @@ Modules:
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.steering`: How does a person change a training while it runs?
+- `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
+- `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?

@@ -50,6 +50,7 @@ class Predictions:
     origin: "Origin | None" = None          # which network said it; whoever asked the network sets it
     inputs: Callable[[int], Tensor] | None = None   # image i as the network got it; whoever asked the network sets it
     decisions: Any = None                   # the `Decisions` of who answered: its threshold, its sets; None: none
+    agreement: Any = None                   # how far a strategy's answers are the standard ones; None: they are those
     kept: tuple[np.ndarray | None, list[list[str]] | None] | None = None    # accepted and sets, where a file says them
 
     @checked
@@ -298,6 +299,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     known = {} if whole.targets is None else {"targets": whole.targets[rows], "losses": losses}
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
+    new.agreement = whole.agreement
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]
@@ -320,7 +322,7 @@ def _summary(predictions: Predictions) -> str:
     parts = [f"{_count(n, 'image')}, {len(predictions.class_names)} classes",
              "" if accepted is None else f"{accepted.sum():,} of {n:,} accepted",
              "" if sets is None else f"sets of {np.mean([len(names) for names in sets]):.2f} classes",
-             predictions.weights]
+             predictions.weights, "" if predictions.agreement is None else str(predictions.agreement)]
     return "; ".join(part for part in parts if part)
 
 

@@ -26,14 +26,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from .core import DataError, Images, ImgclsError, Logits, check, checked
-from .decisions import Decisions, Gain
-=======
 from .core import DataError, Images, ImgclsError, Logits, check, checked, listed
-from .decisions import Decisions, PredictionSets, Threshold, fit_sets
+from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
->>>>>>> ext-A
 from .evaluation import Evaluation
 from .images import as_image, images_in
 from .networks import evaluating
@@ -206,19 +201,27 @@ def _transform(self: Predictor) -> Callable[[Any], Tensor]:
 def predict(
     self: Predictor,
     images: Any,            # path, folder, PIL image, array (height width [channel]), or a list of them
+    strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
 ) -> Predictions:           # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
     items = images_in(images)
     check(len(items) > 0, "There must be at least one image",
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     dataset = Unlabelled(items, self._transform())
-    logits, _ = self._ask_all(dataset)
+    logits, agreement = _by(self, dataset, strategy)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     predictions = Predictions.from_logits(self._at_temperature(logits), self.output_names, paths)
-    predictions.decisions, predictions.origin = self.decisions, self.origin
+    predictions.decisions, predictions.origin, predictions.agreement = self.decisions, self.origin, agreement
     predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
+
+
+def _by(predictor: Predictor, dataset: Any, strategy: str) -> tuple[Logits, Any]:
+    "Logits by a strategy, and how far they agree with the standard ones."
+    if strategy == "standard": return predictor._ask_all(dataset)[0], None
+    from imgcls.strategies import ask_by
+    return ask_by(predictor, dataset, strategy)
 
 
 @patch
@@ -236,17 +239,34 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 
 
 @patch
-def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
-    "Logits and targets of all images, in their order."
+def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
+    "Logits and targets of all images, in their order; `first` is the number of the first batch."
     logits, targets = [], []
     with _asking(self):
         for images, labels in self.runtime.moved(batches):
-            seed_all(self.seed, "eval batch", len(logits))      # of a network that draws in evaluation mode, too
+            seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
             logits.append(_answer(self, images))
             targets.append(labels)
             if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
     return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
+
+# %% ../nbs/27_predictor.ipynb #9d7c82ca
+@patch
+@checked
+def predict_to(
+    self: Predictor,
+    path: str | Path,       # the file: .csv, .jsonl or .parquet
+    images: Any,            # a folder; paths or images in a list; a .txt file, a path a line; a dataset of `ImageData`
+    strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
+    num_workers: int | str | None = None,   # processes that load images, or 'auto'; None: as this predictor's loader
+    overwrite: bool = False,    # replace an existing file, and forget what another call has begun?
+    chunk: int = 1024,      # images that are written at once, > 0: what a kill may cost
+    progress: bool | None = None,   # show a bar? None: where somebody sees it
+) -> Any:                   # a `Written`: shows itself; .n .n_errors .errors .agreement
+    "Write what the network sees in any number of images; called again, it goes on where it was ended."
+    from imgcls.streaming import predict_to
+    return predict_to(self, path, images, strategy, num_workers, overwrite, chunk, progress)
 
 # %% ../nbs/27_predictor.ipynb #ef4c6e98
 @patch
@@ -300,7 +320,6 @@ def _in_order(batches: Any) -> bool:
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
 
-<<<<<<< HEAD
 # %% ../nbs/27_predictor.ipynb #f50c4085
 @patch
 @checked
@@ -331,17 +350,6 @@ def gain(
     from imgcls.ensembles import gain
     return gain(self, val, split)
 
-# %% ../nbs/27_predictor.ipynb #1f813cfa
-@patch
-@checked
-def save(
-    self: Predictor,
-    path: str | Path | None = None,     # a .safetensors file, replaced; None: what was fitted goes into its run
-) -> Path:                              # what was written; `load_predictor` reads it
-    "Keep it in a file, or what was fitted in its run."
-    from imgcls.inference import save_predictor
-    return save_predictor(self, path)
-=======
 # %% ../nbs/27_predictor.ipynb #9d4d8af3
 @patch
 @checked
@@ -435,4 +443,14 @@ def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> 
           "Try predictor.calibrate(predictor.evaluate(data, split='val')).", DataError)
     now, then = (1.0 if t is None else t.value for t in (decisions.temperature, made.temperature))
     return evaluation if now == then else evaluation.with_temperature(now/then)
->>>>>>> ext-A
+
+# %% ../nbs/27_predictor.ipynb #1f813cfa
+@patch
+@checked
+def save(
+    self: Predictor,
+    path: str | Path | None = None,     # a .safetensors file, replaced; None: what was fitted goes into its run
+) -> Path:                              # what was written; `load_predictor` reads it
+    "Keep it in a file, or what was fitted in its run."
+    from imgcls.inference import save_predictor
+    return save_predictor(self, path)
