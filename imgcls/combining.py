@@ -14,7 +14,7 @@ predictors of them is `60b_ensembles`."""
 # %% auto #0
 __all__ = ['views', 'View', 'cut', 'boxes', 'sizes_for', 'Averaging', 'Viewed', 'Together', 'combined', 'temperature_of']
 
-# %% ../nbs/28_combining.ipynb #b3d0a75a
+# %% ../nbs/28_combining.ipynb #5c5fe0b3
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from torch import nn
 
 from .core import CheckpointError, DataError, Images, Logits, Registry, check, checked
 
-# %% ../nbs/28_combining.ipynb #d792143e
+# %% ../nbs/28_combining.ipynb #3a1670b2
 @dataclass(frozen=True)
 class View:
     "A way to look at an image several times."
@@ -42,7 +42,7 @@ class View:
         "What the network gets, one look after the other."
         return self.looks(images, sizes)
 
-# %% ../nbs/28_combining.ipynb #44d99ca9
+# %% ../nbs/28_combining.ipynb #18cbf177
 def _flip(images: Images, sizes: Sequence[tuple[int, int]]) -> list[Images]: return [images, images.flip(-1)]
 
 
@@ -66,7 +66,7 @@ views = Registry("view", {
     "flip": View(_flip), "five_crop": View(_five_crop, (8/7,)), "ten_crop": View(_ten_crop, (8/7,)),
     "scales": View(_scales, (1.0, 8/7, 9/7), whole=True)})
 
-# %% ../nbs/28_combining.ipynb #3a311dcb
+# %% ../nbs/28_combining.ipynb #2177e029
 def cut(
     images: Images,
     box: tuple[int, int, int, int],     # top, left, height, width
@@ -75,7 +75,7 @@ def cut(
     top, left, height, width = box
     return images[..., top:top + height, left:left + width].clone()
 
-# %% ../nbs/28_combining.ipynb #ffd60efb
+# %% ../nbs/28_combining.ipynb #947390fa
 def boxes(
     sizes: Sequence[tuple[int, int]],       # height, width of each picture
 ) -> list[tuple[int, int, int, int]]:       # top, left, height, width
@@ -83,7 +83,7 @@ def boxes(
     lefts = accumulate((width for _, width in sizes), initial=0)
     return [(0, left, height, width) for left, (height, width) in zip(lefts, sizes, strict=False)]
 
-# %% ../nbs/28_combining.ipynb #d02da5a0
+# %% ../nbs/28_combining.ipynb #710bc1f5
 @checked
 def sizes_for(
     name: str,              # a name in views()
@@ -97,7 +97,7 @@ def sizes_for(
           "7 pixels a side are.")
     return [(round(height*scale), round(width*scale)) for scale in scales]
 
-# %% ../nbs/28_combining.ipynb #b74288ea
+# %% ../nbs/28_combining.ipynb #3d59cfb7
 class Averaging(nn.Module):
     "Several answers to one image; their mean."
     canvas: tuple[int, int] | None = None       # height, width that its images must have; None: any
@@ -126,7 +126,7 @@ class Averaging(nn.Module):
 def _logs(logits: Logits, temperature: float) -> Logits:
     return (logits.float()/temperature).log_softmax(1)
 
-# %% ../nbs/28_combining.ipynb #2b39018f
+# %% ../nbs/28_combining.ipynb #a62a7e8d
 class Viewed(Averaging):
     "A network that looks at each image several times."
 
@@ -158,7 +158,7 @@ class Viewed(Averaging):
 
     def extra_repr(self) -> str: return f"views={self.name!r}"
 
-# %% ../nbs/28_combining.ipynb #de89ce18
+# %% ../nbs/28_combining.ipynb #d632cc73
 class Together(Averaging):
     "Several networks that answer together."
 
@@ -192,7 +192,7 @@ class Together(Averaging):
             found.append(logs.index_select(1, self.orders[i]) if self.reordered[i] else logs)
         return found
 
-# %% ../nbs/28_combining.ipynb #9dbccc0c
+# %% ../nbs/28_combining.ipynb #59a942da
 @checked
 def combined(
     about: Mapping[str, Any],       # "kind": "views" (of, views, size) or "ensemble" (members, orders, boxes)
@@ -209,7 +209,7 @@ def combined(
                         about["orders"], about["boxes"])
     raise CheckpointError(f"There are views and ensembles of networks. Got {kind!r}. Is it a newer imgcls's?")
 
-# %% ../nbs/28_combining.ipynb #2140822e
+# %% ../nbs/28_combining.ipynb #abeb2c78
 def temperature_of(
     about: Mapping[str, Any],       # with what was fitted under "decisions", if anything was
 ) -> float:
