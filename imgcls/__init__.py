@@ -8,8 +8,11 @@ Modules:
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
+- `imgcls.canvas`: How does one image reach several networks, each in its own size?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.combining`: How do several looks, or several networks, give one answer?
+- `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
@@ -17,6 +20,7 @@ Modules:
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
 - `imgcls.edits`: How are labels mended without touching a file?
+- `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
@@ -56,6 +60,8 @@ Modules:
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.steering`: How does a person change a training while it runs?
+- `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
+- `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?

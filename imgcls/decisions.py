@@ -33,6 +33,21 @@ from .plots import wilson_interval
 from .predictions import Numbers, Temperature, as_array, with_interval
 from .scores import mean_interval
 
+# %% ../nbs/26a_decisions.ipynb #b4f23f0e
+def _rows(probabilities: Numbers) -> np.ndarray:
+    values = as_array(probabilities).astype(float)
+    check(values.ndim == 2 and values.shape[1] > 0 and not np.isnan(values).any(),
+          "`probabilities` must be images x classes, without NaN", values, error=DataError)
+    return values
+
+
+def _near_one(value: float) -> str: return f"{value:.4f}" if not 0.99995 <= value < 1 else f"1 - {1 - value:.2g}"
+
+
+def _images(fitted: Any) -> str:
+    split = f"{fitted.split} " if fitted.split else ""
+    return f"{fitted.n:,} {split}image{'s' * (fitted.n != 1)}"
+
 # %% ../nbs/26a_decisions.ipynb #c48f46b0
 @dataclass(frozen=True)
 class Threshold:
@@ -81,21 +96,6 @@ class Threshold:
             "accepted (95 % interval)": [with_interval(self.coverage, self.coverage_interval)],
             "of them right (95 % interval)": [with_interval(self.precision, self.precision_interval)],
             "chosen on": [_images(self)]}, index=[""])) + f"<p>{html.escape(self._word())}</p>"
-
-
-def _rows(probabilities: Numbers) -> np.ndarray:
-    values = as_array(probabilities).astype(float)
-    check(values.ndim == 2 and values.shape[1] > 0 and not np.isnan(values).any(),
-          "`probabilities` must be images x classes, without NaN", values, error=DataError)
-    return values
-
-
-def _near_one(value: float) -> str: return f"{value:.4f}" if not 0.99995 <= value < 1 else f"1 - {1 - value:.2g}"
-
-
-def _images(fitted: Any) -> str:
-    split = f"{fitted.split} " if fitted.split else ""
-    return f"{fitted.n:,} {split}image{'s' * (fitted.n != 1)}"
 
 # %% ../nbs/26a_decisions.ipynb #b2dd4d0f
 @checked

@@ -25,12 +25,13 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .combining import Averaging
 from .core import ConfigError, DataError, Logits, check, checked, listed, near_miss
 from .images import images_in
 from .markup import html_table
 from .networks import evaluating
 from .plots import image_grid, picture_html, pixels, save_plot
-from .predictions import Answers, Origin, Predictions
+from .predictions import Answers, Origin, Predictions, text_column
 from .predictor import Predictor
 from .seeding import preserve_rng
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ _STRETCHES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)      # th
 
 def _chosen(network: nn.Module, ran: list[_Ran], layer: str | nn.Module | None) -> tuple[str, tuple[int, int]]:
     "The layer's name and the size of its maps."
+    check(not isinstance(network, Averaging), "A heat map shows where one network looks in one picture",
+          f"{type(network).__name__}, which averages several answers",
+          "Explain what it was made of: predictor.made_of[0].")
     if layer is not None: return _own_layer(network, ran, layer)
     what, size = type(network).__name__, _size_of_maps(network, ran)
     last = max(i for i, one in enumerate(ran) if one.has_places and one.shape[2:] == size
@@ -204,7 +208,7 @@ class Explanation:
     def table(self) -> "DataFrame":
         "Every class and its probability, the most probable first."
         import pandas as pd
-        table = pd.DataFrame({"class": self.class_names, "probability": self.probabilities})
+        table = pd.DataFrame({"class": text_column(self.class_names), "probability": self.probabilities})
         return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
 
     def __repr__(self) -> str:

@@ -780,8 +780,9 @@ def validate(
 _VERBS_ELSEWHERE = {
     "fine_tune": "learn.freeze().fit(1), then learn.unfreeze().fit(4, lr=1e-4)",
     **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
-    "export": "learn.save('weights'), which keeps weights and class names; a run's folder has best.safetensors too",
-    **dict.fromkeys(("get_preds", "tta"), "learn.evaluate('val') for a split, learn.predict(images) for images"),
+    **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
+    "tta": "learn.predictor().with_views('flip')",
+    "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",
     "predict_proba": "learn.predict(images).probabilities",
     "score": "learn.evaluate('test').accuracy", "test": "learn.evaluate('test')", "eval": "learn.evaluate('val')",
     **dict.fromkeys(("dls", "dataloaders", "train_dl", "train_dataloader"), "learn.data"),

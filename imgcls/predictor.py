@@ -14,7 +14,9 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'Unlabelled']
 
 # %% ../nbs/27_predictor.ipynb #3158f748
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +26,17 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import DataError, Images, ImgclsError, Logits, check, checked
-from .decisions import Decisions
+from .core import DataError, Images, ImgclsError, Logits, check, checked, listed
+from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
+from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
 from .images import as_image, images_in
 from .networks import evaluating
 from .plots import stretched
-from .predictions import Origin, Predictions
+from .predictions import Origin, Predictions, Temperature
 from .runtime import Runtime
 from .seeding import deterministic_mode, preserve_rng, seed_all, seeded
+from .settings import get_logger
 
 # %% ../nbs/27_predictor.ipynb #48e496e7
 class NetworkError(ImgclsError, RuntimeError):
@@ -197,19 +201,27 @@ def _transform(self: Predictor) -> Callable[[Any], Tensor]:
 def predict(
     self: Predictor,
     images: Any,            # path, folder, PIL image, array (height width [channel]), or a list of them
+    strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
 ) -> Predictions:           # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
     items = images_in(images)
     check(len(items) > 0, "There must be at least one image",
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     dataset = Unlabelled(items, self._transform())
-    logits, _ = self._ask_all(dataset)
+    logits, agreement = _by(self, dataset, strategy)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     predictions = Predictions.from_logits(self._at_temperature(logits), self.output_names, paths)
-    predictions.decisions, predictions.origin = self.decisions, self.origin
+    predictions.decisions, predictions.origin, predictions.agreement = self.decisions, self.origin, agreement
     predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
+
+
+def _by(predictor: Predictor, dataset: Any, strategy: str) -> tuple[Logits, Any]:
+    "Logits by a strategy, and how far they agree with the standard ones."
+    if strategy == "standard": return predictor._ask_all(dataset)[0], None
+    from imgcls.strategies import ask_by
+    return ask_by(predictor, dataset, strategy)
 
 
 @patch
@@ -227,17 +239,34 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 
 
 @patch
-def _ask(self: Predictor, batches: Iterable[Batch]) -> tuple[Logits, Tensor]:
-    "Logits and targets of all images, in their order."
+def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
+    "Logits and targets of all images, in their order; `first` is the number of the first batch."
     logits, targets = [], []
     with _asking(self):
         for images, labels in self.runtime.moved(batches):
-            seed_all(self.seed, "eval batch", len(logits))      # of a network that draws in evaluation mode, too
+            seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
             logits.append(_answer(self, images))
             targets.append(labels)
             if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
     return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
+
+# %% ../nbs/27_predictor.ipynb #9d7c82ca
+@patch
+@checked
+def predict_to(
+    self: Predictor,
+    path: str | Path,       # the file: .csv, .jsonl or .parquet
+    images: Any,            # a folder; paths or images in a list; a .txt file, a path a line; a dataset of `ImageData`
+    strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
+    num_workers: int | str | None = None,   # processes that load images, or 'auto'; None: as this predictor's loader
+    overwrite: bool = False,    # replace an existing file, and forget what another call has begun?
+    chunk: int = 1024,      # images that are written at once, > 0: what a kill may cost
+    progress: bool | None = None,   # show a bar? None: where somebody sees it
+) -> Any:                   # a `Written`: shows itself; .n .n_errors .errors .agreement
+    "Write what the network sees in any number of images; called again, it goes on where it was ended."
+    from imgcls.streaming import predict_to
+    return predict_to(self, path, images, strategy, num_workers, overwrite, chunk, progress)
 
 # %% ../nbs/27_predictor.ipynb #ef4c6e98
 @patch
@@ -290,6 +319,141 @@ def _in_order(batches: Any) -> bool:
     sampler = getattr(batches, "sampler", None)
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
+
+# %% ../nbs/27_predictor.ipynb #f50c4085
+@patch
+@checked
+def with_views(
+    self: Predictor,
+    name: str,              # 'flip', 'five_crop', 'ten_crop' or 'scales': a name in imgcls.combining.views()
+) -> Predictor:             # this one stays as it is; `.gain(val)` says what the views gain
+    "A predictor that looks at each image several times."
+    from imgcls.ensembles import with_views
+    return with_views(self, name)
+
+# %% ../nbs/27_predictor.ipynb #36711187
+@patch(as_prop=True)
+def made_of(self: Predictor) -> list[Predictor]:
+    "Whose answers, or weights, it averages; [] for a single network."
+    from imgcls.ensembles import parts_of
+    return parts_of(self)
+
+
+@patch
+@checked
+def gain(
+    self: Predictor,        # with views, an ensemble, or an average
+    val: Any,               # `ImageData`, a folder of class folders, or batches; new to all that it was made of
+    split: str | None = None,   # of the images; None: val where there is one
+) -> Gain:                  # shows itself; .holds_zero
+    "What it gains over what it was made of: the best of its members, if it has several."
+    from imgcls.ensembles import gain
+    return gain(self, val, split)
+
+# %% ../nbs/27_predictor.ipynb #9d4d8af3
+@patch
+@checked
+def calibrate(
+    self: Predictor,
+    val: Any,               # images it did not learn from: an `ImageData` (its val split), a folder of class folders,
+                            # batches, or an `Evaluation` of these weights
+) -> Temperature:           # shows itself
+    "Find the temperature at which probabilities fit the truth best, and answer at it from now on."
+    found, before = _held_out(self, val, Decisions()).fit_temperature(), self.decisions
+    if before.temperature is not None and before.temperature.value == found.value:
+        self.decisions = replace(before, temperature=found)
+        return found
+    self.decisions = Decisions(found)
+    gone = [what for what, fitted in (("threshold", before.threshold), ("prediction sets", before.sets)) if fitted]
+    if gone: get_logger().warning(f"The {' and the '.join(gone)} of before were for probabilities at another "
+                                  "temperature: they are dropped. Choose them again.")
+    return found
+
+# %% ../nbs/27_predictor.ipynb #210cbd79
+@patch
+@checked
+def choose_threshold(
+    self: Predictor,
+    val: Any,                   # images it did not learn from, as for `calibrate`
+    precision: float = 0.99,    # share of the accepted answers that is to be right, in (0, 1]
+    sure: bool = False,         # must the low end of the 95 % interval reach it, as a promise for other images?
+) -> Threshold:                 # shows itself
+    "Find the smallest confidence at which enough answers are right, and abstain below it from now on."
+    found = threshold_of(_held_out(self, val, Decisions(self.decisions.temperature)), precision, sure)
+    self.decisions = replace(self.decisions, threshold=found)
+    return found
+
+# %% ../nbs/27_predictor.ipynb #92ed7587
+@patch
+@checked
+def prediction_sets(
+    self: Predictor,
+    val: Any,               # images it did not learn from, as for `calibrate`
+    alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 1)
+) -> PredictionSets:        # shows itself; `judge_sets` of `26a_decisions` measures them on test
+    "Fit sets that hold the true class as often as was promised, and give one with each answer from now on."
+    found = fit_sets(_held_out(self, val, Decisions(self.decisions.temperature)), alpha)
+    self.decisions = replace(self.decisions, sets=found)
+    return found
+
+# %% ../nbs/27_predictor.ipynb #0552ffb6
+def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation:
+    "What it says, with these decisions, of images that it did not learn from."
+    named = val.split if isinstance(val, Evaluation) else getattr(val, "name", None)       # batches have a name
+    named = Path(val).name if isinstance(val, (str, Path)) else named
+    check(named != "train", "Decisions must be fitted on images that the network did not learn from",
+          "those called train", _VAL, DataError)
+    if isinstance(val, Evaluation): return _own(predictor, val, decisions)
+    asked = copy(predictor)
+    asked.decisions = decisions
+    if hasattr(val, "datasets"): return asked.evaluate(val, split="val")
+    if not isinstance(val, (str, Path)): return asked.evaluate(val)
+    evaluation = asked.evaluate(val, split=_val_in(predictor, val))
+    learned = _trained_on(predictor).intersection(map(os.path.abspath, evaluation.paths or ()))
+    check(not learned, "Decisions must be fitted on images that the network did not learn from",
+          f"{len(learned):,} files of its training, {listed(sorted(learned), 1)}", _VAL, DataError)
+    return evaluation
+
+
+_VAL = "Try predictor.calibrate(data): it takes the val split of an ImageData."
+
+
+def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
+    "Of a folder with train, val, test its val; None: it has no splits."
+    from imgcls.inference import labelled
+    try: return labelled(predictor, folder, "val")[1]
+    except DataError:
+        if labelled(predictor, folder)[1] is not None: raise
+    return None
+
+
+def _trained_on(predictor: Predictor) -> set[str]:
+    "Files of its training, as far as they are known."
+    if predictor.data is None: return set()
+    try: paths = getattr(predictor.data().datasets.get("train"), "paths", None)
+    except ImgclsError: return set()        # they are not here: nor are they among those that are
+    return set(map(os.path.abspath, paths or ()))
+
+
+def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> Evaluation:
+    "The same at the temperature of these decisions."
+    here, there, made = predictor.origin, evaluation.origin, evaluation.decisions
+    check(there is not None and made is not None and there == here and there.whom is here.whom,
+          "An evaluation must be one that this predictor made, of the weights it has", evaluation,
+          "Try predictor.calibrate(predictor.evaluate(data, split='val')).", DataError)
+    now, then = (1.0 if t is None else t.value for t in (decisions.temperature, made.temperature))
+    return evaluation if now == then else evaluation.with_temperature(now/then)
+
+# %% ../nbs/27_predictor.ipynb #1f813cfa
+@patch
+@checked
+def save(
+    self: Predictor,
+    path: str | Path | None = None,     # a .safetensors file, replaced; None: what was fitted goes into its run
+) -> Path:                              # what was written; `load_predictor` reads it
+    "Keep it in a file, or what was fitted in its run."
+    from imgcls.inference import save_predictor
+    return save_predictor(self, path)
 
 # %% ../nbs/27_predictor.ipynb #7010871d
 @patch
