@@ -52,14 +52,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% ../nbs/61_export.ipynb #2fb2e8bb
-def _about(predictor: Predictor, preprocessing: TransformConfig | None) -> dict[str, Any]:
-    "How to make it again; a transform that was passed as an object is what the proof has shown it to be."
+def _about(predictor: Predictor, preprocessing: TransformConfig | None, said: Mapping[str, str]) -> dict[str, Any]:
+    "As `save_predictor` says it; a transform that was passed as an object is what the proof has shown it to be."
     mode = {3: "RGB", 1: "L"}[channels_of(predictor)]
     known = {"class_names": predictor.class_names, "architecture": type(predictor.network).__name__,
              "n_outputs": predictor.n_outputs, "in_channels": channels_of(predictor), "model": None, "mode": mode,
              "preprocessing": "a transform of yours", "run": None} | (predictor.about or {})
     if preprocessing is not None: known["preprocessing"] = to_dict(preprocessing)
-    return known
+    return known | {
+        "run": known["run"] and Path(known["run"]).name, "batch_size": predictor.batch_size, "seed": predictor.seed,
+        "deterministic": predictor.deterministic, "origin": predictor.origin.weights, "epoch": predictor.origin.epoch,
+        "decisions": predictor.decisions.to_dict(), "weights_sha256": said["weights_sha256"]}
 
 
 def _told(predictor: Predictor, network: Any, said: Mapping[str, str], proofs: Mapping[str, dict[str, Any]],
@@ -360,7 +363,7 @@ def export_predictor(
         eager, chosen = reference(predictor, transform), proof_images(predictor, data, n_images)
         with _unfinished(folder, overwrite) as place, tempfile.TemporaryDirectory() as scratch:
             scratch, said = Path(scratch), metadata_of(predictor, weights_of(network))
-            said["imgcls"] = json.dumps(_about(predictor, preprocessing) | {"decisions": predictor.decisions.to_dict()})
+            said["imgcls"] = json.dumps(_about(predictor, preprocessing, said))
             pictures = as_files(chosen, scratch/"images")
             proofs = _written(network, place, names, eager, pictures, said, scratch, tolerance)
             if "int8" in names:
