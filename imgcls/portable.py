@@ -277,7 +277,7 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings(), plainly():
         warnings.simplefilter("ignore")
         root.addHandler(silent)                 # without any, the first warning would give it one that stays
-        for logger in loggers: logger.setLevel(logging.ERROR)
+        for logger in loggers: logger.setLevel(logging.CRITICAL)        # an error is raised, and needs no line
         try: yield
         finally:
             root.removeHandler(silent)
