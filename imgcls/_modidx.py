@@ -1449,6 +1449,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'imgcls/predictions.py'),
                                     'imgcls.predictions.Predictions._accepted': ( 'predictions.html#predictions._accepted',
                                                                                   'imgcls/predictions.py'),
+                                    'imgcls.predictions.Predictions._in_sets': ( 'predictions.html#predictions._in_sets',
+                                                                                 'imgcls/predictions.py'),
                                     'imgcls.predictions.Predictions._order': ( 'predictions.html#predictions._order',
                                                                                'imgcls/predictions.py'),
                                     'imgcls.predictions.Predictions._repr_html_': ( 'predictions.html#predictions._repr_html_',
