@@ -148,7 +148,7 @@ def sets(self: Predictions) -> list[list[str]] | None:
     "The classes that each image may be, the most probable first; None: no prediction sets were fitted."
     return self._sets()
 
-
+# %% ../nbs/24_predictions.ipynb #c0351858
 @patch
 def _accepted(self: Predictions, rows: slice = slice(None)) -> np.ndarray | None:
     if self.kept is not None: return None if self.kept[0] is None else self.kept[0][rows]
