@@ -44,6 +44,7 @@ Modules:
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
+- `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?

@@ -332,13 +332,8 @@ def _summary(predictions: Predictions) -> str:
     n, accepted, sets = len(predictions), predictions.accepted, predictions._in_sets()
     parts = [f"{_count(n, 'image')}, {len(predictions.class_names)} classes",
              "" if accepted is None else f"{accepted.sum():,} of {n:,} accepted",
-<<<<<<<
-             "" if sets is None else f"sets of {np.mean([len(names) for names in sets]):.2f} classes",
-             predictions.weights, "" if predictions.agreement is None else str(predictions.agreement)]
-=======
              "" if sets is None else f"sets of {sets.sum(1).mean():.2f} classes",
-             predictions.weights]
->>>>>>>
+             predictions.weights, "" if predictions.agreement is None else str(predictions.agreement)]
     return "; ".join(part for part in parts if part)
 
 
