@@ -23,6 +23,7 @@ Modules:
 - `imgcls.explorer`: Which images are behind a number?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
+- `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
