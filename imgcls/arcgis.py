@@ -20,7 +20,7 @@ import os
 
 import numpy as np
 
-# %% ../nbs/62b_arcgis.ipynb #2376e5c9
+# %% ../nbs/62b_arcgis.ipynb #0bf63150
 class ImgclsClassifier:
     "A Python raster function for Classify Objects Using Deep Learning."
 
@@ -34,7 +34,7 @@ class ImgclsClassifier:
         self.info, folder = _definition(kwargs["model"])
         self.class_names = [entry["Name"] for entry in self.info["Classes"]]
         self.bands = list(self.info["ExtractBands"])
-        self.threshold, self.batch_size = self.info["Imgcls"]["threshold"], 16
+        self.threshold, self.sets, self.batch_size = self.info["Imgcls"]["threshold"], self.info["Imgcls"]["sets"], 16
         self.ask = _model(os.path.join(folder, self.info["ModelFile"]), kwargs.get("device"))
 
     def getParameterInfo(self):
@@ -56,7 +56,7 @@ class ImgclsClassifier:
                 "BlackenAroundFeature": self.info["BlackenAroundFeature"], "inheritProperties": 2 | 4 | 8,
                 "inputMask": True}
 
-    def getFields(self): return json.dumps({"fields": _fields("OID", self.threshold)})
+    def getFields(self): return json.dumps({"fields": self._fields("OID")})
     def getGeometryType(self): return 4         # for Esri, a polygon
 
     def vectorize(self, **pixelBlocks):
@@ -65,11 +65,30 @@ class ImgclsClassifier:
         tiles = [_eight_bit(pixels, None if masks is None else masks[i], len(self.bands))
                  for i, pixels in enumerate(pixelBlocks["rasters_pixels"])]
         answers = self._probabilities(tiles)
-        features = [_feature(i, tile, answers[i], self.class_names, self.threshold) for i, tile in enumerate(tiles)]
-        fields = [field for field in _fields("FID", self.threshold) if field["name"] != "Shape"]
+        features = [self._feature(i, tile, answers[i]) for i, tile in enumerate(tiles)]
+        fields = [field for field in self._fields("FID") if field["name"] != "Shape"]
         return {"output_vectors": json.dumps({
             "displayFieldName": "", "fieldAliases": {field["name"]: field["alias"] for field in fields},
             "geometryType": "esriGeometryPolygon", "fields": fields, "features": features})}
+
+    def _feature(self, i, tile, probabilities):
+        "A row of the table that comes out."
+        best, (height, width) = int(np.argmax(probabilities)), tile.shape[1:]
+        name, confidence = self.class_names[best], float(probabilities[best])
+        found = {"OID": i + 1, "Class": name, "Classname": name, "Label": name, "Confidence": str(confidence)}
+        if self.threshold is not None: found["Accepted"] = "yes" if confidence >= self.threshold else "no"
+        if self.sets is not None:
+            possible = _possible(probabilities, self.sets["quantile"])
+            found["Possible"] = json.dumps([self.class_names[k] for k in possible])
+        outline = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+        return {"attributes": found, "geometry": {"rings": [outline]}}
+
+    def _fields(self, identifier):
+        "The columns that come out."
+        kinds = {identifier: "OID", "Class": "String", "Confidence": "Double", "Label": "String", "Shape": "Geometry"}
+        if self.threshold is not None: kinds["Accepted"] = "String"
+        if self.sets is not None: kinds["Possible"] = "String"
+        return [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in kinds.items()]
 
     def _probabilities(self, tiles):
         "In the order of the tiles; those of one size are asked about together."
@@ -82,7 +101,7 @@ class ImgclsClassifier:
                 for at, i in enumerate(part): found[i] = answers[at]
         return found
 
-# %% ../nbs/62b_arcgis.ipynb #9f26655b
+# %% ../nbs/62b_arcgis.ipynb #e47a2337
 def _definition(model):
     "The model definition, and the folder that its files lie in."
     if not os.path.isfile(model):
@@ -118,7 +137,7 @@ def _device(number, torch):
         return "cpu"
     return f"cuda:{max(0, int(number))}"        # -2: any of them
 
-# %% ../nbs/62b_arcgis.ipynb #be242e10
+# %% ../nbs/62b_arcgis.ipynb #c5248854
 def _eight_bit(pixels, mask, n_bands):
     "A tile as the model wants it; what lies outside of the raster is black."
     pixels = np.asarray(pixels)
@@ -134,21 +153,11 @@ def _eight_bit(pixels, mask, n_bands):
     return np.ascontiguousarray(pixels, dtype=np.uint8)
 
 
-def _feature(i, tile, probabilities, class_names, threshold):
-    "A row of the table that comes out."
-    best, (height, width) = int(np.argmax(probabilities)), tile.shape[1:]
-    name, confidence = class_names[best], float(probabilities[best])
-    attributes = {"OID": i + 1, "Class": name, "Classname": name, "Label": name, "Confidence": str(confidence)}
-    if threshold is not None: attributes["Accepted"] = "yes" if confidence >= threshold else "no"
-    return {"attributes": attributes, "geometry": {"rings": [
-        [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]]}}
-
-
-def _fields(identifier, threshold):
-    "The columns that come out."
-    kinds = {identifier: "OID", "Class": "String", "Confidence": "Double", "Label": "String", "Shape": "Geometry"}
-    if threshold is not None: kinds["Accepted"] = "String"
-    return [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in kinds.items()]
+def _possible(probabilities, quantile):
+    "The prediction set: the most probable first, until the probability of those before is above the quantile."
+    order = np.argsort(-probabilities, kind="stable")
+    before = np.append(0, np.cumsum(probabilities[order], dtype=np.float64)[:-1])
+    return [int(i) for i in order[np.minimum(before, 1) <= quantile]]
 
 
 def _parameter(name, kind, value, required, title, meaning):

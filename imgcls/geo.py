@@ -35,7 +35,7 @@ from .plots import PALETTE
 if TYPE_CHECKING:
     import pystac
 
-# %% ../nbs/62c_geo.ipynb #24065a00
+# %% ../nbs/62c_geo.ipynb #26471508
 @checked
 def write_dlpk(
     export: Any,                # an export's folder, or what `predictor.export` gave
@@ -78,7 +78,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     return entry
 
-# %% ../nbs/62c_geo.ipynb #b39dbeb3
+# %% ../nbs/62c_geo.ipynb #2ae8a90c
 def _definition(export: ExportFolder, kind: str, tile: tuple[int, int] | None, bands: Sequence[int] | None,
                 whole_feature: bool) -> dict[str, Any]:
     "An Esri model definition. Source: Esri/raster-deep-learning, docs/writing_model_definition.md."
@@ -106,7 +106,7 @@ def _colour(i: int) -> list[int]:
     hue = i*0.618034 % 1        # the golden ratio spreads them
     return [round(255*part) for part in colorsys.hsv_to_rgb(hue, 0.6, 0.9)]
 
-# %% ../nbs/62c_geo.ipynb #842f5935
+# %% ../nbs/62c_geo.ipynb #92616b37
 @checked
 def write_stac(
     export: Any,                # an export's folder, or what `predictor.export` gave
@@ -144,7 +144,7 @@ def write_stac(
     write_atomic(path, json.dumps(values, indent=2))
     return path
 
-# %% ../nbs/62c_geo.ipynb #4ec9badc
+# %% ../nbs/62c_geo.ipynb #8945f3f2
 def _utc(moment: datetime) -> datetime:
     check(moment.tzinfo is not None, "`when` must know its time zone", moment, "Try datetime(2026, 5, 1, tzinfo=UTC).")
     return moment.astimezone(UTC)
@@ -184,16 +184,16 @@ def _told(export: ExportFolder, evaluation: Evaluation | None) -> dict[str, Any]
     return {**found, "imgcls:accuracy": {"value": evaluation.accuracy, "low": low, "high": high, "level": 0.95,
                                          "n_images": len(evaluation), "split": evaluation.split}}
 
-# %% ../nbs/62c_geo.ipynb #dd5d75e6
+# %% ../nbs/62c_geo.ipynb #814dd8fb
 def _add_model(item: "pystac.Item", export: ExportFolder, name: str, hyperparameters: Mapping[str, Any] | None) -> None:
     "The fields of the extension, by the types of stac-model: a wrong value is its error."
     mlm, said, data = extra("stac_model.schema", "geo"), signature(export), export.data
-    model, task = data["about"].get("model") or {}, {"scene-classification"}
+    begin, task = export.begun_with(), {"scene-classification"}
     values = {
         "name": _machine_name(name), "architecture": str(data["about"].get("architecture") or "unknown"), "tasks": task,
         "framework": "PyTorch", "framework_version": _version(data["environment"].get("torch")), "accelerator": None,
-        "accelerator_constrained": False, "pretrained": None if "weights" not in model else bool(model["weights"]),
-        "pretrained_source": model.get("weights"), "hyperparameters": hyperparameters and dict(hyperparameters),
+        "accelerator_constrained": False, "pretrained": None if begin == "" else begin is not None,
+        "pretrained_source": begin or None, "hyperparameters": hyperparameters and dict(hyperparameters),
         "input": [{"name": said["input"]["name"], "bands": [band["name"] for band in item.properties["bands"]],
                    "input": _structure(said["input"], ["batch", "bands", "height", "width"]),
                    "description": "8-bit images of any size. The exported files do the rest themselves: "
@@ -231,7 +231,7 @@ def _machine_name(name: str) -> str:
     plain = re.sub(r"[^a-zA-Z0-9_.\-\s]+", " ", name).strip(" _.-\t\n")
     return plain if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", plain) else f"model {plain}".strip()
 
-# %% ../nbs/62c_geo.ipynb #121ce36d
+# %% ../nbs/62c_geo.ipynb #20678a8f
 def _classes(names: Sequence[str]) -> "list[Any]":
     "With a name for machines (letters, digits, - and _) beside the real one, which is their description."
     output, used, found = extra("stac_model.output", "geo"), set(), []
@@ -279,7 +279,7 @@ def _href(file: Path, item: Path, base_url: str | None) -> str:
     relative = os.path.relpath(file.resolve(), item.resolve().parent).replace(os.sep, "/")
     return quote(relative if relative.startswith("..") else f"./{relative}")
 
-# %% ../nbs/62c_geo.ipynb #14baebc1
+# %% ../nbs/62c_geo.ipynb #6114a8c4
 def _validated(item: "pystac.Item") -> dict[str, Any]:
     "By STAC's schema, which pystac brings; by MLM's types, read back from what is written."
     validation, mlm = extra("pystac.validation", "geo"), extra("stac_model.schema", "geo")

@@ -30,7 +30,7 @@ from .checkpointing import load_weights_file, read_checkpoint, save_weights, wei
 from .config import from_dict
 from .core import CheckpointError, DataError, ImgclsError, check, checked, extra, listed
 from .core import temporary_for, write_atomic
-from .decisions import Decisions
+from .decisions import Coverage, Decisions, Threshold, judge_sets
 from .evaluation import Evaluation
 from .manifests import read_manifest
 from .plots import wilson_interval
@@ -41,7 +41,7 @@ from .transforms import TransformConfig, TransformsConfig, described
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-# %% ../nbs/62_packages.ipynb #68ed4686
+# %% ../nbs/62_packages.ipynb #fbd07fc2
 @dataclass(frozen=True)
 class ExportFolder:
     "What `predictor.export` wrote, as it wrote it."
@@ -52,11 +52,21 @@ class ExportFolder:
         "The file of a format."
         return self.folder/self.data["formats"][kind]["file"]
 
+    def begun_with(self) -> str | None:
+        "Weights that training began with: a name, or that of a file; None: random ones; '': not known."
+        model = self.data["about"].get("model")
+        if not isinstance(model, dict): return ""
+        weights = model.get("weights")
+        return weights if weights is None else _last(str(weights))
+
     def __repr__(self) -> str:
         return (f"ExportFolder: {self.data['about'].get('architecture')}, {len(self.data['class_names'])} classes, "
                 f"{self.data['origin']}: {', '.join(self.data['formats'])}")
 
-# %% ../nbs/62_packages.ipynb #220b771c
+
+def _last(path: str) -> str: return re.split(r"[\\/]", path)[-1]
+
+# %% ../nbs/62_packages.ipynb #db534770
 @checked
 def open_export(
     export: Any,            # the folder, or what `predictor.export` gave
@@ -77,7 +87,7 @@ def open_export(
     if problem: raise CheckpointError(f"{str(folder)!r} is no whole export: {problem}. Export it again.")
     return ExportFolder(folder, data)
 
-# %% ../nbs/62_packages.ipynb #4b1669a5
+# %% ../nbs/62_packages.ipynb #41634758
 _NEEDED = {"about": dict, "class_names": list, "weights_sha256": str, "origin": str, "decisions": dict, "input": dict,
            "output": dict, "environment": dict, "formats": dict}
 
@@ -105,7 +115,7 @@ def _changed(folder: Path, entry: Mapping[str, Any]) -> str:
     with open(file, "rb") as opened: found = hashlib.file_digest(opened, "sha256").hexdigest()
     return "" if found == entry["sha256"] else f"{entry['file']!r} has changed since it was written"
 
-# %% ../nbs/62_packages.ipynb #2b536079
+# %% ../nbs/62_packages.ipynb #ce80c7d8
 @checked
 def signature(
     export: Any,            # an export's folder, or what `predictor.export` gave
@@ -130,7 +140,7 @@ def _in_words(preprocessing: Any) -> str:
     config = from_dict(TransformConfig, preprocessing, "The preprocessing of the export")
     return described(TransformsConfig(train=config, val=config, test=config), "test")
 
-# %% ../nbs/62_packages.ipynb #18ce1a14
+# %% ../nbs/62_packages.ipynb #116a519d
 @dataclass(frozen=True)
 class Card:
     "A README in the format of the Hugging Face Hub; shows itself."
@@ -155,7 +165,7 @@ class Card:
         write_atomic(path, self.text)
         return path
 
-# %% ../nbs/62_packages.ipynb #082740dd
+# %% ../nbs/62_packages.ipynb #c68a0838
 @checked
 def model_card(
     export: Any,                            # an export's folder, or what `predictor.export` gave
@@ -185,11 +195,14 @@ def _one_line(name: str, text: str) -> str:
     check(bool(text.strip()) and text.isprintable(), f"`{name}` must be one line of text", text)
     return text.strip()
 
-# %% ../nbs/62_packages.ipynb #0d56e027
+# %% ../nbs/62_packages.ipynb #5d345877
 def _plain(text: str) -> str:
     "A name as Markdown shows it, whatever is in it: every sign that means something there as its number."
     return re.sub(r"[^\w ,.;:/%°'\"()=?@$^-]", lambda m: f"&#{ord(m[0])};" if ord(m[0]) < 128 else m[0],
                   text).replace("_", "&#95;")
+
+
+def _name(name: str) -> str: return _plain(name) if name.strip() else "(no name)"
 
 
 def _printable(text: str) -> str:
@@ -207,7 +220,7 @@ def _share(k: int, n: int) -> str:
     "'0.9125 [0.8300, 0.9573]', Wilson's interval."
     return "not defined (no image)" if n == 0 else with_interval(k/n, wilson_interval(k, n))
 
-# %% ../nbs/62_packages.ipynb #4ba34698
+# %% ../nbs/62_packages.ipynb #0ef53449
 _IDENTIFIERS = """apache-2.0 mit openrail afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause cc
 cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 wtfpl epl-1.0 epl-2.0 eupl-1.1 agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc
@@ -243,7 +256,7 @@ def _results(evaluation: Evaluation, dataset: str | None) -> "list[EvalResult]":
         metric_name=f"{label} (95 % interval {low:.4f} to {high:.4f}, {n:,} images)")
         for kind, label, value, (low, high) in found]
 
-# %% ../nbs/62_packages.ipynb #b53abe8f
+# %% ../nbs/62_packages.ipynb #611d05ff
 def _check_same(export: ExportFolder, evaluation: Evaluation) -> None:
     "Numbers of one set of weights are not numbers of another."
     names, data = export.data["class_names"], export.data
@@ -256,12 +269,17 @@ def _check_same(export: ExportFolder, evaluation: Evaluation) -> None:
     if hasattr(whom, "network") and hasattr(whom, "decisions"):
         check(weights_hash(whom.network.state_dict()) == data["weights_sha256"],
               "`evaluation` must be of the weights that were exported", evaluation.weights, hint, DataError)
-    fitted = Decisions.from_dict(data["decisions"]).temperature
+    decisions = Decisions.from_dict(data["decisions"])
+    for name, found in vars(decisions).items():
+        check(found is None or found.split is None or found.split != evaluation.split, f"`evaluation` must be of other "
+              f"images than the {name} was fitted on, but both are of the split", evaluation.split,
+              "Try predictor.evaluate(data, split='test').", DataError)
+    fitted = decisions.temperature
     used = evaluation.decisions and evaluation.decisions.temperature
     check((used and used.value) == (fitted and fitted.value), "`evaluation` must be at the temperature of the export",
           used and used.value, f"There it is {fitted and fitted.value}. {hint}", DataError)
 
-# %% ../nbs/62_packages.ipynb #f86c8644
+# %% ../nbs/62_packages.ipynb #f6a0fdfe
 def _training(export: ExportFolder, run: Run | str | Path | None) -> dict[str, Any]:
     "What the run says of its training, if it is there and these weights are its own; else nothing."
     named = run is not None
@@ -289,10 +307,10 @@ def _has_weights(run: Run, digest: str) -> bool:
         if digest in (weights_hash(state["network"]), average and weights_hash(average)): return True
     return False
 
-# %% ../nbs/62_packages.ipynb #4bcb03b6
+# %% ../nbs/62_packages.ipynb #7d6059ff
 def _summary(export: ExportFolder, notes: str) -> list[str]:
     data, names = export.data, export.data["class_names"]
-    shown = [_plain(name) for name in names[:12]]
+    shown = [_name(name) for name in names[:12]]
     more = f" and {len(names) - 12:,} more, named in `config.json` and `export.json`" if len(names) > 12 else ""
     made = _plain(f"{data.get('imgcls', '')}")
     lines = [f"Names the class of an image, one of {len(names):,}: {', '.join(shown)}{more}.",
@@ -317,8 +335,8 @@ def _use(export: ExportFolder) -> list[str]:
 
 def _of(tensor: Mapping[str, Any]) -> str: return f"{tensor['dtype']}, {' × '.join(map(str, tensor['shape']))}"
 
-# %% ../nbs/62_packages.ipynb #73e6d382
-_INTERVALS = ("In brackets: the interval in which the number for other images of the same kind lies, in 95 % of such "
+# %% ../nbs/62_packages.ipynb #5d8ac4d2
+_INTERVALS = ("In brackets: intervals made like this hold the number for all images of the same kind in 95 % of such "
               "experiments.")
 
 
@@ -336,7 +354,7 @@ def _numbers(evaluation: Evaluation | None, dataset: str | None) -> list[str]:
     return [*lines, f"On {n:,} images ({split}{of}), {int(evaluation.correct.sum()):,} right:", "",
             *_table(["", "[95 % interval]"], rows), "", _INTERVALS]
 
-# %% ../nbs/62_packages.ipynb #36f0adf9
+# %% ../nbs/62_packages.ipynb #a60a59bb
 MAX_ROWS = 50       # classes that a card lists
 
 
@@ -356,12 +374,12 @@ def _classes(export: ExportFolder, evaluation: Evaluation | None, training: Mapp
         if len(names) > MAX_ROWS: order, note = table["recall"].argsort(kind="stable").tolist(), "lowest recall first"
     if not columns: return []
     some = f"{MAX_ROWS} of {len(names):,} classes, {note}" if len(names) > MAX_ROWS else f"{len(names)} classes, {note}"
-    body = [[_plain(names[i]), *(column[i] for column in columns.values())] for i in list(order)[:MAX_ROWS]]
+    body = [[_name(names[i]), *(column[i] for column in columns.values())] for i in list(order)[:MAX_ROWS]]
     why = ["", "Recall: of the images of a class, the share that was called so. Precision: of those called so, the "
            "share that was right. " + _INTERVALS] if evaluation is not None else []
     return ["## Classes", "", f"{some}.", "", *_table(["class", *columns], body), *why]
 
-# %% ../nbs/62_packages.ipynb #3a7b5ed9
+# %% ../nbs/62_packages.ipynb #1ba80e56
 def _calibration(export: ExportFolder, evaluation: Evaluation | None) -> list[str]:
     fitted = Decisions.from_dict(export.data["decisions"]).temperature
     lines = ["## Are its probabilities as large as they should be?", ""]
@@ -380,14 +398,22 @@ def _decisions(export: ExportFolder, evaluation: Evaluation | None) -> list[str]
     if decisions.threshold is not None: lines += _threshold(decisions.threshold, evaluation)
     if decisions.sets is not None:
         sets = decisions.sets
-        lines += ["", f"**Prediction sets.** For an image they hold every class that it may be. On images like the "
-                  f"{sets.n:,} they were fitted on ({_plain(sets.split or 'no split')}), at least {1 - sets.alpha:.0%} "
-                  "of the sets hold the true class, on average over such fits (split conformal prediction). This is no "
-                  "promise for each class, nor for images of another kind."]
+        lines += ["", f"**Prediction sets.** For an image they hold every class that it may be: the most probable "
+                  f"first, until the probability of those before is above {sets.quantile:.4f}. Fitted on {sets.n:,} "
+                  f"images ({_plain(sets.split or 'no split')}) so that at least {1 - sets.alpha:.4g} of the sets hold the "
+                  f"true class; for so many images that is {with_interval(1 - sets.alpha, sets.coverage_interval)}. This "
+                  "is promised for all images of the same kind together, not for each class."]
+        if evaluation is not None: lines += _judged(judge_sets(sets, evaluation))
     return ["## When to act on an answer", "", *lines] if lines else []
 
 
-def _threshold(threshold: Any, evaluation: Evaluation | None) -> list[str]:
+def _judged(found: Coverage) -> list[str]:
+    return ["", f"On the {found.n:,} images above, {with_interval(found.measured, found.interval)} of the sets hold "
+            f"the true class; a set holds {with_interval(found.mean_size, found.size_interval, 2)} classes, and "
+            f"{with_interval(found.single, found.single_interval)} of them hold one."]
+
+
+def _threshold(threshold: Threshold, evaluation: Evaluation | None) -> list[str]:
     fit = f"on the {threshold.n:,} images it was chosen on ({_plain(threshold.split or 'no split')})"
     rows = [[fit, with_interval(threshold.precision, threshold.precision_interval),
              with_interval(threshold.coverage, threshold.coverage_interval)]]
@@ -396,17 +422,19 @@ def _threshold(threshold: Any, evaluation: Evaluation | None) -> list[str]:
         right, n = int(evaluation.correct[accepted].sum()), int(accepted.sum())
         where = f"on the {len(evaluation):,} images above ({_plain(evaluation.split or 'no split')})"
         rows.append([where, _share(right, n), _share(n, len(evaluation))])
+    word = "promised" if threshold.holds else "hoped for, not promised"
     return [f"**Threshold.** An answer counts where its probability is at least {threshold.value:.4f}; below, the "
-            f"answer is \"not sure\". It was chosen so that {threshold.wanted:g} of the accepted answers are right.",
+            f"answer is \"not sure\". It was chosen so that {threshold.wanted:g} of the accepted answers are "
+            f"right; for other images of the same kind this is {word}.",
             "", *_table(["", "accepted answers that are right", "images that are answered"], rows)]
 
-# %% ../nbs/62_packages.ipynb #a49f17ab
+# %% ../nbs/62_packages.ipynb #f0f97263
 def _confusions(evaluation: Evaluation | None) -> list[str]:
     if evaluation is None: return []
     pairs, lines = evaluation.most_confused(), ["## Known confusions", ""]
     if not len(pairs): return [*lines, f"None on the {len(evaluation):,} images above."]
     counts = dict(zip(evaluation.class_names, evaluation.confusion_matrix().sum(1).tolist(), strict=True))
-    rows = [[_plain(pair.true), _plain(pair.predicted), f"{pair.count} of {counts[pair.true]}"]
+    rows = [[_name(pair.true), _name(pair.predicted), f"{pair.count} of {counts[pair.true]}"]
             for pair in pairs.head(10).itertuples(index=False, name="Pair")]
     more = ["", f"The 10 most frequent of {len(pairs):,} pairs."] if len(pairs) > 10 else []
     return [*lines, *_table(["true", "taken for", "images"], rows), *more]
@@ -414,13 +442,13 @@ def _confusions(evaluation: Evaluation | None) -> list[str]:
 
 def _making(export: ExportFolder, training: Mapping[str, Any]) -> list[str]:
     about, environment = export.data["about"], export.data["environment"]
-    model = about.get("model") or {}
-    start = ("the author's own network" if not model else
-             f"weights to begin with: {_plain(str(model['weights']))}" if model.get("weights") else
-             "trained from random weights")
+    begin = export.begun_with()
+    start = {None: "trained from random weights", "": "its author's own; with which weights it began is not known"}.get(
+        begin, f"weights to begin with: {_plain(begin or '')}")
     lines = [f"Network: {_plain(str(about.get('architecture')))}; {start}.",
              f"Images: {_plain(signature(export)['input']['in_words'])}."]
-    if not training: lines.append("How it was trained is not known to this card: the run is not there.")
+    if not training: lines.append("How it was trained is not known to this card: the run is not there, or has other "
+                                   "weights by now.")
     else: lines += _trained(training["summary"])
     versions = ", ".join(f"{_plain(str(k))} {_plain(str(v))}" for k, v in environment.items() if isinstance(v, str))
     if versions: lines.append(f"Versions: {versions}.")
@@ -436,7 +464,7 @@ def _trained(summary: Any) -> list[str]:
             *([f"Parameters: {summary.parameters['total']:,}, of which {summary.parameters['trainable']:,} were "
                "trained."] if {"total", "trainable"} <= {*summary.parameters} else [])]
 
-# %% ../nbs/62_packages.ipynb #bf731b8d
+# %% ../nbs/62_packages.ipynb #e1b9d004
 def _limits(export: ExportFolder) -> list[str]:
     n, decisions = len(export.data["class_names"]), Decisions.from_dict(export.data["decisions"])
     unsure = (" The threshold was chosen on images of these classes, and says nothing about others."
@@ -466,7 +494,7 @@ def _licence(licence: str | None) -> list[str]:
                                                    "weights nor for the images behind them.")
     return ["## Licence", "", said]
 
-# %% ../nbs/62_packages.ipynb #8c56eb80
+# %% ../nbs/62_packages.ipynb #f8a97009
 @checked
 def hub_folder(
     export: Any,                            # an export's folder, or what `predictor.export` gave
@@ -507,7 +535,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     check(ours, "Only a folder that hub_folder made is replaced", str(target), "Choose another, or remove it yourself.")
     check(not (target/".git").exists(), "A folder that Git keeps is not replaced", str(target), "Choose another.")
 
-# %% ../nbs/62_packages.ipynb #603ffbf4
+# %% ../nbs/62_packages.ipynb #79251bdf
 @contextmanager
 def _new_folder(target: Path) -> Any:
     "A folder that appears under its name when all is in it; the old one, if there was one, goes then."
@@ -524,7 +552,7 @@ def _new_folder(target: Path) -> Any:
     finally:
         for folder in (made, old): shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/62_packages.ipynb #754b8642
+# %% ../nbs/62_packages.ipynb #abc59043
 def _published(export: ExportFolder, folder: Path, kinds: Sequence[str]) -> dict[str, Any]:
     "Copy the files; export.json without what concerns nobody else."
     about = _without_paths(export.data["about"])
@@ -541,8 +569,13 @@ def _published(export: ExportFolder, folder: Path, kinds: Sequence[str]) -> dict
 
 
 def _without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
-    run = about.get("run")
-    return {**about, "run": re.split(r"[\\/]", run)[-1]} if isinstance(run, str) else dict(about)
+    "A run, and a file of weights that training began with, by their names alone."
+    found, model = dict(about), about.get("model")
+    if isinstance(found.get("run"), str): found["run"] = _last(found["run"])
+    if isinstance(model, dict) and isinstance(model.get("weights"), str):
+        found["model"] = {**model, "weights": _last(model["weights"])}
+    return found
+
 
 
 def _hub_config(export: ExportFolder) -> dict[str, Any]:
@@ -551,7 +584,7 @@ def _hub_config(export: ExportFolder) -> dict[str, Any]:
             "id2label": {str(i): name for i, name in enumerate(names)},
             "label2id": {name: i for i, name in enumerate(names)}, "imgcls": signature(export)}
 
-# %% ../nbs/62_packages.ipynb #1b0c4e47
+# %% ../nbs/62_packages.ipynb #70ce378a
 @checked
 def push_to_hub(
     folder: str | Path,         # that `hub_folder` made
