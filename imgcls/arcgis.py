@@ -56,7 +56,7 @@ class ImgclsClassifier:
                 "BlackenAroundFeature": self.info["BlackenAroundFeature"], "inheritProperties": 2 | 4 | 8,
                 "inputMask": True}
 
-    def getFields(self): return json.dumps({"fields": self._fields("OID")})
+    def getFields(self): return json.dumps({"fields": _fields(self, "OID")})
     def getGeometryType(self): return 4         # for Esri, a polygon
 
     def vectorize(self, **pixelBlocks):
@@ -64,42 +64,12 @@ class ImgclsClassifier:
         masks = pixelBlocks.get("rasters_mask")
         tiles = [_eight_bit(pixels, None if masks is None else masks[i], len(self.bands))
                  for i, pixels in enumerate(pixelBlocks["rasters_pixels"])]
-        answers = self._probabilities(tiles)
-        features = [self._feature(i, tile, answers[i]) for i, tile in enumerate(tiles)]
-        fields = [field for field in self._fields("FID") if field["name"] != "Shape"]
+        answers = _probabilities(self, tiles)
+        features = [_feature(self, i, tile, answers[i]) for i, tile in enumerate(tiles)]
+        fields = [field for field in _fields(self, "FID") if field["name"] != "Shape"]
         return {"output_vectors": json.dumps({
             "displayFieldName": "", "fieldAliases": {field["name"]: field["alias"] for field in fields},
             "geometryType": "esriGeometryPolygon", "fields": fields, "features": features})}
-
-    def _feature(self, i, tile, probabilities):
-        "A row of the table that comes out."
-        best, (height, width) = int(np.argmax(probabilities)), tile.shape[1:]
-        name, confidence = self.class_names[best], float(probabilities[best])
-        found = {"OID": i + 1, "Class": name, "Classname": name, "Label": name, "Confidence": str(confidence)}
-        if self.threshold is not None: found["Accepted"] = "yes" if confidence >= self.threshold else "no"
-        if self.sets is not None:
-            possible = _possible(probabilities, self.sets["quantile"])
-            found["Possible"] = json.dumps([self.class_names[k] for k in possible])
-        outline = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
-        return {"attributes": found, "geometry": {"rings": [outline]}}
-
-    def _fields(self, identifier):
-        "The columns that come out."
-        kinds = {identifier: "OID", "Class": "String", "Confidence": "Double", "Label": "String", "Shape": "Geometry"}
-        if self.threshold is not None: kinds["Accepted"] = "String"
-        if self.sets is not None: kinds["Possible"] = "String"
-        return [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in kinds.items()]
-
-    def _probabilities(self, tiles):
-        "In the order of the tiles; those of one size are asked about together."
-        found, sizes = [None]*len(tiles), {}
-        for i, tile in enumerate(tiles): sizes.setdefault(tile.shape, []).append(i)
-        for rows in sizes.values():
-            for begin in range(0, len(rows), self.batch_size):
-                part = rows[begin:begin + self.batch_size]
-                answers = self.ask(np.stack([tiles[i] for i in part]))
-                for at, i in enumerate(part): found[i] = answers[at]
-        return found
 
 # %% ../nbs/62b_arcgis.ipynb #e47a2337
 def _definition(model):
@@ -151,6 +121,39 @@ def _eight_bit(pixels, mask, n_bands):
             raise ValueError(f"The model takes 8-bit pixels, whole numbers from 0 to 255. Got {pixels.dtype} from "
                              f"{pixels.min()} to {pixels.max()}. Make an 8-bit raster of it first (Copy Raster).")
     return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def _feature(function, i, tile, probabilities):
+    "A row of the table that comes out."
+    best, (height, width) = int(np.argmax(probabilities)), tile.shape[1:]
+    name, confidence = function.class_names[best], float(probabilities[best])
+    found = {"OID": i + 1, "Class": name, "Classname": name, "Label": name, "Confidence": str(confidence)}
+    if function.threshold is not None: found["Accepted"] = "yes" if confidence >= function.threshold else "no"
+    if function.sets is not None:
+        possible = _possible(probabilities, function.sets["quantile"])
+        found["Possible"] = json.dumps([function.class_names[k] for k in possible], ensure_ascii=False)
+    outline = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+    return {"attributes": found, "geometry": {"rings": [outline]}}
+
+
+def _fields(function, identifier):
+    "The columns that come out."
+    kinds = {identifier: "OID", "Class": "String", "Confidence": "Double", "Label": "String", "Shape": "Geometry"}
+    if function.threshold is not None: kinds["Accepted"] = "String"
+    if function.sets is not None: kinds["Possible"] = "String"
+    return [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in kinds.items()]
+
+
+def _probabilities(function, tiles):
+    "In the order of the tiles; those of one size are asked about together."
+    found, sizes = [None]*len(tiles), {}
+    for i, tile in enumerate(tiles): sizes.setdefault(tile.shape, []).append(i)
+    for rows in sizes.values():
+        for begin in range(0, len(rows), function.batch_size):
+            part = rows[begin:begin + function.batch_size]
+            answers = function.ask(np.stack([tiles[i] for i in part]))
+            for at, i in enumerate(part): found[i] = answers[at]
+    return found
 
 
 def _possible(probabilities, quantile):

@@ -399,10 +399,11 @@ def _decisions(export: ExportFolder, evaluation: Evaluation | None) -> list[str]
     if decisions.sets is not None:
         sets = decisions.sets
         lines += ["", f"**Prediction sets.** For an image they hold every class that it may be: the most probable "
-                  f"first, until the probability of those before is above {sets.quantile:.4f}. Fitted on {sets.n:,} "
-                  f"images ({_plain(sets.split or 'no split')}) so that at least {1 - sets.alpha:.4g} of the sets hold the "
-                  f"true class; for so many images that is {with_interval(1 - sets.alpha, sets.coverage_interval)}. This "
-                  "is promised for all images of the same kind together, not for each class."]
+                  f"first, until the probability of those before is above {sets.quantile:.4f}. Fitted on "
+                  f"{sets.n:,} images ({_plain(sets.split or 'no split')}) so that at least {1 - sets.alpha:.4g} of "
+                  f"the sets hold the true class; for so many images, "
+                  f"{with_interval(1 - sets.alpha, sets.coverage_interval)}. This is "
+                  "promised for all images of the same kind together, not for each class."]
         if evaluation is not None: lines += _judged(judge_sets(sets, evaluation))
     return ["## When to act on an answer", "", *lines] if lines else []
 
