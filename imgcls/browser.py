@@ -314,7 +314,8 @@ def selection(self: Browser) -> "DataFrame":
     split, rows = self.choice.split, self.rows
     paths, targets, names = self._paths[split], self._targets_of(split), self.data.class_names
     known = {} if paths is None else {"path": pd.Series([paths[i] for i in rows], dtype=object)}
-    return pd.DataFrame({**known, "split": split, "number": rows, "label": [names[t] for t in targets[rows]]})
+    labels = pd.Series([names[t] for t in targets[rows]], dtype=object)
+    return pd.DataFrame({**known, "split": split, "number": rows, "label": labels})
 
 
 @patch

@@ -657,7 +657,7 @@ def _repr_html_(self: ImageData) -> str:
     head = f"<p>{html.escape(repr(self))}</p>"
     if self.n_classes > 30: return head
     counts = {split: self.class_counts(split) for split in self.datasets}
-    return head + pd.DataFrame(counts, pd.Index(self.class_names, name="class")).to_html()
+    return head + pd.DataFrame(counts, pd.Index(self.class_names, name="class", dtype=object)).to_html()
 
 # %% ../nbs/19_data.ipynb #41abc3c6
 @patch

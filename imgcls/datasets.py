@@ -16,6 +16,7 @@ __all__ = ['MAX_LABEL', 'ONE_CLASS', 'ImageTable', 'read_text', 'check_files', '
 
 # %% ../nbs/11_datasets.ipynb #40664135
 import html
+import csv
 import io
 import itertools
 import math
@@ -274,7 +275,8 @@ def _read_frame(file: Path, texts: Sequence[str]) -> "pd.DataFrame":
     content = read_text(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)     # a row that is longer than the header
+            longer = "error" if _says_more(content) else "ignore"       # empty fields too many: pandas drops them
+            warnings.simplefilter(longer, pd.errors.ParserWarning)
             return pd.read_csv(io.StringIO(content), keep_default_na=False, skipinitialspace=True, index_col=False,
                                low_memory=False, dtype=dict.fromkeys(texts, str))
     except pd.errors.ParserWarning:
@@ -282,6 +284,13 @@ def _read_frame(file: Path, texts: Sequence[str]) -> "pd.DataFrame":
                         'quoted: "black, small".') from None
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{str(file)!r} is not a CSV file in UTF-8: {error}") from None
+
+
+def _says_more(content: str) -> bool:
+    "Is there a row with more than its header? With Arrow's strings pandas warns of empty fields, too."
+    rows = csv.reader(io.StringIO(content), skipinitialspace=True)
+    try: return any(any(row[len(head):]) for head in rows for row in rows)
+    except csv.Error: return True
 
 # %% ../nbs/11_datasets.ipynb #204edc04
 def read_text(

@@ -15,6 +15,7 @@ __all__ = ['Evaluation', 'Calibration', 'read_predictions']
 
 # %% ../nbs/26_evaluation.ipynb #3a61d497
 import csv
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def _areas(evaluation: Evaluation) -> tuple["DataFrame", tuple[float, float, flo
             low, high = _area_interval(area, errors, positive)
             if min(m, n) > 1: used, total = [*used, area], total + errors
         rows[name] = {"auc": area, "low": low, "high": high, "n_positive": m, "n_negative": n}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
+    table = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="class", dtype=object))
     if not used: return table, (math.nan, 0.0, 1.0)
     mean, error = float(np.mean(used)), float((total**2).sum()**0.5)/len(used)
     if error > 0: return table, (mean, *_on_logit_scale(mean, error, 1.96))
@@ -329,6 +330,20 @@ def _answers(columns: dict[str, tuple[str, ...]]) -> Predictions:
     names = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
     probabilities = np.array([columns[f"prob_{name}"] for name in names], float).T
     paths = [unguarded(text) for text in columns["path"]] if "path" in columns else None
-    if "true" not in columns: return Predictions(probabilities, names, paths)
-    targets = [names.index(unguarded(text)) for text in columns["true"]]
-    return Evaluation(probabilities, targets, names, paths, losses=np.array(columns["loss"], float))
+    if "true" not in columns: found = Predictions(probabilities, names, paths)
+    else:
+        targets = [names.index(unguarded(text)) for text in columns["true"]]
+        found = Evaluation(probabilities, targets, names, paths, losses=np.array(columns["loss"], float))
+    if "accepted" in columns or "set" in columns: found.kept = _decided(columns, names)
+    return found
+
+
+def _decided(columns: dict[str, tuple[str, ...]], names: list[str]) -> tuple[np.ndarray | None, list[list[str]] | None]:
+    "Which answers were accepted, and the sets, as the file says."
+    accepted, sets = columns.get("accepted"), None
+    if accepted is not None: accepted = np.array([{"True": True, "False": False}[text] for text in accepted])
+    if "set" in columns:
+        sets = [json.loads(text) for text in columns["set"]]
+        strange = next((s for s in sets if not isinstance(s, list) or not s or any(n not in names for n in s)), None)
+        if strange is not None: raise ValueError(f"a set must be a list of classes, not {strange!r}")
+    return accepted, sets

@@ -30,7 +30,7 @@ from .images import images_in
 from .markup import html_table
 from .networks import evaluating
 from .plots import image_grid, picture_html, pixels, save_plot
-from .predictions import Answers, Origin, Predictions
+from .predictions import Answers, Origin, Predictions, text_column
 from .predictor import Predictor
 from .seeding import preserve_rng
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Explanation:
     def table(self) -> "DataFrame":
         "Every class and its probability, the most probable first."
         import pandas as pd
-        table = pd.DataFrame({"class": self.class_names, "probability": self.probabilities})
+        table = pd.DataFrame({"class": text_column(self.class_names), "probability": self.probabilities})
         return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
 
     def __repr__(self) -> str:

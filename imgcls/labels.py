@@ -30,7 +30,7 @@ from .evaluation import Evaluation
 from .gallery import SIDE, Gallery, quick_image
 from .markup import escaped, link, tag
 from .plots import GREY, PALETTE, wilson_interval
-from .predictions import with_interval
+from .predictions import text_column, with_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,9 +45,10 @@ def label_issues(
     suspicious, quality = _suspicious(evaluation), evaluation.true_probability
     order = np.lexsort((quality, ~suspicious))      # stable: equals stay in the order they came
     table = {"image": np.arange(len(evaluation))}
-    if evaluation.paths is not None: table["path"] = pd.Series(evaluation.paths, dtype=object)
-    table |= {"label": [evaluation.class_names[i] for i in evaluation.targets], "suggested": evaluation.labels,
-              "probability": evaluation.confidence, "quality": quality, "suspicious": suspicious}
+    if evaluation.paths is not None: table["path"] = text_column(evaluation.paths)
+    table |= {"label": text_column(evaluation.class_names[i] for i in evaluation.targets),
+              "suggested": text_column(evaluation.labels), "probability": evaluation.confidence,
+              "quality": quality, "suspicious": suspicious}
     return pd.DataFrame(table).iloc[order]         # its index is the image's number, which relabel and the others take
 
 

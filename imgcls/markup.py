@@ -78,4 +78,5 @@ def html_table(
     table: "DataFrame",     # what to show; the numbers themselves are not rounded
 ) -> str:                   # HTML; names are escaped
     "A table to read: four decimals, and a dash where there is no number."
-    return table.to_html(border=0, float_format="{:.4f}".format, na_rep="–")
+    text = table.to_html(border=0, float_format="{:.4f}".format, na_rep="–")
+    return text.encode("utf-8", "replace").decode()         # a path may be no valid UTF-8, a page must be

@@ -14,7 +14,9 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'Unlabelled']
 
 # %% ../nbs/27_predictor.ipynb #3158f748
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +26,17 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import DataError, Images, ImgclsError, Logits, check, checked
-from .decisions import Decisions
+from .core import DataError, Images, ImgclsError, Logits, check, checked, listed
+from .decisions import Decisions, PredictionSets, Threshold, fit_sets
+from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
 from .images import as_image, images_in
 from .networks import evaluating
 from .plots import stretched
-from .predictions import Origin, Predictions
+from .predictions import Origin, Predictions, Temperature
 from .runtime import Runtime
 from .seeding import deterministic_mode, preserve_rng, seed_all, seeded
+from .settings import get_logger
 
 # %% ../nbs/27_predictor.ipynb #48e496e7
 class NetworkError(ImgclsError, RuntimeError):
@@ -290,3 +294,97 @@ def _in_order(batches: Any) -> bool:
     sampler = getattr(batches, "sampler", None)
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
+
+# %% ../nbs/27_predictor.ipynb #9d4d8af3
+@patch
+@checked
+def calibrate(
+    self: Predictor,
+    val: Any,               # images it did not learn from: an `ImageData` (its val split), a folder of class folders,
+                            # batches, or an `Evaluation` of these weights
+) -> Temperature:           # shows itself
+    "Find the temperature at which probabilities fit the truth best, and answer at it from now on."
+    found, before = _held_out(self, val, Decisions()).fit_temperature(), self.decisions
+    if before.temperature is not None and before.temperature.value == found.value:
+        self.decisions = replace(before, temperature=found)
+        return found
+    self.decisions = Decisions(found)
+    gone = [what for what, fitted in (("threshold", before.threshold), ("prediction sets", before.sets)) if fitted]
+    if gone: get_logger().warning(f"The {' and the '.join(gone)} of before were for probabilities at another "
+                                  "temperature: they are dropped. Choose them again.")
+    return found
+
+# %% ../nbs/27_predictor.ipynb #210cbd79
+@patch
+@checked
+def choose_threshold(
+    self: Predictor,
+    val: Any,                   # images it did not learn from, as for `calibrate`
+    precision: float = 0.99,    # share of the accepted answers that is to be right, in (0, 1]
+    sure: bool = False,         # must the low end of the 95 % interval reach it, as a promise for other images?
+) -> Threshold:                 # shows itself
+    "Find the smallest confidence at which enough answers are right, and abstain below it from now on."
+    found = threshold_of(_held_out(self, val, Decisions(self.decisions.temperature)), precision, sure)
+    self.decisions = replace(self.decisions, threshold=found)
+    return found
+
+# %% ../nbs/27_predictor.ipynb #92ed7587
+@patch
+@checked
+def prediction_sets(
+    self: Predictor,
+    val: Any,               # images it did not learn from, as for `calibrate`
+    alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 1)
+) -> PredictionSets:        # shows itself; `judge_sets` of `26a_decisions` measures them on test
+    "Fit sets that hold the true class as often as was promised, and give one with each answer from now on."
+    found = fit_sets(_held_out(self, val, Decisions(self.decisions.temperature)), alpha)
+    self.decisions = replace(self.decisions, sets=found)
+    return found
+
+# %% ../nbs/27_predictor.ipynb #0552ffb6
+def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation:
+    "What it says, with these decisions, of images that it did not learn from."
+    named = val.split if isinstance(val, Evaluation) else getattr(val, "name", None)       # batches have a name
+    named = Path(val).name if isinstance(val, (str, Path)) else named
+    check(named != "train", "Decisions must be fitted on images that the network did not learn from",
+          "those called train", _VAL, DataError)
+    if isinstance(val, Evaluation): return _own(predictor, val, decisions)
+    asked = copy(predictor)
+    asked.decisions = decisions
+    if hasattr(val, "datasets"): return asked.evaluate(val, split="val")
+    if not isinstance(val, (str, Path)): return asked.evaluate(val)
+    evaluation = asked.evaluate(val, split=_val_in(predictor, val))
+    learned = _trained_on(predictor).intersection(map(os.path.abspath, evaluation.paths or ()))
+    check(not learned, "Decisions must be fitted on images that the network did not learn from",
+          f"{len(learned):,} files of its training, {listed(sorted(learned), 1)}", _VAL, DataError)
+    return evaluation
+
+
+_VAL = "Try predictor.calibrate(data): it takes the val split of an ImageData."
+
+
+def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
+    "Of a folder with train, val, test its val; None: it has no splits."
+    from imgcls.inference import labelled
+    try: return labelled(predictor, folder, "val")[1]
+    except DataError:
+        if labelled(predictor, folder)[1] is not None: raise
+    return None
+
+
+def _trained_on(predictor: Predictor) -> set[str]:
+    "Files of its training, as far as they are known."
+    if predictor.data is None: return set()
+    try: paths = getattr(predictor.data().datasets.get("train"), "paths", None)
+    except ImgclsError: return set()        # they are not here: nor are they among those that are
+    return set(map(os.path.abspath, paths or ()))
+
+
+def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> Evaluation:
+    "The same at the temperature of these decisions."
+    here, there, made = predictor.origin, evaluation.origin, evaluation.decisions
+    check(there is not None and made is not None and there == here and there.whom is here.whom,
+          "An evaluation must be one that this predictor made, of the weights it has", evaluation,
+          "Try predictor.calibrate(predictor.evaluate(data, split='val')).", DataError)
+    now, then = (1.0 if t is None else t.value for t in (decisions.temperature, made.temperature))
+    return evaluation if now == then else evaluation.with_temperature(now/then)

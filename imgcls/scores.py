@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from .core import DataError, Labels, Logits, check, checked
 from .markup import html_table
 from .plots import PALETTE, bars, image_grid, matrix, picture_html, save_plot, wilson_interval
-from .predictions import Numbers, Predictions, as_array, of_split, with_interval
+from .predictions import Numbers, Predictions, as_array, of_split, text_column, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,7 +182,7 @@ def per_class(self: Scores) -> "DataFrame":
             low, high = wilson_interval(hits, total)
             table |= {name: hits/total, f"{name}_low": low, f"{name}_high": high}
         table |= {"f1": 2*hits/(called + support), "support": support}
-    return pd.DataFrame(table, index=pd.Index(self.class_names, name="class"))
+    return pd.DataFrame(table, index=pd.Index(self.class_names, name="class", dtype=object))
 
 # %% ../nbs/25_scores.ipynb #cf0c39b1
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,8 @@ def report(
         if names: notes.append(f"{lost} of classes {fact} counts as 0: {', '.join(names)}")
     rows = classification_report(self.targets, self.predicted, output_dict=True, **common)
     rows["accuracy"] = {"f1-score": rows["accuracy"], "support": len(self)}
-    return Report("\n".join([text, *notes]), pd.DataFrame(rows).T, tuple(notes))
+    table = pd.DataFrame(list(rows.values()), index=pd.Index(rows, dtype=object))
+    return Report("\n".join([text, *notes]), table, tuple(notes))
 
 # %% ../nbs/25_scores.ipynb #88fd2bb8
 @patch
@@ -236,8 +237,8 @@ def most_confused(
     np.fill_diagonal(counts, 0)
     true, predicted = np.nonzero(counts >= min_count)
     order = np.argsort(-counts[true, predicted], kind="stable")
-    return pd.DataFrame({"true": [self.class_names[i] for i in true[order]],
-                         "predicted": [self.class_names[i] for i in predicted[order]],
+    return pd.DataFrame({"true": text_column(self.class_names[i] for i in true[order]),
+                         "predicted": text_column(self.class_names[i] for i in predicted[order]),
                          "count": counts[true, predicted][order]})
 
 # %% ../nbs/25_scores.ipynb #bed61ce9
@@ -277,9 +278,9 @@ def plot_per_class(
 # %% ../nbs/25_scores.ipynb #03ef9eb4
 @patch(as_prop=True)
 def per_sample(self: Scores) -> "DataFrame":
-    "A row per image: path, true, predicted, confidence, correct, loss, true_probability."
+    "A row per image: path, true, predicted, confidence (accepted, set), correct, loss, true_probability."
     table = Predictions.per_sample.fget(self)
-    table.insert(table.columns.get_loc("predicted"), "true", [self.class_names[i] for i in self.targets])
+    table.insert(table.columns.get_loc("predicted"), "true", text_column(self.class_names[i] for i in self.targets))
     return table.assign(correct=self.correct, loss=self.losses, true_probability=self.true_probability)
 
 # %% ../nbs/25_scores.ipynb #512e30f9
@@ -316,7 +317,22 @@ def __repr__(self: Scores) -> str:
     name = f"{kind} ({self.split})" if self.split else kind
     return (f"{name}: {len(self)} images, {len(self.class_names)} classes, "
             f"accuracy {with_interval(self.accuracy, self.accuracy_interval)}, "
-            f"loss {with_interval(self.loss, self.loss_interval)}{f'; {self.weights}' if self.weights else ''}")
+            f"loss {with_interval(self.loss, self.loss_interval)}{_decided(self)}"
+            f"{f'; {self.weights}' if self.weights else ''}")
+
+
+def _decided(scores: Scores) -> str:
+    "What came of a threshold and of prediction sets on these images."
+    n, accepted, sets, said = len(scores), scores.accepted, scores.sets, ""
+    if accepted is not None:
+        k, right = int(accepted.sum()), int((accepted & scores.correct).sum())
+        said += (f"; {k} of {n} accepted, {with_interval(right/k if k else np.nan, wilson_interval(right, k))} of them "
+                 "right")
+    if sets is not None:
+        held = sum(scores.class_names[t] in names for t, names in zip(scores.targets, sets, strict=True))
+        said += (f"; the true class in {with_interval(held/n, wilson_interval(held, n))} of the sets of "
+                 f"{np.mean([len(names) for names in sets]):.2f} classes")
+    return said
 
 
 @patch
@@ -332,7 +348,7 @@ def _repr_html_(self: Scores) -> str:
     return (f"<p><b>{html.escape(self.split or type(self).__name__.lower())}</b>: {len(self)} images, "
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
             f"<p>accuracy <b>{with_interval(self.accuracy, self.accuracy_interval)}</b>, "
-            f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats</p>"
+            f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats{_decided(self)}</p>"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
             f"<div>{html_table(shown.rename_axis(None))}{rest}</div>{_matrix_html(self)}</div>")
 
