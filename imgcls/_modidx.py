@@ -1464,6 +1464,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.packages._share': ('packages.html#_share', 'imgcls/packages.py'),
                                  'imgcls.packages._summary': ('packages.html#_summary', 'imgcls/packages.py'),
                                  'imgcls.packages._table': ('packages.html#_table', 'imgcls/packages.py'),
+                                 'imgcls.packages._tell_of_paths': ('packages.html#_tell_of_paths', 'imgcls/packages.py'),
                                  'imgcls.packages._threshold': ('packages.html#_threshold', 'imgcls/packages.py'),
                                  'imgcls.packages._trained': ('packages.html#_trained', 'imgcls/packages.py'),
                                  'imgcls.packages._training': ('packages.html#_training', 'imgcls/packages.py'),
