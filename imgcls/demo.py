@@ -13,7 +13,7 @@ answered; images are asked about one at a time; what was uploaded is removed, at
 # %% auto #0
 __all__ = ['MOST_BARS', 'SIDE', 'Explain', 'KEPT', 'FIRST_PORT', 'Desk', 'demo_page', 'serving', 'serve']
 
-# %% ../nbs/62a_demo.ipynb #7753e152
+# %% ../nbs/62a_demo.ipynb #1fe7e7da
 import base64
 import errno
 import io
@@ -49,15 +49,17 @@ from .settings import get_logger
 if TYPE_CHECKING:
     from gradio import Blocks
 
-# %% ../nbs/62a_demo.ipynb #a84a1735
+# %% ../nbs/62a_demo.ipynb #0b144dec
 def _verdict(said: Prediction, decisions: Decisions) -> str:
     "A label, or that there is none."
-    threshold, best = decisions.threshold, f"{escaped(said.label)} {said.confidence:.4f}"
-    if threshold is None or said.confidence >= threshold.value: return tag("b", best, "font-size:16px")
-    return (tag("b", "I'm not sure.", f"font-size:16px;color:{PALETTE[1]}")
-            + f" The most probable class is {best}, and below {threshold.value:.4f} I don't decide.")
+    threshold, label = decisions.threshold, escaped(said.label)
+    if threshold is None or said.confidence >= threshold.value:
+        return f"{tag('b', label, 'font-size:16px')}, with probability {said.confidence:.4f}"
+    unsure = tag("b", "I'm not sure.", f"font-size:16px;color:{PALETTE[1]}")
+    return (f"{unsure} The most probable class is "
+            f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't decide.")
 
-# %% ../nbs/62a_demo.ipynb #ab0e139c
+# %% ../nbs/62a_demo.ipynb #959e983b
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
@@ -82,7 +84,7 @@ def _one_of(names: Sequence[str]) -> str:
     if n_more > 0: return f"one of {', '.join(shown)} and {n_more:,} more"
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
-# %% ../nbs/62a_demo.ipynb #4f5b557a
+# %% ../nbs/62a_demo.ipynb #80826f80
 def _bars(said: Prediction) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = said.top(MOST_BARS), len(said.class_names)
@@ -98,7 +100,7 @@ def _bar(share: float, best: bool) -> str:
     inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
     return tag("div", inside, "width:150px")
 
-# %% ../nbs/62a_demo.ipynb #d7941225
+# %% ../nbs/62a_demo.ipynb #c0ad7da4
 SIDE = 200              # pixels of a picture's longer side
 Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image -> a picture, or picture and words
 
@@ -106,7 +108,7 @@ Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image
 def _picture(picture: Any, words: str, alt: str = "") -> str:
     "A small picture inside HTML, with words below it."
     image = Image.fromarray(_eight_bits(picture)).convert("RGB")
-    scale = min(SIDE / max(image.size), 8)
+    scale = SIDE / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS).save(buffer, "JPEG",
@@ -135,13 +137,9 @@ def _where_it_looked(explain: Explain | None, predictor: Any, image: Image.Image
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ImgclsError) else f"{type(error).__name__}: {error}"[:300]
 
-# %% ../nbs/62a_demo.ipynb #0c85b2a7
-_GRADIO_READS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`"})
-
-
+# %% ../nbs/62a_demo.ipynb #1b73b81f
 def _page_of(entries: Sequence[str]) -> str:
-    inside = tag("div", "".join(entries), "font-size:13px;line-height:1.4")
-    return inside.translate(_GRADIO_READS)
+    return tag("div", "".join(entries), "font-size:13px;line-height:1.4")
 
 
 def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PALETTE[1]};margin:4px 0 12px 0")
@@ -156,7 +154,7 @@ def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) 
     side_by_side = tag("div", parts, "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:8px")
     return tag("div", words + side_by_side, "margin-bottom:24px;overflow-wrap:anywhere")
 
-# %% ../nbs/62a_demo.ipynb #66019a19
+# %% ../nbs/62a_demo.ipynb #ea2a2f71
 _ASKING = threading.Lock()      # a network is used by one thread at a time
 
 
@@ -189,7 +187,7 @@ class Desk:
         return (f"Desk({self.whom!r}; {self.max_images} images at a time, {self.max_bytes / 2**20:g} MB and "
                 f"{self.max_megapixels:g} megapixels each)")
 
-# %% ../nbs/62a_demo.ipynb #607209e9
+# %% ../nbs/62a_demo.ipynb #a522302c
 @patch
 @checked
 def answer(
@@ -224,7 +222,7 @@ def _entry(self: Desk, name: str, path: Path) -> str:
         told = _in_words(error)
         return _line(told if repr(name) in told else f"{name!r}: {told}")
 
-# %% ../nbs/62a_demo.ipynb #991a7f24
+# %% ../nbs/62a_demo.ipynb #234dda7e
 def _read(name: str, path: Path, max_bytes: int, max_megapixels: float) -> Image.Image:
     "An image of bounded size; what is wrong with it is said by the name that somebody gave."
     try:
@@ -251,7 +249,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image: return image.size
     except Exception: return 0, 0
 
-# %% ../nbs/62a_demo.ipynb #76bb0a45
+# %% ../nbs/62a_demo.ipynb #ecf14e5b
 def _what_answers(predictor: Any) -> list[str]:
     "Sentences about a predictor."
     names, weights = predictor.output_names, f"{predictor.origin}"
@@ -265,20 +263,20 @@ def _what_answers(predictor: Any) -> list[str]:
         said.append(f"Probabilities are calibrated: temperature {with_interval(t.value, t.interval)}, "
                     f"{_fitted_on(t)}.")
     said += [] if fitted.threshold is None else [_of_threshold(fitted.threshold)]
-    said += [] if fitted.sets is None else [f"Which classes it may be: {_fitted_on(fitted.sets)}."]
+    said += [] if fitted.sets is None else [f"Its sets of classes that it may be are {_fitted_on(fitted.sets)}."]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
 
 
 def _of_threshold(threshold: Any) -> str:
-    return (f"Below {threshold.value:.4f} it says that it isn't sure, {_fitted_on(threshold)}: it decided "
-            f"{with_interval(threshold.coverage, threshold.coverage_interval)} of them, and of these decisions "
-            f"{with_interval(threshold.precision, threshold.precision_interval)} were right.")
+    return (f"Below {threshold.value:.4f} it says that it isn't sure ({_fitted_on(threshold)}: there it decided "
+            f"{with_interval(threshold.coverage, threshold.coverage_interval)} of them, and of its decisions "
+            f"{with_interval(threshold.precision, threshold.precision_interval)} were right).")
 
 
 def _fitted_on(fitted: Any) -> str:
     return f"fitted on {fitted.n:,} {f'{fitted.split} ' if fitted.split else ''}images"
 
-# %% ../nbs/62a_demo.ipynb #1e1fc340
+# %% ../nbs/62a_demo.ipynb #2bec6884
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":
     "The page; `folder` holds what is uploaded, None: where Gradio puts it."
     gradio = extra("gradio", "demo")
@@ -313,7 +311,7 @@ def _files_of(dropped: Any, folder: Path) -> list[tuple[str, Path]]:
         found.append((str(one.get("orig_name") or path.name), path))
     return found
 
-# %% ../nbs/62a_demo.ipynb #c1805203
+# %% ../nbs/62a_demo.ipynb #35ad783b
 @checked
 def demo_page(
     whom: Answers,          # whom to ask: a predictor, or a learner
@@ -322,7 +320,7 @@ def demo_page(
     "The page, to be opened or put into another one."
     return _blocks(Desk(whom, **options), None)
 
-# %% ../nbs/62a_demo.ipynb #34f7c872
+# %% ../nbs/62a_demo.ipynb #63304cd6
 _OPEN = {"GET": ("/", "/theme.css", "/favicon.ico", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
          "HEAD": ("/",), "POST": ("/gradio_api/upload", "/gradio_api/queue/join")}
 _OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")        # GET
@@ -337,6 +335,7 @@ class _Gate:
 
     def __init__(self, app: _Asgi, folder: Path, max_bytes: int, max_images: int):
         self.app, self.folder = app, folder
+        self.limit = f"{max_images:,} images and {max_images * max_bytes / 2**20:,.4g} MB"
         self.most = {"/gradio_api/upload": (max_images + 1) * max_bytes + 2**20, "/gradio_api/queue/join": 2**20}
         self.kept = 4 * self.most["/gradio_api/upload"]     # bytes of all that is uploaded within `KEPT` seconds
 
@@ -371,12 +370,12 @@ class _Gate:
         length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit(): return 411, "The length of what is sent must be said before."
         if int(length) > self.most[path]:
-            return 413, f"At most {self.most[path] // 2**20:,} MB are taken at a time: drop fewer or smaller images."
+            return 413, f"At most {self.limit} are taken at a time: drop fewer or smaller images."
         if path.endswith("upload") and int(length) + _bytes_in(self.folder) > self.kept:
             return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
         return 0, ""
 
-# %% ../nbs/62a_demo.ipynb #9c4b257a
+# %% ../nbs/62a_demo.ipynb #1fbdf9c3
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
     "A body, whose length is bounded by its header."
     body, more = b"", True
@@ -416,7 +415,7 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
 
-# %% ../nbs/62a_demo.ipynb #e2475ffb
+# %% ../nbs/62a_demo.ipynb #72e82557
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
@@ -440,7 +439,7 @@ def _upload_folder() -> Iterator[Path]:
             if before is None: os.environ.pop("GRADIO_TEMP_DIR", None)
             else: os.environ["GRADIO_TEMP_DIR"] = before
 
-# %% ../nbs/62a_demo.ipynb #a7f73342
+# %% ../nbs/62a_demo.ipynb #3becab48
 FIRST_PORT = 7860       # Gradio's; without a wish, it or the next one of twenty that is free
 
 
@@ -471,7 +470,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
     return found
 
-# %% ../nbs/62a_demo.ipynb #64c17dc1
+# %% ../nbs/62a_demo.ipynb #2724957b
 def _address(listening: socket.socket) -> tuple[str, str]:
     "Where the page is; and who else reaches it, '' for nobody."
     number, port = listening.getsockname()[:2]
@@ -503,7 +502,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
             server.should_exit = True
             thread.join(4)
 
-# %% ../nbs/62a_demo.ipynb #3564349e
+# %% ../nbs/62a_demo.ipynb #a44cbfdf
 @contextmanager
 @checked
 def serving(
@@ -515,7 +514,7 @@ def serving(
     "The page is open while the block lasts."
     with _opened(Desk(whom, **options), host, port) as (address, _): yield address
 
-# %% ../nbs/62a_demo.ipynb #677c0c85
+# %% ../nbs/62a_demo.ipynb #009d8435
 @checked
 def serve(
     whom: Answers,                  # whom to ask: a predictor, or a learner
