@@ -13,7 +13,7 @@ answered; images are asked about one at a time; what was uploaded is removed, at
 # %% auto #0
 __all__ = ['MOST_BARS', 'SIDE', 'Explain', 'KEPT', 'FIRST_PORT', 'Desk', 'demo_page', 'serving', 'serve']
 
-# %% ../nbs/62a_demo.ipynb #1fe7e7da
+# %% ../nbs/62a_demo.ipynb #a23a0391
 import base64
 import errno
 import io
@@ -42,41 +42,36 @@ from .decisions import Decisions
 from .images import ImageError, load_image
 from .markup import CUT, escaped, tag
 from .plots import PALETTE, pixels
-from .predictions import Answers, Prediction, Predictions, with_interval
+from .predictions import Answers, Prediction, Predictions
 from .seeding import preserve_rng
 from .settings import get_logger
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-# %% ../nbs/62a_demo.ipynb #0b144dec
+# %% ../nbs/62a_demo.ipynb #fc12b128
 def _verdict(said: Prediction, decisions: Decisions) -> str:
     "A label, or that there is none."
     threshold, label = decisions.threshold, escaped(said.label)
-    if threshold is None or said.confidence >= threshold.value:
+    if threshold is None or threshold.of(said.probabilities[None])[0]:
         return f"{tag('b', label, 'font-size:16px')}, with probability {said.confidence:.4f}"
     unsure = tag("b", "I'm not sure.", f"font-size:16px;color:{PALETTE[1]}")
     return (f"{unsure} The most probable class is "
             f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't decide.")
 
-# %% ../nbs/62a_demo.ipynb #959e983b
+# %% ../nbs/62a_demo.ipynb #74426f22
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
 def _may_be(said: Prediction, decisions: Decisions) -> str:
     "The prediction set in words, with its promise."
     if decisions.sets is None: return ""
-    promise = (f"Such sets hold the true class for {100 * (1 - decisions.sets.alpha):g} % of images, if these are like "
-               "those of the fit.")
-    words = f"It may be {_one_of(_set_of(said, decisions.sets.quantile))}. {tag('span', promise, 'opacity:0.75')}"
-    return tag("div", words, "margin-top:4px")
-
-
-def _set_of(said: Prediction, quantile: float) -> list[str]:
-    "Classes, the most probable first, up to the quantile; one at the least."
     order = np.argsort(-said.probabilities, kind="stable")
-    n = int((np.cumsum(said.probabilities[order], dtype=float) <= quantile).sum())
-    return [said.class_names[i] for i in order[:max(n, 1)]]
+    held = decisions.sets.of(said.probabilities[None])[0]
+    promise = (f"Such sets hold the true class for at least {100 * (1 - decisions.sets.alpha):g} % of images, if these "
+               "are like those of the fit.")
+    words = f"It may be {_one_of([said.class_names[i] for i in order if held[i]])}."
+    return tag("div", f"{words} {tag('span', promise, 'opacity:0.75')}", "margin-top:4px")
 
 
 def _one_of(names: Sequence[str]) -> str:
@@ -84,7 +79,7 @@ def _one_of(names: Sequence[str]) -> str:
     if n_more > 0: return f"one of {', '.join(shown)} and {n_more:,} more"
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
-# %% ../nbs/62a_demo.ipynb #80826f80
+# %% ../nbs/62a_demo.ipynb #65cdaf71
 def _bars(said: Prediction) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = said.top(MOST_BARS), len(said.class_names)
@@ -100,7 +95,7 @@ def _bar(share: float, best: bool) -> str:
     inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
     return tag("div", inside, "width:150px")
 
-# %% ../nbs/62a_demo.ipynb #c0ad7da4
+# %% ../nbs/62a_demo.ipynb #92907fb0
 SIDE = 200              # pixels of a picture's longer side
 Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image -> a picture, or picture and words
 
@@ -137,7 +132,7 @@ def _where_it_looked(explain: Explain | None, predictor: Any, image: Image.Image
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ImgclsError) else f"{type(error).__name__}: {error}"[:300]
 
-# %% ../nbs/62a_demo.ipynb #1b73b81f
+# %% ../nbs/62a_demo.ipynb #ab4b59d9
 def _page_of(entries: Sequence[str]) -> str:
     return tag("div", "".join(entries), "font-size:13px;line-height:1.4")
 
@@ -154,7 +149,7 @@ def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) 
     side_by_side = tag("div", parts, "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:8px")
     return tag("div", words + side_by_side, "margin-bottom:24px;overflow-wrap:anywhere")
 
-# %% ../nbs/62a_demo.ipynb #ea2a2f71
+# %% ../nbs/62a_demo.ipynb #bcc330bb
 _ASKING = threading.Lock()      # a network is used by one thread at a time
 
 
@@ -187,7 +182,7 @@ class Desk:
         return (f"Desk({self.whom!r}; {self.max_images} images at a time, {self.max_bytes / 2**20:g} MB and "
                 f"{self.max_megapixels:g} megapixels each)")
 
-# %% ../nbs/62a_demo.ipynb #a522302c
+# %% ../nbs/62a_demo.ipynb #deacc202
 @patch
 @checked
 def answer(
@@ -222,7 +217,7 @@ def _entry(self: Desk, name: str, path: Path) -> str:
         told = _in_words(error)
         return _line(told if repr(name) in told else f"{name!r}: {told}")
 
-# %% ../nbs/62a_demo.ipynb #234dda7e
+# %% ../nbs/62a_demo.ipynb #88429168
 def _read(name: str, path: Path, max_bytes: int, max_megapixels: float) -> Image.Image:
     "An image of bounded size; what is wrong with it is said by the name that somebody gave."
     try:
@@ -249,7 +244,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image: return image.size
     except Exception: return 0, 0
 
-# %% ../nbs/62a_demo.ipynb #ecf14e5b
+# %% ../nbs/62a_demo.ipynb #f5fc1758
 def _what_answers(predictor: Any) -> list[str]:
     "Sentences about a predictor."
     names, weights = predictor.output_names, f"{predictor.origin}"
@@ -258,25 +253,12 @@ def _what_answers(predictor: Any) -> list[str]:
             f"The answers are of the {weights}."]
     if fitted.temperature is None:
         said.append("Probabilities are as the network gives them: no temperature was fitted, and it may be too sure.")
-    else:
-        t = fitted.temperature
-        said.append(f"Probabilities are calibrated: temperature {with_interval(t.value, t.interval)}, "
-                    f"{_fitted_on(t)}.")
-    said += [] if fitted.threshold is None else [_of_threshold(fitted.threshold)]
-    said += [] if fitted.sets is None else [f"Its sets of classes that it may be are {_fitted_on(fitted.sets)}."]
+    else: said.append(f"Probabilities are calibrated. {fitted.temperature!r}.")
+    said += [] if fitted.threshold is None else [f"Below a threshold it says that it isn't sure. {fitted.threshold!r}."]
+    said += [] if fitted.sets is None else [f"It also says which classes it may be. {fitted.sets!r}."]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
 
-
-def _of_threshold(threshold: Any) -> str:
-    return (f"Below {threshold.value:.4f} it says that it isn't sure ({_fitted_on(threshold)}: there it decided "
-            f"{with_interval(threshold.coverage, threshold.coverage_interval)} of them, and of its decisions "
-            f"{with_interval(threshold.precision, threshold.precision_interval)} were right).")
-
-
-def _fitted_on(fitted: Any) -> str:
-    return f"fitted on {fitted.n:,} {f'{fitted.split} ' if fitted.split else ''}images"
-
-# %% ../nbs/62a_demo.ipynb #2bec6884
+# %% ../nbs/62a_demo.ipynb #6ff72950
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":
     "The page; `folder` holds what is uploaded, None: where Gradio puts it."
     gradio = extra("gradio", "demo")
@@ -311,7 +293,7 @@ def _files_of(dropped: Any, folder: Path) -> list[tuple[str, Path]]:
         found.append((str(one.get("orig_name") or path.name), path))
     return found
 
-# %% ../nbs/62a_demo.ipynb #35ad783b
+# %% ../nbs/62a_demo.ipynb #102ab926
 @checked
 def demo_page(
     whom: Answers,          # whom to ask: a predictor, or a learner
@@ -320,7 +302,7 @@ def demo_page(
     "The page, to be opened or put into another one."
     return _blocks(Desk(whom, **options), None)
 
-# %% ../nbs/62a_demo.ipynb #63304cd6
+# %% ../nbs/62a_demo.ipynb #b6b554eb
 _OPEN = {"GET": ("/", "/theme.css", "/favicon.ico", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
          "HEAD": ("/",), "POST": ("/gradio_api/upload", "/gradio_api/queue/join")}
 _OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")        # GET
@@ -375,7 +357,7 @@ class _Gate:
             return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
         return 0, ""
 
-# %% ../nbs/62a_demo.ipynb #1fbdf9c3
+# %% ../nbs/62a_demo.ipynb #43f8cde6
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
     "A body, whose length is bounded by its header."
     body, more = b"", True
@@ -415,7 +397,7 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
 
-# %% ../nbs/62a_demo.ipynb #72e82557
+# %% ../nbs/62a_demo.ipynb #bff682c0
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
@@ -439,7 +421,7 @@ def _upload_folder() -> Iterator[Path]:
             if before is None: os.environ.pop("GRADIO_TEMP_DIR", None)
             else: os.environ["GRADIO_TEMP_DIR"] = before
 
-# %% ../nbs/62a_demo.ipynb #3becab48
+# %% ../nbs/62a_demo.ipynb #b7ec8d41
 FIRST_PORT = 7860       # Gradio's; without a wish, it or the next one of twenty that is free
 
 
@@ -470,7 +452,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
     return found
 
-# %% ../nbs/62a_demo.ipynb #2724957b
+# %% ../nbs/62a_demo.ipynb #1f5f7d09
 def _address(listening: socket.socket) -> tuple[str, str]:
     "Where the page is; and who else reaches it, '' for nobody."
     number, port = listening.getsockname()[:2]
@@ -502,7 +484,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
             server.should_exit = True
             thread.join(4)
 
-# %% ../nbs/62a_demo.ipynb #a44cbfdf
+# %% ../nbs/62a_demo.ipynb #b3c275d8
 @contextmanager
 @checked
 def serving(
@@ -514,7 +496,7 @@ def serving(
     "The page is open while the block lasts."
     with _opened(Desk(whom, **options), host, port) as (address, _): yield address
 
-# %% ../nbs/62a_demo.ipynb #009d8435
+# %% ../nbs/62a_demo.ipynb #adf93136
 @checked
 def serve(
     whom: Answers,                  # whom to ask: a predictor, or a learner
