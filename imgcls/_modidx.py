@@ -576,6 +576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'imgcls.demo._Gate.__call__': ('demo.html#_gate.__call__', 'imgcls/demo.py'),
                              'imgcls.demo._Gate.__init__': ('demo.html#_gate.__init__', 'imgcls/demo.py'),
                              'imgcls.demo._Gate._refusal': ('demo.html#_gate._refusal', 'imgcls/demo.py'),
+                             'imgcls.demo._Gate._refuse': ('demo.html#_gate._refuse', 'imgcls/demo.py'),
                              'imgcls.demo._address': ('demo.html#_address', 'imgcls/demo.py'),
                              'imgcls.demo._application': ('demo.html#_application', 'imgcls/demo.py'),
                              'imgcls.demo._bar': ('demo.html#_bar', 'imgcls/demo.py'),

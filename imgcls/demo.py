@@ -13,21 +13,20 @@ answered; images are asked about one at a time; what was uploaded is removed, at
 # %% auto #0
 __all__ = ['MOST_BARS', 'SIDE', 'Explain', 'KEPT', 'FIRST_PORT', 'Desk', 'demo_page', 'serving', 'serve']
 
-# %% ../nbs/62a_demo.ipynb #a23a0391
+# %% ../nbs/62a_demo.ipynb #3e167d7a
 import base64
 import errno
 import io
 import ipaddress
 import json
 import os
-import secrets
 import signal
 import socket
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -49,7 +48,7 @@ from .settings import get_logger
 if TYPE_CHECKING:
     from gradio import Blocks
 
-# %% ../nbs/62a_demo.ipynb #fc12b128
+# %% ../nbs/62a_demo.ipynb #86056266
 def _verdict(said: Prediction, decisions: Decisions) -> str:
     "A label, or that there is none."
     threshold, label = decisions.threshold, escaped(said.label)
@@ -57,9 +56,10 @@ def _verdict(said: Prediction, decisions: Decisions) -> str:
         return f"{tag('b', label, 'font-size:16px')}, with probability {said.confidence:.4f}"
     unsure = tag("b", "I'm not sure.", f"font-size:16px;color:{PALETTE[1]}")
     return (f"{unsure} The most probable class is "
-            f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't decide.")
+            f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't "
+            "decide.")
 
-# %% ../nbs/62a_demo.ipynb #74426f22
+# %% ../nbs/62a_demo.ipynb #017de7f8
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
@@ -79,7 +79,7 @@ def _one_of(names: Sequence[str]) -> str:
     if n_more > 0: return f"one of {', '.join(shown)} and {n_more:,} more"
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
-# %% ../nbs/62a_demo.ipynb #65cdaf71
+# %% ../nbs/62a_demo.ipynb #45e6384f
 def _bars(said: Prediction) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = said.top(MOST_BARS), len(said.class_names)
@@ -95,7 +95,7 @@ def _bar(share: float, best: bool) -> str:
     inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
     return tag("div", inside, "width:150px")
 
-# %% ../nbs/62a_demo.ipynb #92907fb0
+# %% ../nbs/62a_demo.ipynb #5c6e1cf9
 SIDE = 200              # pixels of a picture's longer side
 Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image -> a picture, or picture and words
 
@@ -110,7 +110,8 @@ def _picture(picture: Any, words: str, alt: str = "") -> str:
                                                                                                  quality=85)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     shown = f'<img alt="{escaped(alt or words)}" src="{source}" style="margin:0">'
-    return tag("div", shown + tag("div", escaped(words), "font-size:12px"), f"max-width:{SIDE}px;overflow-wrap:anywhere")
+    below = tag("div", escaped(words), "font-size:12px")
+    return tag("div", shown + below, f"max-width:{SIDE}px;overflow-wrap:anywhere")
 
 
 def _eight_bits(picture: Any) -> np.ndarray:
@@ -132,7 +133,7 @@ def _where_it_looked(explain: Explain | None, predictor: Any, image: Image.Image
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ImgclsError) else f"{type(error).__name__}: {error}"[:300]
 
-# %% ../nbs/62a_demo.ipynb #ab4b59d9
+# %% ../nbs/62a_demo.ipynb #6d5c743c
 def _page_of(entries: Sequence[str]) -> str:
     return tag("div", "".join(entries), "font-size:13px;line-height:1.4")
 
@@ -149,7 +150,7 @@ def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) 
     side_by_side = tag("div", parts, "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:8px")
     return tag("div", words + side_by_side, "margin-bottom:24px;overflow-wrap:anywhere")
 
-# %% ../nbs/62a_demo.ipynb #bcc330bb
+# %% ../nbs/62a_demo.ipynb #cca92182
 _ASKING = threading.Lock()      # a network is used by one thread at a time
 
 
@@ -182,7 +183,7 @@ class Desk:
         return (f"Desk({self.whom!r}; {self.max_images} images at a time, {self.max_bytes / 2**20:g} MB and "
                 f"{self.max_megapixels:g} megapixels each)")
 
-# %% ../nbs/62a_demo.ipynb #deacc202
+# %% ../nbs/62a_demo.ipynb #96d5a42f
 @patch
 @checked
 def answer(
@@ -217,7 +218,7 @@ def _entry(self: Desk, name: str, path: Path) -> str:
         told = _in_words(error)
         return _line(told if repr(name) in told else f"{name!r}: {told}")
 
-# %% ../nbs/62a_demo.ipynb #88429168
+# %% ../nbs/62a_demo.ipynb #82d2b506
 def _read(name: str, path: Path, max_bytes: int, max_megapixels: float) -> Image.Image:
     "An image of bounded size; what is wrong with it is said by the name that somebody gave."
     try:
@@ -244,7 +245,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image: return image.size
     except Exception: return 0, 0
 
-# %% ../nbs/62a_demo.ipynb #f5fc1758
+# %% ../nbs/62a_demo.ipynb #4c131a51
 def _what_answers(predictor: Any) -> list[str]:
     "Sentences about a predictor."
     names, weights = predictor.output_names, f"{predictor.origin}"
@@ -258,7 +259,7 @@ def _what_answers(predictor: Any) -> list[str]:
     said += [] if fitted.sets is None else [f"It also says which classes it may be. {fitted.sets!r}."]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
 
-# %% ../nbs/62a_demo.ipynb #6ff72950
+# %% ../nbs/62a_demo.ipynb #75af2561
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":
     "The page; `folder` holds what is uploaded, None: where Gradio puts it."
     gradio = extra("gradio", "demo")
@@ -293,7 +294,7 @@ def _files_of(dropped: Any, folder: Path) -> list[tuple[str, Path]]:
         found.append((str(one.get("orig_name") or path.name), path))
     return found
 
-# %% ../nbs/62a_demo.ipynb #102ab926
+# %% ../nbs/62a_demo.ipynb #40eb4aa2
 @checked
 def demo_page(
     whom: Answers,          # whom to ask: a predictor, or a learner
@@ -302,7 +303,7 @@ def demo_page(
     "The page, to be opened or put into another one."
     return _blocks(Desk(whom, **options), None)
 
-# %% ../nbs/62a_demo.ipynb #b6b554eb
+# %% ../nbs/62a_demo.ipynb #3196084e
 _OPEN = {"GET": ("/", "/theme.css", "/favicon.ico", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
          "HEAD": ("/",), "POST": ("/gradio_api/upload", "/gradio_api/queue/join")}
 _OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")        # GET
@@ -328,8 +329,8 @@ class _Gate:
         body = b""
         if not why and scope["path"] == "/gradio_api/queue/join":
             body = await _whole(receive)
-            if not _names_only(body, self.folder): status, why = 403, "Only uploaded files are looked at."
-        if why: return await _say(send, status, why)
+            if not _names_only(body, self.folder): return await _say(send, 403, "Only uploaded files are looked at.")
+        if why: return await self._refuse(scope, receive, send, status, why)
 
         async def replay() -> Any:
             nonlocal body
@@ -350,14 +351,14 @@ class _Gate:
         if not below and path not in _OPEN.get(method, ()): return 404, "There is no such page."
         if method != "POST": return 0, ""
         length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit(): return 411, "The length of what is sent must be said before."
+        if not length.isdigit() or len(length) > 15: return 411, "The length of what is sent must be said before."
         if int(length) > self.most[path]:
             return 413, f"At most {self.limit} are taken at a time: drop fewer or smaller images."
         if path.endswith("upload") and int(length) + _bytes_in(self.folder) > self.kept:
             return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
         return 0, ""
 
-# %% ../nbs/62a_demo.ipynb #43f8cde6
+# %% ../nbs/62a_demo.ipynb #5c2f48e3
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
     "A body, whose length is bounded by its header."
     body, more = b"", True
@@ -370,7 +371,7 @@ async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
 def _names_only(body: bytes, folder: Path) -> bool:
     "Is every file in a request one that was uploaded?"
     try: pending = [json.loads(body)]
-    except ValueError: return False
+    except (ValueError, RecursionError): return False
     while pending:
         one = pending.pop()
         if isinstance(one, dict):
@@ -388,8 +389,18 @@ def _inside(path: Any, folder: Path) -> bool:
 def _bytes_in(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with suppress(OSError): total += file.stat().st_size       # it was removed meanwhile
+        with suppress(OSError): total += file.stat().st_size + 4096     # a small one takes room, too
     return total
+
+
+@patch
+async def _refuse(self: _Gate, scope: Any, receive: Any, send: Any, status: int, why: str) -> None:
+    "What is sent is read first, within limits: a browser that is cut off hears no reason."
+    left = self.kept if scope["method"] == "POST" else 0
+    while left > 0:
+        message = await receive()
+        left = left - len(message.get("body", b"")) if message.get("more_body") else 0
+    await _say(send, status, why)
 
 
 async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) -> None:
@@ -397,7 +408,7 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
 
-# %% ../nbs/62a_demo.ipynb #bff682c0
+# %% ../nbs/62a_demo.ipynb #d1cb75ca
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
@@ -421,21 +432,21 @@ def _upload_folder() -> Iterator[Path]:
             if before is None: os.environ.pop("GRADIO_TEMP_DIR", None)
             else: os.environ["GRADIO_TEMP_DIR"] = before
 
-# %% ../nbs/62a_demo.ipynb #b7ec8d41
+# %% ../nbs/62a_demo.ipynb #3d8a2c8d
 FIRST_PORT = 7860       # Gradio's; without a wish, it or the next one of twenty that is free
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
     "A socket that listens, before anything heavy is loaded."
-    check(host.strip() != "", "`host` must name an address of this machine", host, "127.0.0.1 is reached from here only.")
+    check(host.strip() != "", "`host` must name an address of this machine", host, "127.0.0.1 is this machine alone.")
     check(port is None or 0 <= port <= 65535, "`port` must be from 0 to 65535", port, "0 takes any that is free.")
     for number in range(FIRST_PORT, FIRST_PORT + 20) if port is None else [port]:
         try: return _bound(host, number)
         except (OSError, UnicodeError) as error:
             if getattr(error, "errno", None) == errno.EADDRINUSE: continue
             reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"Cannot listen at {host!r}, port {number}: {reason}. Try host 127.0.0.1 and a port above "
-                              "1023.") from None
+            raise ConfigError(f"Cannot listen at {host!r}, port {number}: {reason}. Try host 127.0.0.1 and a port "
+                              "above 1023.") from None
     ports = f"Port {port} of {host} is" if port is not None else f"The ports {FIRST_PORT} to {number} of {host} are"
     raise ConfigError(f"{ports} in use. Is the page open already? Another port will do, and 0 takes any that is free.")
 
@@ -444,7 +455,7 @@ def _bound(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     found = socket.socket(family, kind, protocol)
     try:
-        if os.name == "posix": found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)     # right after another one
+        if os.name == "posix": found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(128)
     except BaseException:
@@ -452,7 +463,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
     return found
 
-# %% ../nbs/62a_demo.ipynb #1f5f7d09
+# %% ../nbs/62a_demo.ipynb #8257dbdb
 def _address(listening: socket.socket) -> tuple[str, str]:
     "Where the page is; and who else reaches it, '' for nobody."
     number, port = listening.getsockname()[:2]
@@ -460,8 +471,8 @@ def _address(listening: socket.socket) -> tuple[str, str]:
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(ip), str(ip))
     address = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     if ip.is_loopback: return address, ""
-    return address, (f"Everybody who reaches {number}, port {port}, can use the page: it has no password, and what is sent "
-                     "is not encrypted.")
+    return address, (f"Everybody who reaches {number}, port {port}, can use the page: it has no password, and what is "
+                     "sent is not encrypted.")
 
 
 @contextmanager
@@ -470,7 +481,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
     with _listen(host, port) as listening, _upload_folder() as folder:
         (address, who_else), uvicorn = _address(listening), extra("uvicorn", "demo")
         config = uvicorn.Config(_application(desk, folder), log_config=None, log_level="critical",
-                                timeout_graceful_shutdown=2)
+                                timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), name="imgcls-demo", daemon=True)
         if who_else: get_logger().warning(who_else)
@@ -484,7 +495,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
             server.should_exit = True
             thread.join(4)
 
-# %% ../nbs/62a_demo.ipynb #b3c275d8
+# %% ../nbs/62a_demo.ipynb #fa049616
 @contextmanager
 @checked
 def serving(
@@ -496,7 +507,7 @@ def serving(
     "The page is open while the block lasts."
     with _opened(Desk(whom, **options), host, port) as (address, _): yield address
 
-# %% ../nbs/62a_demo.ipynb #adf93136
+# %% ../nbs/62a_demo.ipynb #8288a16c
 @checked
 def serve(
     whom: Answers,                  # whom to ask: a predictor, or a learner
@@ -505,7 +516,8 @@ def serve(
     **options: Any,                 # of `Desk`: explain, title, max_images, ...
 ) -> None:                          # at Ctrl-C; a SIGTERM ends the process with 143
     "Show the page until Ctrl-C."
-    with _ended_by_sigterm(), suppress(KeyboardInterrupt), _opened(Desk(whom, **options), host, port) as (address, thread):
+    desk = Desk(whom, **options)
+    with _ended_by_sigterm(), suppress(KeyboardInterrupt), _opened(desk, host, port) as (address, thread):
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
         while thread.is_alive(): thread.join(0.2)
     print("The page is closed.", flush=True)
