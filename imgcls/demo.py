@@ -13,7 +13,7 @@ answered; images are asked about one at a time; what was uploaded is removed, at
 # %% auto #0
 __all__ = ['MOST_BARS', 'SIDE', 'Explain', 'KEPT', 'FIRST_PORT', 'Desk', 'demo_page', 'serving', 'serve']
 
-# %% ../nbs/62a_demo.ipynb #3e167d7a
+# %% ../nbs/62a_demo.ipynb #a5b6d6d1
 import base64
 import errno
 import io
@@ -24,7 +24,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,7 +47,7 @@ from .settings import get_logger
 if TYPE_CHECKING:
     from gradio import Blocks
 
-# %% ../nbs/62a_demo.ipynb #86056266
+# %% ../nbs/62a_demo.ipynb #f2bd6a58
 def _verdict(said: Prediction, decisions: Decisions) -> str:
     "A label, or that there is none."
     threshold, label = decisions.threshold, escaped(said.label)
@@ -59,7 +58,7 @@ def _verdict(said: Prediction, decisions: Decisions) -> str:
             f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't "
             "decide.")
 
-# %% ../nbs/62a_demo.ipynb #017de7f8
+# %% ../nbs/62a_demo.ipynb #a75b8798
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
@@ -79,7 +78,7 @@ def _one_of(names: Sequence[str]) -> str:
     if n_more > 0: return f"one of {', '.join(shown)} and {n_more:,} more"
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
-# %% ../nbs/62a_demo.ipynb #45e6384f
+# %% ../nbs/62a_demo.ipynb #ef84332b
 def _bars(said: Prediction) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = said.top(MOST_BARS), len(said.class_names)
@@ -95,7 +94,7 @@ def _bar(share: float, best: bool) -> str:
     inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
     return tag("div", inside, "width:150px")
 
-# %% ../nbs/62a_demo.ipynb #5c6e1cf9
+# %% ../nbs/62a_demo.ipynb #1a448067
 SIDE = 200              # pixels of a picture's longer side
 Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image -> a picture, or picture and words
 
@@ -133,7 +132,7 @@ def _where_it_looked(explain: Explain | None, predictor: Any, image: Image.Image
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ImgclsError) else f"{type(error).__name__}: {error}"[:300]
 
-# %% ../nbs/62a_demo.ipynb #6d5c743c
+# %% ../nbs/62a_demo.ipynb #477b659f
 def _page_of(entries: Sequence[str]) -> str:
     return tag("div", "".join(entries), "font-size:13px;line-height:1.4")
 
@@ -150,7 +149,7 @@ def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) 
     side_by_side = tag("div", parts, "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:8px")
     return tag("div", words + side_by_side, "margin-bottom:24px;overflow-wrap:anywhere")
 
-# %% ../nbs/62a_demo.ipynb #cca92182
+# %% ../nbs/62a_demo.ipynb #6e4be87d
 _ASKING = threading.Lock()      # a network is used by one thread at a time
 
 
@@ -183,7 +182,7 @@ class Desk:
         return (f"Desk({self.whom!r}; {self.max_images} images at a time, {self.max_bytes / 2**20:g} MB and "
                 f"{self.max_megapixels:g} megapixels each)")
 
-# %% ../nbs/62a_demo.ipynb #96d5a42f
+# %% ../nbs/62a_demo.ipynb #5f0f2cbd
 @patch
 @checked
 def answer(
@@ -218,7 +217,7 @@ def _entry(self: Desk, name: str, path: Path) -> str:
         told = _in_words(error)
         return _line(told if repr(name) in told else f"{name!r}: {told}")
 
-# %% ../nbs/62a_demo.ipynb #82d2b506
+# %% ../nbs/62a_demo.ipynb #a9965a39
 def _read(name: str, path: Path, max_bytes: int, max_megapixels: float) -> Image.Image:
     "An image of bounded size; what is wrong with it is said by the name that somebody gave."
     try:
@@ -245,7 +244,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image: return image.size
     except Exception: return 0, 0
 
-# %% ../nbs/62a_demo.ipynb #4c131a51
+# %% ../nbs/62a_demo.ipynb #298da175
 def _what_answers(predictor: Any) -> list[str]:
     "Sentences about a predictor."
     names, weights = predictor.output_names, f"{predictor.origin}"
@@ -259,7 +258,7 @@ def _what_answers(predictor: Any) -> list[str]:
     said += [] if fitted.sets is None else [f"It also says which classes it may be. {fitted.sets!r}."]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
 
-# %% ../nbs/62a_demo.ipynb #75af2561
+# %% ../nbs/62a_demo.ipynb #499f9d6e
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":
     "The page; `folder` holds what is uploaded, None: where Gradio puts it."
     gradio = extra("gradio", "demo")
@@ -294,7 +293,7 @@ def _files_of(dropped: Any, folder: Path) -> list[tuple[str, Path]]:
         found.append((str(one.get("orig_name") or path.name), path))
     return found
 
-# %% ../nbs/62a_demo.ipynb #40eb4aa2
+# %% ../nbs/62a_demo.ipynb #0be14d0c
 @checked
 def demo_page(
     whom: Answers,          # whom to ask: a predictor, or a learner
@@ -303,7 +302,7 @@ def demo_page(
     "The page, to be opened or put into another one."
     return _blocks(Desk(whom, **options), None)
 
-# %% ../nbs/62a_demo.ipynb #3196084e
+# %% ../nbs/62a_demo.ipynb #ff35a217
 _OPEN = {"GET": ("/", "/theme.css", "/favicon.ico", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
          "HEAD": ("/",), "POST": ("/gradio_api/upload", "/gradio_api/queue/join")}
 _OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")        # GET
@@ -358,7 +357,7 @@ class _Gate:
             return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
         return 0, ""
 
-# %% ../nbs/62a_demo.ipynb #5c2f48e3
+# %% ../nbs/62a_demo.ipynb #4baf0088
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
     "A body, whose length is bounded by its header."
     body, more = b"", True
@@ -408,11 +407,12 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
 
-# %% ../nbs/62a_demo.ipynb #d1cb75ca
+# %% ../nbs/62a_demo.ipynb #79cb18c5
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
     page = _blocks(desk, folder)
+    gradio.routes.DEFAULT_TEMP_DIR = str(folder)    # it makes an empty folder there, whatever its environment says
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])   # no fonts
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None), page, "/", root_path="", allowed_paths=[], theme=theme, ssr_mode=False,
@@ -432,7 +432,7 @@ def _upload_folder() -> Iterator[Path]:
             if before is None: os.environ.pop("GRADIO_TEMP_DIR", None)
             else: os.environ["GRADIO_TEMP_DIR"] = before
 
-# %% ../nbs/62a_demo.ipynb #3d8a2c8d
+# %% ../nbs/62a_demo.ipynb #81f4dd70
 FIRST_PORT = 7860       # Gradio's; without a wish, it or the next one of twenty that is free
 
 
@@ -463,7 +463,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
     return found
 
-# %% ../nbs/62a_demo.ipynb #8257dbdb
+# %% ../nbs/62a_demo.ipynb #42f1a6f4
 def _address(listening: socket.socket) -> tuple[str, str]:
     "Where the page is; and who else reaches it, '' for nobody."
     number, port = listening.getsockname()[:2]
@@ -476,26 +476,30 @@ def _address(listening: socket.socket) -> tuple[str, str]:
 
 
 @contextmanager
-def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, threading.Thread]]:
-    "The address, and the thread that serves it."
+def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, threading.Event]]:
+    "The address, and what is set when it is served no longer: a `join` that Ctrl-C cuts short may forget its thread."
     with _listen(host, port) as listening, _upload_folder() as folder:
         (address, who_else), uvicorn = _address(listening), extra("uvicorn", "demo")
         config = uvicorn.Config(_application(desk, folder), log_config=None, log_level="critical",
                                 timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],), name="imgcls-demo", daemon=True)
+        server, ended = uvicorn.Server(config), threading.Event()
+
+        def run() -> None:
+            try: server.run([listening])
+            finally: ended.set()
+
         if who_else: get_logger().warning(who_else)
-        thread.start()
+        threading.Thread(target=run, name="imgcls-demo", daemon=True).start()
         try:
-            while thread.is_alive() and not server.started: time.sleep(0.02)
-            check(thread.is_alive(), "The server must start", address, "Is its port still free?")
-            yield address, thread
+            while not (server.started or ended.wait(0.02)): pass
+            check(not ended.is_set(), "The server must start", address, "Is its port still free?")
+            yield address, ended
         finally:
             desk.closing.set()
             server.should_exit = True
-            thread.join(4)
+            ended.wait(4)
 
-# %% ../nbs/62a_demo.ipynb #fa049616
+# %% ../nbs/62a_demo.ipynb #021a8311
 @contextmanager
 @checked
 def serving(
@@ -507,7 +511,7 @@ def serving(
     "The page is open while the block lasts."
     with _opened(Desk(whom, **options), host, port) as (address, _): yield address
 
-# %% ../nbs/62a_demo.ipynb #8288a16c
+# %% ../nbs/62a_demo.ipynb #69f40601
 @checked
 def serve(
     whom: Answers,                  # whom to ask: a predictor, or a learner
@@ -517,9 +521,9 @@ def serve(
 ) -> None:                          # at Ctrl-C; a SIGTERM ends the process with 143
     "Show the page until Ctrl-C."
     desk = Desk(whom, **options)
-    with _ended_by_sigterm(), suppress(KeyboardInterrupt), _opened(desk, host, port) as (address, thread):
+    with _ended_by_sigterm(), suppress(KeyboardInterrupt), _opened(desk, host, port) as (address, ended):
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
-        while thread.is_alive(): thread.join(0.2)
+        while not ended.wait(0.2): pass
     print("The page is closed.", flush=True)
 
 

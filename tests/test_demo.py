@@ -3,6 +3,7 @@ import importlib.util
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -169,7 +170,10 @@ from imgcls.demo import serve
 def slow(predictor, image):
     print("looking", flush=True)
     time.sleep(1)
-try: serve(asked(["red", "rose"]), port=0, explain=slow)
+whom = asked(["red", "rose"])
+try:
+    serve(whom, port=0, explain=slow)           # until SIGINT
+    serve(whom, port=0, explain=slow)           # until SIGTERM
 finally: print("asked for", sorted(set(map(str, asked_for))), flush=True)
 """
 # Whatever somebody's shell says of Gradio: nothing is shared, served or told.
@@ -178,11 +182,22 @@ WISHES = {"GRADIO_SHARE": "true", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ANALYTICS
           "GRADIO_ROOT_PATH": "/elsewhere", "GRADIO_VIBE_MODE": "1"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_in_seconds_in_the_midst_of_an_answer(browser: "Browser", workspace: Workspace, number: int,
+def test_it_ends_in_seconds_in_the_midst_of_an_answer(browser: "Browser", workspace: Workspace,
                                                       monkeypatch: pytest.MonkeyPatch):
     for name, value in {**WISHES, "TMPDIR": str(workspace.folder)}.items(): monkeypatch.setenv(name, value)
     process = workspace.launch(sys.executable, "-c", SERVER.format(tests=str(Path(__file__).parent)))
+    end_in_an_answer(browser, workspace, process, signal.SIGINT)
+    while (line := process.stdout.readline()) == "looking\n": pass
+    assert line == "The page is closed.\n"
+    end_in_an_answer(browser, workspace, process, signal.SIGTERM)
+    said, errors = output_of(process, 30)
+    assert said.replace("looking\n", "") == "asked for ['127.0.0.1']\n", (said, errors)
+    assert process.returncode == 128 + signal.SIGTERM and not errors, errors
+    assert not list(workspace.folder.glob("imgcls-demo-*"))
+
+
+def end_in_an_answer(browser: "Browser", workspace: Workspace, process: subprocess.Popen, number: int) -> None:
+    "A page is open in a browser, another one listens, sixteen images were dropped: until nothing is left of it."
     line = process.stdout.readline()
     assert line.startswith("The page is at http://127.0.0.1:") and line.endswith(" (Ctrl-C ends it).\n"), (
         line, output_of(process))
@@ -192,14 +207,14 @@ def test_it_ends_in_seconds_in_the_midst_of_an_answer(browser: "Browser", worksp
             urllib.request.urlopen(f"{address}/gradio_api/file=/etc/passwd", timeout=30)
         visit.choose(*[picture(f"{i}.png", "grey") for i in range(16)])
         assert process.stdout.readline() == "looking\n"
-        assert len(list(workspace.folder.glob("imgcls-demo-*/*/*.png"))) == 16
+        found = list( workspace.folder.glob("imgcls-demo-*"))      # the one before is gone
+        assert len(found) == 1, [*map(str, workspace.folder.rglob("*"))]
+        folder = found[0]
+        assert len(list(folder.glob("*/*.png"))) == 16
         begin = time.monotonic()
         process.send_signal(number)
-        said, errors = output_of(process, 30)
-        assert time.monotonic() - begin < 10        # two or three, and more where the machine is busy
+        while folder.exists():
+            assert time.monotonic() - begin < 10        # alone one or two, more where the machine is busy
+            time.sleep(0.05)
         visit.page.close()
         visit.errors.clear()                # it has lost its server
-    closed = "The page is closed.\n" if number == signal.SIGINT else ""
-    assert said.replace("looking\n", "") == f"{closed}asked for ['127.0.0.1']\n", (said, errors)
-    assert process.returncode == (0 if number == signal.SIGINT else 128 + number) and not errors, errors
-    assert not list(workspace.folder.glob("imgcls-demo-*"))
