@@ -13,7 +13,7 @@ answered; images are asked about one at a time; what was uploaded is removed, at
 # %% auto #0
 __all__ = ['MOST_BARS', 'SIDE', 'Explain', 'KEPT', 'FIRST_PORT', 'Desk', 'demo_page', 'serving', 'serve']
 
-# %% ../nbs/62a_demo.ipynb #a5b6d6d1
+# %% ../nbs/62a_demo.ipynb #f9172d7a
 import base64
 import errno
 import io
@@ -47,7 +47,7 @@ from .settings import get_logger
 if TYPE_CHECKING:
     from gradio import Blocks
 
-# %% ../nbs/62a_demo.ipynb #f2bd6a58
+# %% ../nbs/62a_demo.ipynb #38bebf54
 def _verdict(said: Prediction, decisions: Decisions) -> str:
     "A label, or that there is none."
     threshold, label = decisions.threshold, escaped(said.label)
@@ -58,7 +58,7 @@ def _verdict(said: Prediction, decisions: Decisions) -> str:
             f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't "
             "decide.")
 
-# %% ../nbs/62a_demo.ipynb #a75b8798
+# %% ../nbs/62a_demo.ipynb #04174cea
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
@@ -78,7 +78,7 @@ def _one_of(names: Sequence[str]) -> str:
     if n_more > 0: return f"one of {', '.join(shown)} and {n_more:,} more"
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
-# %% ../nbs/62a_demo.ipynb #ef84332b
+# %% ../nbs/62a_demo.ipynb #cf592f6e
 def _bars(said: Prediction) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = said.top(MOST_BARS), len(said.class_names)
@@ -94,7 +94,7 @@ def _bar(share: float, best: bool) -> str:
     inside = tag("div", "", f"height:10px;border-radius:2px;width:{max(1, 150 * share):.0f}px;background:{color}")
     return tag("div", inside, "width:150px")
 
-# %% ../nbs/62a_demo.ipynb #1a448067
+# %% ../nbs/62a_demo.ipynb #87437e38
 SIDE = 200              # pixels of a picture's longer side
 Explain: TypeAlias = Callable[[Any, Image.Image], Any]     # predictor and image -> a picture, or picture and words
 
@@ -132,7 +132,7 @@ def _where_it_looked(explain: Explain | None, predictor: Any, image: Image.Image
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ImgclsError) else f"{type(error).__name__}: {error}"[:300]
 
-# %% ../nbs/62a_demo.ipynb #477b659f
+# %% ../nbs/62a_demo.ipynb #13d3672d
 def _page_of(entries: Sequence[str]) -> str:
     return tag("div", "".join(entries), "font-size:13px;line-height:1.4")
 
@@ -149,7 +149,7 @@ def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) 
     side_by_side = tag("div", parts, "display:flex;flex-wrap:wrap;gap:12px 24px;align-items:flex-start;margin-top:8px")
     return tag("div", words + side_by_side, "margin-bottom:24px;overflow-wrap:anywhere")
 
-# %% ../nbs/62a_demo.ipynb #6e4be87d
+# %% ../nbs/62a_demo.ipynb #fc0b8789
 _ASKING = threading.Lock()      # a network is used by one thread at a time
 
 
@@ -182,7 +182,7 @@ class Desk:
         return (f"Desk({self.whom!r}; {self.max_images} images at a time, {self.max_bytes / 2**20:g} MB and "
                 f"{self.max_megapixels:g} megapixels each)")
 
-# %% ../nbs/62a_demo.ipynb #5f0f2cbd
+# %% ../nbs/62a_demo.ipynb #dda3c875
 @patch
 @checked
 def answer(
@@ -217,7 +217,7 @@ def _entry(self: Desk, name: str, path: Path) -> str:
         told = _in_words(error)
         return _line(told if repr(name) in told else f"{name!r}: {told}")
 
-# %% ../nbs/62a_demo.ipynb #a9965a39
+# %% ../nbs/62a_demo.ipynb #9b04a19f
 def _read(name: str, path: Path, max_bytes: int, max_megapixels: float) -> Image.Image:
     "An image of bounded size; what is wrong with it is said by the name that somebody gave."
     try:
@@ -244,7 +244,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image: return image.size
     except Exception: return 0, 0
 
-# %% ../nbs/62a_demo.ipynb #298da175
+# %% ../nbs/62a_demo.ipynb #f570db5e
 def _what_answers(predictor: Any) -> list[str]:
     "Sentences about a predictor."
     names, weights = predictor.output_names, f"{predictor.origin}"
@@ -258,7 +258,7 @@ def _what_answers(predictor: Any) -> list[str]:
     said += [] if fitted.sets is None else [f"It also says which classes it may be. {fitted.sets!r}."]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
 
-# %% ../nbs/62a_demo.ipynb #499f9d6e
+# %% ../nbs/62a_demo.ipynb #b113e665
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":
     "The page; `folder` holds what is uploaded, None: where Gradio puts it."
     gradio = extra("gradio", "demo")
@@ -293,7 +293,7 @@ def _files_of(dropped: Any, folder: Path) -> list[tuple[str, Path]]:
         found.append((str(one.get("orig_name") or path.name), path))
     return found
 
-# %% ../nbs/62a_demo.ipynb #0be14d0c
+# %% ../nbs/62a_demo.ipynb #5c8c5705
 @checked
 def demo_page(
     whom: Answers,          # whom to ask: a predictor, or a learner
@@ -302,7 +302,7 @@ def demo_page(
     "The page, to be opened or put into another one."
     return _blocks(Desk(whom, **options), None)
 
-# %% ../nbs/62a_demo.ipynb #ff35a217
+# %% ../nbs/62a_demo.ipynb #7b9fc29e
 _OPEN = {"GET": ("/", "/theme.css", "/favicon.ico", "/gradio_api/queue/data", "/gradio_api/upload_progress"),
          "HEAD": ("/",), "POST": ("/gradio_api/upload", "/gradio_api/queue/join")}
 _OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/")        # GET
@@ -357,7 +357,7 @@ class _Gate:
             return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
         return 0, ""
 
-# %% ../nbs/62a_demo.ipynb #4baf0088
+# %% ../nbs/62a_demo.ipynb #bf35b8fd
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
     "A body, whose length is bounded by its header."
     body, more = b"", True
@@ -407,7 +407,7 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
 
-# %% ../nbs/62a_demo.ipynb #79cb18c5
+# %% ../nbs/62a_demo.ipynb #272ea168
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
@@ -432,7 +432,7 @@ def _upload_folder() -> Iterator[Path]:
             if before is None: os.environ.pop("GRADIO_TEMP_DIR", None)
             else: os.environ["GRADIO_TEMP_DIR"] = before
 
-# %% ../nbs/62a_demo.ipynb #81f4dd70
+# %% ../nbs/62a_demo.ipynb #ffe618b8
 FIRST_PORT = 7860       # Gradio's; without a wish, it or the next one of twenty that is free
 
 
@@ -463,7 +463,7 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
     return found
 
-# %% ../nbs/62a_demo.ipynb #42f1a6f4
+# %% ../nbs/62a_demo.ipynb #610f341b
 def _address(listening: socket.socket) -> tuple[str, str]:
     "Where the page is; and who else reaches it, '' for nobody."
     number, port = listening.getsockname()[:2]
@@ -499,7 +499,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
             server.should_exit = True
             ended.wait(4)
 
-# %% ../nbs/62a_demo.ipynb #021a8311
+# %% ../nbs/62a_demo.ipynb #0e2377f7
 @contextmanager
 @checked
 def serving(
@@ -511,7 +511,7 @@ def serving(
     "The page is open while the block lasts."
     with _opened(Desk(whom, **options), host, port) as (address, _): yield address
 
-# %% ../nbs/62a_demo.ipynb #69f40601
+# %% ../nbs/62a_demo.ipynb #da9b6470
 @checked
 def serve(
     whom: Answers,                  # whom to ask: a predictor, or a learner
