@@ -411,8 +411,8 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
 def _application(desk: Desk, folder: Path) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
+    gradio.routes.DEFAULT_TEMP_DIR = str(folder)    # every page makes an empty folder there
     page = _blocks(desk, folder)
-    gradio.routes.DEFAULT_TEMP_DIR = str(folder)    # it makes an empty folder there, whatever its environment says
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])   # no fonts
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None), page, "/", root_path="", allowed_paths=[], theme=theme, ssr_mode=False,
