@@ -26,6 +26,7 @@ Modules:
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
+- `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
@@ -48,9 +49,12 @@ Modules:
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
+- `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.progress`: What do you see while it trains?
+- `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
+- `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
 - `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?

@@ -454,3 +454,17 @@ def save(
     "Keep it in a file, or what was fitted in its run."
     from imgcls.inference import save_predictor
     return save_predictor(self, path)
+
+# %% ../nbs/27_predictor.ipynb #7010871d
+@patch
+@checked
+def export(
+    self: Predictor,
+    folder: str | Path,         # made; it must not be there yet
+    formats: Sequence[str] | None = None,   # 'onnx', 'torch_export', 'int8', ...; None: all but int8
+    images: Any = None,         # for the proof: files, a folder, arrays, an `ImageData`; None: val of its own data
+    **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
+) -> Any:                       # an `Export`: shows itself; .table .files .data
+    "Write it in formats that need no imgcls, and prove that each answers as it does."
+    from imgcls.export import export_predictor
+    return export_predictor(self, folder, formats, images, **options)
