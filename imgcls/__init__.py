@@ -3,6 +3,7 @@
 Modules:
 
 - `imgcls.answering`: Which weights answer?
+- `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
@@ -19,6 +20,7 @@ Modules:
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
+- `imgcls.demo`: Can a colleague try it in a browser?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
@@ -27,6 +29,7 @@ Modules:
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
+- `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
@@ -43,6 +46,7 @@ Modules:
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
+- `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
 - `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?

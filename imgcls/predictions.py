@@ -149,7 +149,7 @@ def sets(self: Predictions) -> list[list[str]] | None:
     "The classes that each image may be, the most probable first; None: no prediction sets were fitted."
     return self._sets()
 
-
+# %% ../nbs/24_predictions.ipynb #c0351858
 @patch
 def _accepted(self: Predictions, rows: slice = slice(None)) -> np.ndarray | None:
     if self.kept is not None: return None if self.kept[0] is None else self.kept[0][rows]
@@ -158,13 +158,23 @@ def _accepted(self: Predictions, rows: slice = slice(None)) -> np.ndarray | None
 
 
 @patch
+def _in_sets(self: Predictions, rows: slice = slice(None)) -> np.ndarray | None:
+    "Which classes each image may be, images x classes; None: no prediction sets were fitted."
+    if self.kept is None:
+        sets = getattr(self.decisions, "sets", None)
+        return None if sets is None else sets.of(self.probabilities[rows])
+    names = self._sets(rows)
+    return names and np.array([[name in said for name in self.class_names] for said in map(set, names)])
+
+
+@patch
 def _sets(self: Predictions, rows: slice = slice(None)) -> list[list[str]] | None:
     if self.kept is not None: return None if self.kept[1] is None else self.kept[1][rows]
-    sets, probabilities = getattr(self.decisions, "sets", None), self.probabilities[rows]
-    if sets is None: return None
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    inside = np.take_along_axis(sets.of(probabilities), order, 1)
-    return [[self.class_names[i] for i in row[held]] for row, held in zip(order, inside, strict=True)]
+    inside, probabilities = self._in_sets(rows), self.probabilities[rows]
+    if inside is None: return None
+    most = [np.flatnonzero(row) for row in inside]
+    order = (row[np.argsort(-p[row], kind="stable")] for row, p in zip(most, probabilities, strict=True))
+    return [[self.class_names[i] for i in row] for row in order]
 
 # %% ../nbs/24_predictions.ipynb #2e2ad2e1
 def names_as_text(
@@ -210,9 +220,10 @@ def _order(self: Predictions, k: int, n: int | None = None) -> np.ndarray:
 def per_sample(self: Predictions) -> "DataFrame":
     "A row per image, in the order they came: path (if known), predicted, confidence; accepted and set where fitted."
     import pandas as pd
-    table = _path_column(self) | {"predicted": text_column(self.labels), "confidence": self.confidence}
-    if self.accepted is not None: table["accepted"] = self.accepted
-    if self.sets is not None: table["set"] = text_column(map(names_as_text, self.sets))
+    table, accepted, sets = _path_column(self), self.accepted, self.sets
+    table |= {"predicted": text_column(self.labels), "confidence": self.confidence}
+    if accepted is not None: table["accepted"] = accepted
+    if sets is not None: table["set"] = text_column(map(names_as_text, sets))
     return pd.DataFrame(table)
 
 
@@ -318,10 +329,10 @@ def __repr__(self: Predictions) -> str:
 
 
 def _summary(predictions: Predictions) -> str:
-    n, accepted, sets = len(predictions), predictions.accepted, predictions.sets
+    n, accepted, sets = len(predictions), predictions.accepted, predictions._in_sets()
     parts = [f"{_count(n, 'image')}, {len(predictions.class_names)} classes",
              "" if accepted is None else f"{accepted.sum():,} of {n:,} accepted",
-             "" if sets is None else f"sets of {np.mean([len(names) for names in sets]):.2f} classes",
+             "" if sets is None else f"sets of {sets.sum(1).mean():.2f} classes",
              predictions.weights, "" if predictions.agreement is None else str(predictions.agreement)]
     return "; ".join(part for part in parts if part)
 

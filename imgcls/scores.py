@@ -323,15 +323,15 @@ def __repr__(self: Scores) -> str:
 
 def _decided(scores: Scores) -> str:
     "What came of a threshold and of prediction sets on these images."
-    n, accepted, sets, said = len(scores), scores.accepted, scores.sets, ""
+    n, accepted, sets, said = len(scores), scores.accepted, scores._in_sets(), ""
     if accepted is not None:
         k, right = int(accepted.sum()), int((accepted & scores.correct).sum())
         said += (f"; {k} of {n} accepted, {with_interval(right/k if k else np.nan, wilson_interval(right, k))} of them "
                  f"right{_seen(scores, 'threshold')}")
     if sets is not None:
-        held = sum(scores.class_names[t] in names for t, names in zip(scores.targets, sets, strict=True))
+        held = int(sets[np.arange(n), scores.targets].sum())
         said += (f"; the true class in {with_interval(held/n, wilson_interval(held, n))} of the sets of "
-                 f"{np.mean([len(names) for names in sets]):.2f} classes{_seen(scores, 'sets')}")
+                 f"{sets.sum(1).mean():.2f} classes{_seen(scores, 'sets')}")
     return said
 
 
