@@ -81,7 +81,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
     "Learner": "learner",
-    "load_predictor": "inference",
+    "load_predictor": "inference", "Ensemble": "ensembles", "average_weights": "ensembles", "judge_sets": "decisions",
+    "Export": "export", "model_card": "packages", "hub_folder": "packages", "push_to_hub": "packages",
+    "write_dlpk": "geo", "write_stac": "geo",
     "Predictor": "predictor", "Predictions": "predictions", "Evaluation": "evaluation", "explain": "interpretation",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",

@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.commands._predict': ('commands.html#_predict', 'imgcls/commands.py'),
                                  'imgcls.commands._print_answers': ('commands.html#_print_answers', 'imgcls/commands.py'),
                                  'imgcls.commands._print_part': ('commands.html#_print_part', 'imgcls/commands.py'),
+                                 'imgcls.commands._where_it_looks': ('commands.html#_where_it_looks', 'imgcls/commands.py'),
                                  'imgcls.commands.demo_command': ('commands.html#demo_command', 'imgcls/commands.py'),
                                  'imgcls.commands.evaluate_command': ('commands.html#evaluate_command', 'imgcls/commands.py'),
                                  'imgcls.commands.export_command': ('commands.html#export_command', 'imgcls/commands.py'),

@@ -210,7 +210,12 @@ def demo_command(
 
 def _demo(arguments: argparse.Namespace) -> None:
     from imgcls.demo import serve
-    from imgcls.interpretation import explain_image
-    predictor = _loaded(arguments)
-    serve(predictor, arguments.host, arguments.port, explain=explain_image, max_images=arguments.max_images,
+    arguments.num_workers = arguments.num_workers or "0"        # each image is asked about alone
+    serve(_loaded(arguments), arguments.host, arguments.port, explain=_where_it_looks, max_images=arguments.max_images,
           max_megabytes=arguments.max_megabytes)
+
+
+def _where_it_looks(predictor: "Predictor", image: Any) -> tuple[Any, str]:
+    from imgcls.interpretation import explain_image, overlay
+    found = explain_image(predictor, image)
+    return overlay(found.image, found.heat), f"{'what' if found.heat.any() else 'nothing'} speaks for {found.label}"
