@@ -219,3 +219,21 @@ def test_exporting_changes_nothing_and_is_float32_whatever_is_set_outside(images
     assert modes == [module.training for module in predictor.network.modules()]
     assert all(torch.equal(weights[name], tensor) for name, tensor in predictor.network.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_int8_says_what_it_costs(tmp_path):
+    from imgcls.data import ImageData
+    random = np.random.default_rng(0)
+    for split, name, i in [(s, n, i) for s in ("train", "val") for n in ("a", "b") for i in range(5)]:
+        file = tmp_path/"data"/split/name/f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = random.integers(0, 256, (9, 7 + i, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((60, 50), Image.Resampling.BICUBIC).save(file)
+    predictor = predictor_of("simple_cnn", "RGB", 2, "stretch")
+    predictor.class_names = ["a", "b"]
+    data = ImageData.from_folder(tmp_path/"data", 32)
+    export = export_predictor(predictor, tmp_path/"new", ["onnx", "int8"], images=data)
+    proof = export.data["formats"]["int8"]["proof"]
+    assert proof["n_images"] == 10 and proof["split"] == "val" and proof["verdict"] in export._repr_html_()
+    assert proof["accuracy_interval"][0] < -0.01 and "is not excluded" in proof["verdict"]     # ten images say little
+    assert export.files["int8"].stat().st_size < export.files["onnx"].stat().st_size / 2
