@@ -40,6 +40,7 @@ from imgcls.core import (
     temporary_for,
 )
 from .data import ImageData
+from .inference import without_places
 from .markup import html_table
 from .portable import ExportError, Portable, channels_of, formats as kinds, metadata_of, plain_copy, plainly
 from .portable import portable, reference, versions, weights_of
@@ -59,8 +60,8 @@ def _about(predictor: Predictor, preprocessing: TransformConfig | None, said: Ma
              "n_outputs": predictor.n_outputs, "in_channels": channels_of(predictor), "model": None, "mode": mode,
              "preprocessing": "a transform of yours", "run": None} | (predictor.about or {})
     if preprocessing is not None: known["preprocessing"] = to_dict(preprocessing)
-    return known | {
-        "run": known["run"] and Path(known["run"]).name, "batch_size": predictor.batch_size, "seed": predictor.seed,
+    return without_places(known) | {
+        "batch_size": predictor.batch_size, "seed": predictor.seed,
         "deterministic": predictor.deterministic, "origin": predictor.origin.weights, "epoch": predictor.origin.epoch,
         "decisions": predictor.decisions.to_dict(), "weights_sha256": said["weights_sha256"]}
 
