@@ -872,6 +872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.export._sha256': ('export.html#_sha256', 'imgcls/export.py'),
                                'imgcls.export._table_in_words': ('export.html#_table_in_words', 'imgcls/export.py'),
                                'imgcls.export._to_disk': ('export.html#_to_disk', 'imgcls/export.py'),
+                               'imgcls.export._to_read': ('export.html#_to_read', 'imgcls/export.py'),
                                'imgcls.export._told': ('export.html#_told', 'imgcls/export.py'),
                                'imgcls.export._unfinished': ('export.html#_unfinished', 'imgcls/export.py'),
                                'imgcls.export._written': ('export.html#_written', 'imgcls/export.py'),

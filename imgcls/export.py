@@ -313,7 +313,17 @@ def table(self: Export) -> "DataFrame":     # a row a format: file, MB, images, 
 def _repr_html_(self: Export) -> str:
     notes = [entry["proof"]["verdict"] for entry in self.data["formats"].values() if "verdict" in entry["proof"]]
     said = f"{html.escape(repr(self))}. Compared with {html.escape(self.data['compared_with'])}."
-    return f"<p>{said}</p>{html_table(self.table)}" + "".join(f"<p>int8: {html.escape(note)}</p>" for note in notes)
+    below = "".join(f"<p>int8: {html.escape(note)}</p>" for note in notes)
+    return f"<p>{said}</p>{html_table(_to_read(self.table))}{below}"
+
+
+def _to_read(table: "DataFrame") -> "DataFrame":
+    import pandas as pd
+    equal = [f"{int(same)} of {int(n)}" for same, n in zip(table["labels_equal"], table["images"], strict=True)]
+    return pd.DataFrame({
+        "file": table["file"], "MB": [f"{size:.2f}" for size in table["MB"]], "same label": equal,
+        "greatest difference": [f"{difference:.1e}" for difference in table["greatest_difference"]],
+        "ms an image": table["milliseconds"].round(2), "here": table["eager_milliseconds"].round(2)}, index=table.index)
 
 # %% ../nbs/61_export.ipynb #c5e39823
 def _written(network: Any, place: Path, names: list[str], eager: Predictor, images: list[str], said: Mapping[str, str],
