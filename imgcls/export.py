@@ -322,8 +322,9 @@ def _to_read(table: "DataFrame") -> "DataFrame":
     equal = [f"{int(same)} of {int(n)}" for same, n in zip(table["labels_equal"], table["images"], strict=True)]
     return pd.DataFrame({
         "file": table["file"], "MB": [f"{size:.2f}" for size in table["MB"]], "same label": equal,
-        "greatest difference": [f"{difference:.1e}" for difference in table["greatest_difference"]],
-        "ms an image": table["milliseconds"].round(2), "here": table["eager_milliseconds"].round(2)}, index=table.index)
+        "greatest difference": [f"{x:.1e}" if x else "none" for x in table["greatest_difference"]],
+        "ms an image": [f"{x:.2f}" if x == x else "–" for x in table["milliseconds"].astype(float)],
+        "ms here": [f"{x:.2f}" for x in table["eager_milliseconds"]]}, index=table.index)
 
 # %% ../nbs/61_export.ipynb #c5e39823
 def _written(network: Any, place: Path, names: list[str], eager: Predictor, images: list[str], said: Mapping[str, str],
