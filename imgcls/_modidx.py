@@ -1856,6 +1856,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls.predictor._held_out': ('predictor.html#_held_out', 'imgcls/predictor.py'),
                                   'imgcls.predictor._in_batches': ('predictor.html#_in_batches', 'imgcls/predictor.py'),
                                   'imgcls.predictor._in_order': ('predictor.html#_in_order', 'imgcls/predictor.py'),
+                                  'imgcls.predictor._in_short': ('predictor.html#_in_short', 'imgcls/predictor.py'),
                                   'imgcls.predictor._input': ('predictor.html#_input', 'imgcls/predictor.py'),
                                   'imgcls.predictor._of_files': ('predictor.html#_of_files', 'imgcls/predictor.py'),
                                   'imgcls.predictor._own': ('predictor.html#_own', 'imgcls/predictor.py'),

@@ -84,7 +84,13 @@ class Predictor:
 
     def __repr__(self) -> str:
         return (f"Predictor: {type(self.network).__name__}, {len(self.class_names)} classes, {self.origin}, "
-                f"{self.runtime.precision} on {self.runtime.device}")
+                f"{self.runtime.precision} on {self.runtime.device}{_in_short(self.decisions)}")
+
+
+def _in_short(decisions: Decisions) -> str:
+    t, threshold, sets = decisions.temperature, decisions.threshold, decisions.sets
+    return "".join([f"; temperature {t.value:.2f}" if t else "", f"; not sure below {threshold.value:.4f}" if threshold
+                    else "", f"; sets that hold {1 - sets.alpha:.4g}" if sets else ""])
 
 
 def _device_of(network: nn.Module) -> torch.device:
