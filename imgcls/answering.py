@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from .assembly import Setup
 from .core import CheckpointError, DataError, check, checked, near_miss
 from .data import ImageData
+from .decisions import Decisions
 from .keeping import load_checkpoint
 from .loaders import Batches
 from .predictions import Origin
@@ -160,7 +161,13 @@ def predictor(
                      deterministic=config.deterministic,
                      colours=lambda images: data.colours(images, "test"),
                      loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network,
-                     about=_about(setup, self.run), data=lambda: data)
+                     about=_about(setup, self.run), data=lambda: data, decisions=_decisions(self.run, network, origin))
+
+
+def _decisions(run: Run | None, network: nn.Module, origin: Origin) -> Decisions:
+    "What was fitted for these weights and saved in the run, so that a learner answers as `load_predictor` does."
+    if run is None or origin.weights == "current" or not run.decisions_path(origin.weights).exists(): return Decisions()
+    return run.decisions(origin.weights, network.state_dict())
 
 
 def _about(setup: Setup, run: Run | None) -> dict[str, Any]:

@@ -376,6 +376,7 @@ def data_from_table(
     transforms: TransformsConfig | None = None,  # what is done to each image
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
+    told: bool = True,                          # say what was seen? Not again, of images that were trained on
 ) -> ImageData:
     "Look at every image once, then make the datasets."
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
@@ -385,8 +386,8 @@ def data_from_table(
     pipelines = {split: own[split] or _pipeline(transforms, split, mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
     notes = _left_out(table, seen.table)
-    _say_what_was_seen(seen)
-    if train_transform is None: _say_what_vanishes(seen, transforms)
+    if told: _say_what_was_seen(seen)
+    if told and train_transform is None: _say_what_vanishes(seen, transforms)
     datasets = {split: seen.table.dataset(split, pipelines[split], mode) for split in seen.table.splits}
     _keep_pixels(datasets, seen, config)
     return ImageData(datasets, seen.table.class_names, seen.table, config, transforms,
@@ -753,13 +754,14 @@ def load_manifest(
     path: str | Path,           # what `save_manifest` wrote
     config: DataConfig | None = None,           # `on_bad_image` and `mode` are read here
     transforms: TransformsConfig | None = None,  # what is done to each image
+    told: bool = True,                          # say what was seen?
     **own: Callable[[Any], Tensor] | None,      # train_transform, eval_transform: your own
 ) -> ImageData:
     "The same images in the same order; an error where one has another content."
     table, marks = read_manifest(path)
     check_files(table)
     check_unchanged(table.paths(), marks, path)
-    return data_from_table(table, config, transforms, **own)
+    return data_from_table(table, config, transforms, told=told, **own)
 
 # %% ../nbs/19_data.ipynb #415e38e1
 @checked

@@ -49,8 +49,8 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from .core import DataError, Images, Labels, RawImage, check, checked, listed, near_miss, shown
-from .folders import SPLITS, SPLIT_NAMES, check_utf8, natural, scan
-from .images import load_image, load_pixels
+from .folders import SPLITS, SPLIT_NAMES, check_utf8, scan
+from .images import load_image, load_pixels, natural
 
 if TYPE_CHECKING:
     import pandas as pd

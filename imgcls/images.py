@@ -10,11 +10,12 @@ black picture; decoding takes no more memory than `settings.ini` allows; only fi
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'Mode', 'MODES', 'load_image', 'ImageError', 'ImageTooLarge', 'decode', 'as_rgb', 'as_image',
-           'load_pixels', 'is_hidden', 'why_no_image', 'image_files', 'images_in']
+           'load_pixels', 'by_value', 'natural', 'is_hidden', 'why_no_image', 'image_files', 'images_in']
 
 # %% ../nbs/09_images.ipynb #1fa34b53
 import itertools
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -407,6 +408,25 @@ def _faster_decoder() -> Callable[[bytes, str], np.ndarray] | None:
         if not np.array_equal(ours, np.asarray(Image.open(file))): return None
     return decode_jpeg
 
+# %% ../nbs/09_images.ipynb #ee37bb7a
+def by_value(
+    text: str,              # a name
+) -> str:                   # a key to sort by, but for names of equal value
+    "Each number behind its length, so that plain comparison finds the larger one."
+    return re.sub("[0-9]+", _with_length, text)
+
+
+def _with_length(number: re.Match) -> str:
+    digits = number[0].lstrip("0")
+    return f"\0{chr(ord('0') + len(digits))}{digits}"
+
+# %% ../nbs/09_images.ipynb #b9e1de67
+def natural(
+    text: str,              # a name
+) -> str:                   # a key to sort by
+    "Numbers inside a text compare as numbers."
+    return f"{by_value(text)}\0\0{text}"     # no name holds \0: what ends here is before what goes on
+
 # %% ../nbs/09_images.ipynb #6aff449d
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
@@ -447,7 +467,8 @@ def image_files(
             elif reason := "links to folders" if is_folder else why_no_image(entry):
                 skipped.setdefault(reason, []).append(os.path.relpath(entry.path, folder))
             else: found.append(Path(entry.path))
-    return sorted(found), {reason: sorted(paths) for reason, paths in sorted(skipped.items())}
+    in_order = sorted(found, key=lambda path: natural(os.path.relpath(path, folder)))     # as `10_folders` lists them
+    return in_order, {reason: sorted(paths) for reason, paths in sorted(skipped.items())}
 
 # %% ../nbs/09_images.ipynb #f7f0bb4f
 def images_in(

@@ -28,7 +28,7 @@ from .canvas import colours_of, transform_of
 from .checkpointing import load_weights_file, read_checkpoint, save_weights, weights_hash
 from .combining import combined
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, check, checked, fits, listed, write_atomic
+from .core import CheckpointError, ConfigError, DataError, check, checked, listed, write_atomic
 from .data import DataConfig, ImageData, load_manifest
 from .datasets import ImageDataset, ImageTable
 from .decisions import Decisions
@@ -37,7 +37,7 @@ from .loaders import Batches
 from .networks import ModelConfig, build_network
 from .predictions import Origin
 from .predictor import Predictor
-from .runs import Run, average_in, writing
+from .runs import Run, average_in, fitted_to, writing
 from .runtime import Runtime
 from .settings import find_settings, get_logger
 from .transforms import TransformsConfig
@@ -104,7 +104,7 @@ def _of_run(run: Run, weights: Literal["best", "last"]) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{str(file)!r} is not the whole state of a run ({error!r}). Use another checkpoint."
                               ) from None
-    decisions = _kept(run, weights, parts["weights"])
+    decisions = run.decisions(weights, parts["weights"])
     return {**parts, "decisions": decisions, "data": partial(_images_of, run, state["config"])}
 
 
@@ -156,33 +156,8 @@ def _images_of(run: Run, config: Mapping[str, Any]) -> ImageData:
     file = run.folder/"data.csv"
     check(file.is_file(), f"The images of run {run.name!r} must be listed in its data.csv", "no such file",
           "It was trained on datasets passed as objects: give images.", DataError)
-    return load_manifest(file, from_dict(DataConfig, config["data"]), from_dict(TransformsConfig, config["transforms"]))
-
-# %% ../nbs/60_inference.ipynb #50cd547f
-def _kept(run: Run, which: str, weights: Mapping[str, Tensor]) -> Decisions:
-    "What `save_predictor` wrote into the run."
-    file = _decisions_file(run, which)
-    try: said = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError: return Decisions()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(file)!r} cannot be read ({error}). Remove it, and fit again.") from None
-    try: return _fitted(said, weights_hash(weights), file)
-    except DataError as error: raise CheckpointError(f"{str(file)!r}: {error} Remove it, and fit again.") from None
-
-
-def _decisions_file(run: Run, which: str) -> Path: return run.folder/f"decisions_{which}.json"
-
-
-def _fitted(said: Any, digest: str, file: Path) -> Decisions:
-    "Decisions that belong to these weights."
-    check(fits(said, Mapping[str, Any]), "It must hold what was fitted", said, error=DataError)
-    kept = said.get("decisions") or {}
-    check(fits(kept, Mapping[str, Any]), "`decisions` must hold what was fitted", kept, error=DataError)
-    decisions = Decisions.from_dict(kept)
-    if decisions == Decisions() or said.get("weights_sha256") == digest: return decisions
-    get_logger().warning(f"{file.name} was fitted to other weights of this run, and is not used. Fit again: "
-                         "predictor.calibrate(val).")
-    return Decisions()
+    return load_manifest(file, from_dict(DataConfig, config["data"]), from_dict(TransformsConfig, config["transforms"]),
+                         told=False)
 
 # %% ../nbs/60_inference.ipynb #3e7f2d01
 def _of_file(file: Path) -> dict[str, Any]:
@@ -195,7 +170,7 @@ def _of_file(file: Path) -> dict[str, Any]:
           "Files of learn.save(...), predictor.save(...) and predictor.export(...) do; for other weights see "
           "Learner(..., weights=...).", CheckpointError)
     origin = Origin(about.get("origin") or file.name, epoch=about.get("epoch") or 0)
-    try: decisions = _fitted(about, weights_hash(weights), file)
+    try: decisions = fitted_to(weights_hash(weights), about, file)
     except DataError as error: raise CheckpointError(f"{str(file)!r}: {error}") from None
     usual = {"batch_size": 64, "seed": 42, "deterministic": False, "precision": "float32", "channels_last": False}
     return {"weights": weights, "about": {**about, "run": None}, "origin": origin, "decisions": decisions, "data": None,
@@ -289,7 +264,7 @@ def _save_in_run(predictor: Predictor, said: Mapping[str, Any]) -> Path:
           "Try predictor.save('predictor.safetensors').", ConfigError)
     check(weights in ("best", "last"), "It must be one of the run's checkpoints", f"{weights} weights",
           "Try learn.predictor('best'), or predictor.save('predictor.safetensors').", ConfigError)
-    file = _decisions_file(Run(Path(folder)), weights)
+    file = Run(Path(folder)).decisions_path(weights)
     with writing(file): write_atomic(file, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return file
 

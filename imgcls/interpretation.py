@@ -271,7 +271,7 @@ def explain_tensor(
     layer: str | nn.Module | None = None,   # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
     "What does the network say of a prepared image, and where does it look?"
-    said = Predictions.from_logits(predictor.logits(tensor[None]), predictor.output_names)
+    said = Predictions.from_logits(predictor.at_temperature(predictor.logits(tensor[None])), predictor.output_names)
     names, probabilities = said.class_names, said.probabilities[0]
     if label is not None and label not in names:
         raise DataError(f"Unknown class {label!r}.{near_miss(label, names)} There are {listed(names, 10)}.")

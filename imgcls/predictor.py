@@ -26,7 +26,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import DataError, Images, ImgclsError, Logits, check, checked, listed
+from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed
 from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
@@ -83,7 +83,8 @@ class Predictor:
         self.about, self.decisions = None if about is None else dict(about), decisions or Decisions()
 
     def __repr__(self) -> str:
-        return (f"Predictor: {type(self.network).__name__}, {len(self.class_names)} classes, {self.origin}, "
+        name = (self.about or {}).get("architecture") or type(self.network).__name__
+        return (f"Predictor: {name}, {len(self.class_names)} classes, {self.origin}, "
                 f"{self.runtime.precision} on {self.runtime.device}{_in_short(self.decisions)}")
 
 
@@ -139,6 +140,16 @@ def logits(
 ) -> Logits:                # images x outputs, on the CPU in float32
     "What the network says of a batch."
     with _asking(self): return _answer(self, self.runtime.move(images, torch.zeros(len(images)))[0]).cpu()
+
+# %% ../nbs/27_predictor.ipynb #a6648518
+@patch
+def at_temperature(
+    self: Predictor,
+    logits: Logits,         # of this network
+) -> Logits:                # the softmax of these is what it answers
+    "Logits divided by the temperature, where one was fitted."
+    fitted = self.decisions.temperature
+    return logits if fitted is None else logits.double()/fitted.value
 
 # %% ../nbs/27_predictor.ipynb #2c2ca903
 class Unlabelled(torch.utils.data.Dataset):
@@ -216,7 +227,7 @@ def predict(
     dataset = Unlabelled(items, self._transform())
     logits, agreement = _by(self, dataset, strategy)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
-    predictions = Predictions.from_logits(self._at_temperature(logits), self.output_names, paths)
+    predictions = Predictions.from_logits(self.at_temperature(logits), self.output_names, paths)
     predictions.decisions, predictions.origin, predictions.agreement = self.decisions, self.origin, agreement
     predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
@@ -228,12 +239,6 @@ def _by(predictor: Predictor, dataset: Any, strategy: str) -> tuple[Logits, Any]
     if strategy == "standard": return predictor._ask_all(dataset)[0], None
     from imgcls.strategies import ask_by
     return ask_by(predictor, dataset, strategy)
-
-
-@patch
-def _at_temperature(self: Predictor, logits: Logits) -> Logits:
-    fitted = self.decisions.temperature
-    return logits if fitted is None else logits.double()/fitted.value
 
 
 @patch
@@ -311,7 +316,7 @@ def _of_files(predictor: Predictor, images: Any, split: str | None) -> Evaluatio
 def _evaluation(predictor: Predictor, logits: Logits, targets: Tensor, dataset: Any, paths: Sequence[str | Path] | None,
                 split: str | None) -> Evaluation:
     "With all that is known of its images."
-    logits = predictor._at_temperature(logits)
+    logits = predictor.at_temperature(logits)
     evaluation = Evaluation.from_logits(logits, targets, predictor.output_names, paths, split)
     evaluation.origin, evaluation.decisions, colours = predictor.origin, predictor.decisions, predictor.colours
     if hasattr(dataset, "__getitem__"):
@@ -474,3 +479,6 @@ def export(
     "Write it in formats that need no imgcls, and prove that each answers as it does."
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
+
+# %% ../nbs/27_predictor.ipynb #cf4bb309
+explain_methods(Predictor)

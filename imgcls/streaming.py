@@ -188,7 +188,7 @@ def columns_of(
 
 def _told(predictor: Predictor, logits: Logits) -> dict[str, list[Any]]:
     names = predictor.output_names
-    predictions = Predictions.from_logits(predictor._at_temperature(logits), names)
+    predictions = Predictions.from_logits(predictor.at_temperature(logits), names)
     predictions.decisions, decisions = predictor.decisions, predictor.decisions
     told: dict[str, list[Any]] = {"predicted": predictions.labels, "confidence": predictions.confidence.tolist()}
     if decisions.threshold is not None: told["accepted"] = [bool(yes) for yes in predictions.accepted]
