@@ -31,7 +31,6 @@ from .config import from_dict
 from .core import CheckpointError, ConfigError, DataError, check, checked, listed, write_atomic
 from .data import DataConfig, ImageData, load_manifest
 from .datasets import ImageDataset, ImageTable
-from .decisions import Decisions
 from .history import History
 from .loaders import Batches
 from .networks import ModelConfig, build_network
