@@ -14,6 +14,7 @@ __all__ = ['load_predictor', 'without_places', 'save_predictor', 'labelled']
 
 # %% ../nbs/60_inference.ipynb #e6726e35
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -54,7 +55,7 @@ def load_predictor(
 ) -> Predictor:                     # it answers with the bits of the learner that saved it
     "A predictor from what a training has left behind."
     file = None if isinstance(where, Run) else _weights_file(Path(where).expanduser())
-    if file is None: saved = _of_run(Run.open(where), weights or _meant(where))
+    if file is None: saved = _of_run(_run_at(where), weights or _meant(where))
     else:
         check(weights is None, "`weights` chooses a checkpoint of a run, and this is a file with one set", weights)
         saved = _of_file(file)
@@ -63,22 +64,60 @@ def load_predictor(
     workers = settings.num_workers if num_workers is None else num_workers
     return _assembled(saved, network, transform, runtime, workers)
 
-
+# %% ../nbs/60_inference.ipynb #90c07d0a
 def _weights_file(where: Path) -> Path | None:
     "The weights that are meant, if these are no run's."
     inside = where/"model.safetensors"
-    if where.is_dir(): return inside if (where/"export.json").is_file() or inside.is_file() else None
-    if not where.is_file() or any(Run(folder).exists for folder in where.resolve().parents[:2]): return None
-    check(where.suffix == ".safetensors", "Of an export, give the folder or its .safetensors file", str(where),
-          "The other files are for use without imgcls: see the README.md beside them.", CheckpointError)
-    return where
+    if where.is_dir():
+        if (where/"export.json").is_file(): return _as_exported(inside)
+        return inside if inside.is_file() and not Run(where).exists else None
+    if not where.exists(): return _saved_as(where)
+    if where.suffix == ".safetensors": return None if _run_at(where) else where
+    check(_run_at(where) is not None, "Of a run, its folder, best.pt or last.pt must be given; of an export its folder "
+          "or its .safetensors file", str(where), "Others cannot be told from files of another training, or are for use "
+          "without imgcls.", CheckpointError)
+    return None
+
+
+def _saved_as(where: Path) -> Path | None:
+    "What `save` made of this name; None: then it must be a run's."
+    saved = where.with_name(f"{where.name}.safetensors") if where.name else where
+    if not saved.is_file(): return None
+    try: Run.open(where)
+    except ConfigError: return saved
+    raise ConfigError(f"There are a run {str(where)!r} and a file {saved.name!r}. Name the file with its ending, or give "
+                      "the run's folder.")
+
+
+def _run_at(where: Run | str | Path) -> Run | None:
+    "The run that a name, a folder or one of its files means; None: a file that is not its own."
+    if isinstance(where, Run) or not Path(where).is_file(): return Run.open(where)
+    file = Path(where).resolve()
+    for run in map(Run, file.parents[:2]):
+        own = (run.config_path, run.summary_path, run.best, run.last, run.best_weights)
+        if run.exists and file in [path.resolve() for path in own]: return run
+    return None
+
+
+def _as_exported(file: Path) -> Path:
+    "A file that its export.json still describes."
+    try:
+        said = json.loads((file.parent/"export.json").read_text(encoding="utf-8"))
+        digest = said["formats"].get("safetensors", {}).get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{str(file.parent/'export.json')!r} describes no export ({error!r}).") from None
+    if not file.is_file() or digest is None: return file        # said where it is read
+    with open(file, "rb") as content: found = hashlib.file_digest(content, "sha256").hexdigest()
+    check(found == digest, f"{str(file)!r} must be the file that its export.json describes", "another SHA-256",
+          "It has changed since: export again.", CheckpointError)
+    return file
 
 
 def _meant(where: Run | str | Path) -> Literal["best", "last"]:
     "last.pt of a run means the last weights."
     return "last" if not isinstance(where, Run) and Path(where).name == "last.pt" else "best"
 
-
+# %% ../nbs/60_inference.ipynb #d22a20d6
 def _runtime(device: str, precision: str | None, saved: Mapping[str, Any]) -> Runtime:
     "As in training, as far as this machine can."
     wanted, channels_last = precision or saved["precision"], saved["channels_last"]
@@ -169,7 +208,10 @@ def _of_file(file: Path) -> dict[str, Any]:
           "Files of learn.save(...), predictor.save(...) and predictor.export(...) do; for other weights see "
           "Learner(..., weights=...).", CheckpointError)
     origin = Origin(about.get("origin") or file.name, epoch=about.get("epoch") or 0)
-    try: decisions = fitted_to(weights_hash(weights), about, file)
+    digest = weights_hash(weights)
+    check(about.get("weights_sha256") in (None, digest), f"{str(file)!r} must hold the weights that it describes",
+          "others", "It was changed or put together from several: save it again.", CheckpointError)
+    try: decisions = fitted_to(digest, about, file)
     except DataError as error: raise CheckpointError(f"{str(file)!r}: {error}") from None
     usual = {"batch_size": 64, "seed": 42, "deterministic": False, "precision": "float32", "channels_last": False}
     return {"weights": weights, "about": {**about, "run": None}, "origin": origin, "decisions": decisions, "data": None,
@@ -249,6 +291,8 @@ def save_predictor(
     said = {"decisions": predictor.decisions.to_dict(), "weights_sha256": digest}
     if path is None: return _save_in_run(predictor, said)
     path = Path(path).expanduser()
+    check(path.suffix.lower() not in _FOREIGN, "A predictor is saved as .safetensors", str(path), f"Try "
+          f"predictor.save({path.stem!r}); for other formats predictor.export('folder').", ConfigError)
     if path.suffix != ".safetensors": path = path.with_name(f"{path.name}.safetensors")
     how = {"batch_size": predictor.batch_size, "seed": predictor.seed, "deterministic": predictor.deterministic,
            "precision": predictor.runtime.precision, "channels_last": predictor.runtime.channels_last,
@@ -257,13 +301,21 @@ def save_predictor(
     return path
 
 
+_FOREIGN = frozenset([".pt", ".pth", ".pt2", ".pte", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".onnx", ".h5", ".hdf5",
+                      ".keras", ".tflite", ".pb", ".npz", ".npy", ".mlmodel", ".mlpackage", ".engine", ".zip", ".json"])
+
+
 def _save_in_run(predictor: Predictor, said: Mapping[str, Any]) -> Path:
     folder, weights = predictor.about.get("run"), predictor.origin.weights
     check(folder is not None and Run(Path(folder)).exists, "It must be of a run", folder,
           "Try predictor.save('predictor.safetensors').", ConfigError)
     check(weights in ("best", "last"), "It must be one of the run's checkpoints", f"{weights} weights",
           "Try learn.predictor('best'), or predictor.save('predictor.safetensors').", ConfigError)
-    file = Run(Path(folder)).decisions_path(weights)
+    run = Run(Path(folder))
+    file, present = run.decisions_path(weights), _answering_weights(read_checkpoint(getattr(run, weights)))
+    check(weights_hash(present) == said["weights_sha256"], f"What is kept for the {weights} weights of run {run.name!r} "
+          "must have been fitted to them", f"{predictor.origin}; they are others by now",
+          "Try predictor.save('predictor.safetensors'), or fit again with load_predictor(run).", CheckpointError)
     with writing(file): write_atomic(file, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return file
 

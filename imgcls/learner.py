@@ -32,7 +32,7 @@ from . import training
 from .answering import Answering, batches_to_ask
 from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
-from .checkpointing import save_weights
+from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
@@ -705,7 +705,8 @@ def save(
     about = {key: value for key, value in about_weights(self.setup).items() if key != "best"}
     with preserve_rng():                # its turn, if it trains meanwhile
         network, origin = _answering(self).network(weights)
-        save_weights(network.state_dict(), path, about | {"epoch": origin.epoch, "weights": str(origin)})
+        said = {"epoch": origin.epoch, "weights": str(origin), "weights_sha256": weights_hash(network.state_dict())}
+        save_weights(network.state_dict(), path, about | said)
     get_logger().info(f"Saved to {path}: {origin}.")
     return path
 
