@@ -29,16 +29,18 @@ from .canvas import colours_of, transform_of
 from .checkpointing import load_weights_file, read_checkpoint, save_weights, weights_hash
 from .combining import combined
 from .config import from_dict
-from .core import CheckpointError, ConfigError, DataError, check, checked, listed, write_atomic
+from .core import CheckpointError, ConfigError, DataError, ImgclsError, check, checked, fits
+from .core import in_words, listed, write_atomic
 from .data import DataConfig, ImageData, load_manifest
 from .datasets import ImageDataset, ImageTable
 from .history import History
+from .images import MODES
 from .loaders import Batches
 from .networks import ModelConfig, build_network
 from .predictions import Origin
 from .predictor import Predictor
 from .runs import Run, average_in, fitted_to, writing
-from .runtime import Runtime
+from .runtime import Precision, Runtime
 from .settings import find_settings, get_logger
 from .transforms import TransformsConfig
 
@@ -73,9 +75,9 @@ def _weights_file(where: Path) -> Path | None:
         return inside if inside.is_file() and not Run(where).exists else None
     if not where.exists(): return _saved_as(where)
     if where.suffix == ".safetensors": return None if _run_at(where) else where
-    check(_run_at(where) is not None, "Of a run, its folder, best.pt or last.pt must be given; of an export its folder "
-          "or its .safetensors file", str(where), "Others cannot be told from files of another training, or are for use "
-          "without imgcls.", CheckpointError)
+    check(_run_at(where) is not None, "Of a run, its folder, best.pt or last.pt must be given; of an export "
+          "its folder or its .safetensors file", str(where), "Others may be of any training, or are for use without "
+          "imgcls.", CheckpointError)
     return None
 
 
@@ -85,8 +87,8 @@ def _saved_as(where: Path) -> Path | None:
     if not saved.is_file(): return None
     try: Run.open(where)
     except ConfigError: return saved
-    raise ConfigError(f"There are a run {str(where)!r} and a file {saved.name!r}. Name the file with its ending, or give "
-                      "the run's folder.")
+    raise ConfigError(f"There are a run {str(where)!r} and a file {saved.name!r}. Name the file with its ending, "
+                      "or give the run's folder.")
 
 
 def _run_at(where: Run | str | Path) -> Run | None:
@@ -168,13 +170,30 @@ def _about(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
     return {"class_names": list(state["class_names"]),
             "architecture": own.get("network", config["model"]["architecture"]),
             "n_outputs": config["model"]["num_classes"] or len(state["class_names"]),
-            "in_channels": _channels_of(state["network"]), "model": None if "network" in own else config["model"],
+            "in_channels": _channels_in(run, state), "model": None if "network" in own else config["model"],
             "mode": config["data"]["mode"], "preprocessing": own.get("data", config["transforms"]["test"]),
             "epoch": state["epoch"], "run": str(run.folder)}
 
 
-def _channels_of(weights: Mapping[str, Tensor]) -> int | None:
-    "What the first convolution reads."
+def _channels_in(run: Run, state: Mapping[str, Any]) -> int | None:
+    "Of its images: as files are loaded; of datasets or transforms passed as objects, as best.safetensors says."
+    if "data" not in state["objects"]: return _CHANNELS[state["config"]["data"]["mode"]]
+    if run.best_weights.is_file(): return load_weights_file(run.best_weights)[1].get("in_channels")
+    return _first_channels(state["network"])
+
+
+_CHANNELS = {mode: channels for channels, mode in MODES.items()}
+
+
+def _channels_of(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int | None:
+    "As the description says; of an older one, as images are loaded."
+    if about.get("in_channels") is not None: return about["in_channels"]
+    if isinstance(about["preprocessing"], Mapping): return _CHANNELS[about.get("mode", "RGB")]
+    return _first_channels(weights)     # datasets or transforms that were passed as objects
+
+
+def _first_channels(weights: Mapping[str, Tensor]) -> int | None:
+    "What the first convolution reads: a guess."
     return next((int(tensor.shape[1]) for tensor in weights.values() if tensor.ndim == 4), None)
 
 
@@ -202,11 +221,15 @@ def _of_file(file: Path) -> dict[str, Any]:
     "What a predictor is made of, from weights with a description."
     check(file.is_file(), "An export must have its model.safetensors to be loaded", str(file.parent),
           "Export it with formats=['safetensors', ...].", CheckpointError)
-    weights, about = load_weights_file(file)
-    missing = [key for key in ("class_names", "model", "preprocessing") if key not in about]
+    try: weights, about = load_weights_file(file)
+    except RecursionError: raise CheckpointError(f"{str(file)!r} says things of itself that nest too deep.") from None
+    missing = [key for key in _NEEDED if key not in about]
     check(not missing, f"{str(file)!r} must say how its network is made", f"no {listed(missing)}",
           "Files of learn.save(...), predictor.save(...) and predictor.export(...) do; for other weights see "
           "Learner(..., weights=...).", CheckpointError)
+    try: _check_about(about, weights)
+    except (ImgclsError, RecursionError) as error:
+        raise CheckpointError(f"{str(file)!r} describes its network wrongly: {error}") from None
     origin = Origin(about.get("origin") or file.name, epoch=about.get("epoch") or 0)
     digest = weights_hash(weights)
     check(about.get("weights_sha256") in (None, digest), f"{str(file)!r} must hold the weights that it describes",
@@ -216,6 +239,45 @@ def _of_file(file: Path) -> dict[str, Any]:
     usual = {"batch_size": 64, "seed": 42, "deterministic": False, "precision": "float32", "channels_last": False}
     return {"weights": weights, "about": {**about, "run": None}, "origin": origin, "decisions": decisions, "data": None,
             **{key: about.get(key, value) for key, value in usual.items()}}
+
+# %% ../nbs/60_inference.ipynb #911de1c7
+_KINDS = {"class_names": list[str], "n_outputs": int | None, "in_channels": int | None, "mode": Literal["RGB", "L"],
+          "model": Mapping[str, Any] | None, "preprocessing": Mapping[str, Any] | str, "origin": str | None,
+          "epoch": int | None, "batch_size": int, "seed": int, "deterministic": bool,
+          "precision": Precision, "channels_last": bool, "architecture": str | None,
+          "weights_sha256": str | None, "of": Mapping[str, Any], "members": list[Mapping[str, Any]]}
+_NEEDED = ("class_names", "model", "preprocessing")
+_LEAST = {"n_outputs": 1, "in_channels": 1, "epoch": 0, "batch_size": 1}
+
+
+def _check_about(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    "Values that can be used, as far as they can be told; an error names the key."
+    missing = [key for key in _NEEDED if key not in about]
+    check(not missing, f"Each network must have {listed(_NEEDED)}", f"none of {listed(missing)}")
+    for key, kind in _KINDS.items():
+        if key not in about: continue
+        value, least = about[key], _LEAST.get(key)
+        check(fits(value, kind), f"`{key}` must be {in_words(kind)}", value)
+        check(least is None or value is None or least <= value < 2**31, f"`{key}` must be at least {least}", value)
+    names, n = about["class_names"], about.get("n_outputs")
+    check(len(names) > 0 and len(set(names)) == len(names), "`class_names` must name each class once", names)
+    known = {size for tensor in weights.values() for size in tensor.shape} | {len(names)}
+    check(n is None or n in known, "`n_outputs` must be a size in the weights", n)
+    check(about.get("in_channels") is None or about["in_channels"] <= 10_000, "`in_channels` must be at most 10,000",
+          about.get("in_channels"))
+    _check_made(about, len(names), known)
+    for part in [*([about["of"]] if "of" in about else []), *about.get("members", ())]: _check_about(part, weights)
+
+
+def _check_made(about: Mapping[str, Any], n: int, known: set[int]) -> None:
+    "The parts of which network and transform are made."
+    if about.get("model") is not None:
+        try: outputs = from_dict(ModelConfig, about["model"]).num_classes or n
+        except ImgclsError as error: raise CheckpointError(f"`model`: {error}") from None
+        check(outputs in known, "`num_classes` of `model` must be a size in the weights", outputs)
+    try: colours_of(about["preprocessing"])
+    except (ImgclsError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"`preprocessing`: {error}") from None
 
 # %% ../nbs/60_inference.ipynb #1ad9bdfa
 def _assembled(saved: Mapping[str, Any], network: nn.Module | None, transform: Callable[[Any], Tensor] | None,
@@ -234,33 +296,34 @@ def _assembled(saved: Mapping[str, Any], network: nn.Module | None, transform: C
 
 def _network_of(about: Mapping[str, Any], weights: Mapping[str, Tensor], network: nn.Module | None) -> nn.Module:
     "Built as the file says, or the one that was given, with these weights."
-    if "kind" in about: network = _several(about, _channels_of(weights), network)
-    elif network is None: network = _one(about, _channels_of(weights))
+    if "kind" in about: network = _several(about, weights, network)
+    elif network is None: network = _one(about, weights)
     try: network.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise CheckpointError(f"The weights are of another network than {type(network).__name__}: {error}") from None
     return network.eval()
 
 # %% ../nbs/60_inference.ipynb #8291f0d4
-def _one(about: Mapping[str, Any], channels: int | None) -> nn.Module:
+def _one(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     "A network as its description names it."
     check(about["model"] is not None, "A network that was passed as an object must be given again",
           about.get("architecture"), "Try load_predictor(..., network=MyNetwork()).", ConfigError)
     model = replace(from_dict(ModelConfig, about["model"]), weights=None, new_head=False, freeze=None)
-    return build_network(model, len(about["class_names"]), 0, about.get("in_channels") or channels or 3)
+    return build_network(model, len(about["class_names"]), 0, _channels_of(about, weights) or 3)
 
 
-def _several(about: Mapping[str, Any], channels: int | None, network: nn.Module | None) -> nn.Module:
+def _several(about: Mapping[str, Any], weights: Mapping[str, Tensor], network: nn.Module | None) -> nn.Module:
     "Views or an ensemble (`28_combining`); a network that was passed as an object is copied for each that needs it."
     taken = []
 
     def make(one: Mapping[str, Any]) -> nn.Module:
-        if network is None or one["model"] is not None: return _one(one, channels)
+        if network is None or one["model"] is not None: return _one(one, weights)
         taken.append(True)
         return copy.deepcopy(network)
 
     try: made = combined(about, make)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, ImgclsError) and not isinstance(error, TypeError): raise
         raise CheckpointError(f"The file does not say how its networks are combined ({error!r}).") from None
     check(network is None or bool(taken), "`network` is for networks that were passed as objects",
           type(network).__name__, "This file names all of its networks: leave it out.")
@@ -301,8 +364,8 @@ def save_predictor(
     return path
 
 
-_FOREIGN = frozenset([".pt", ".pth", ".pt2", ".pte", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".onnx", ".h5", ".hdf5",
-                      ".keras", ".tflite", ".pb", ".npz", ".npy", ".mlmodel", ".mlpackage", ".engine", ".zip", ".json"])
+_FOREIGN = frozenset([".pt", ".pth", ".pt2", ".pte", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".onnx", ".h5",
+                      ".hdf5", ".keras", ".tflite", ".pb", ".npz", ".npy", ".mlmodel", ".mlpackage", ".zip", ".json"])
 
 
 def _save_in_run(predictor: Predictor, said: Mapping[str, Any]) -> Path:
@@ -313,8 +376,8 @@ def _save_in_run(predictor: Predictor, said: Mapping[str, Any]) -> Path:
           "Try learn.predictor('best'), or predictor.save('predictor.safetensors').", ConfigError)
     run = Run(Path(folder))
     file, present = run.decisions_path(weights), _answering_weights(read_checkpoint(getattr(run, weights)))
-    check(weights_hash(present) == said["weights_sha256"], f"What is kept for the {weights} weights of run {run.name!r} "
-          "must have been fitted to them", f"{predictor.origin}; they are others by now",
+    check(weights_hash(present) == said["weights_sha256"], f"What is kept for the {weights} weights of run "
+          f"{run.name!r} must have been fitted to them", f"{predictor.origin}; they are others by now",
           "Try predictor.save('predictor.safetensors'), or fit again with load_predictor(run).", CheckpointError)
     with writing(file): write_atomic(file, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return file
