@@ -18,19 +18,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed
+from .core import near_miss
 from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
-from .images import as_image, images_in
+from .images import ImageError, as_image, images_in
 from .networks import evaluating
 from .plots import stretched
 from .predictions import Origin, Predictions, Temperature
@@ -96,6 +98,19 @@ def _in_short(decisions: Decisions) -> str:
 
 def _device_of(network: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+
+# %% ../nbs/27_predictor.ipynb #9dc69e87
+@patch(as_prop=True)
+def decisions(self: Predictor) -> Decisions:
+    "What was fitted for its answers; `predictor.decisions = None` undoes it."
+    return self._decisions
+
+
+@patch(set_prop=True)
+def decisions(self: Predictor, fitted: Decisions | None) -> None:
+    check(fitted is None or isinstance(fitted, Decisions), "`decisions` must be Decisions, or None: nothing is fitted",
+          fitted, "calibrate, choose_threshold and prediction_sets fit them.")
+    self._decisions = Decisions() if fitted is None else fitted
 
 # %% ../nbs/27_predictor.ipynb #2792b796
 @patch(as_prop=True)
@@ -217,21 +232,43 @@ def _transform(self: Predictor) -> Callable[[Any], Tensor]:
 @checked
 def predict(
     self: Predictor,
-    images: Any,            # path, folder, PIL image, array (height width [channel]), or a list of them
+    images: Any,            # path, folder, PIL image, array (height width [channel]), a list of them, or a dataset of
+                            # `ImageData`
     strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
 ) -> Predictions:           # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
-    items = images_in(images)
+    items = _items_of(images)
     check(len(items) > 0, "There must be at least one image",
           images if isinstance(images, (str, Path)) else len(items), error=DataError)
     dataset = Unlabelled(items, self._transform())
-    logits, agreement = _by(self, dataset, strategy)
+    with _hinting(len(items)): logits, agreement = _by(self, dataset, strategy)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
     predictions = Predictions.from_logits(self.at_temperature(logits), self.output_names, paths)
     predictions.decisions, predictions.origin, predictions.agreement = self.decisions, self.origin, agreement
     predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
+
+
+def _items_of(images: Any) -> list[Any]:
+    "Images of all kinds; of a dataset its files."
+    check(not hasattr(images, "datasets"), "`images` of an ImageData must be one of its datasets", images,
+          "Try predictor.predict(data.dataset('test')), or predictor.evaluate(data).", DataError)
+    own = getattr(images, "paths", None)
+    if isinstance(images, torch.utils.data.Dataset) and own is not None and not callable(own): return list(own)
+    return images_in(images)
+
+
+@contextlib.contextmanager
+def _hinting(n: int) -> Iterator[None]:
+    "One bad image ends all: the way to the others."
+    try: yield
+    except ImageError as error:
+        if n < 2: raise
+        told = type(error)(f"{error} For the others: predictor.predict_to('answers.csv', images) writes a row for "
+                           "each, with the error of those that cannot be read.")
+        told.reason = error.reason
+        raise told from error
 
 
 def _by(predictor: Predictor, dataset: Any, strategy: str) -> tuple[Logits, Any]:
@@ -295,13 +332,13 @@ def prepare(
 def evaluate(
     self: Predictor,
     images: Any,            # batches of (images, targets) as the transform makes them; or `ImageData`; or a folder of
-                            # class folders
+                            # class folders; or 'val', 'test', 'train': that split of the data it was trained on
     paths: Sequence[str | Path] | None = None,  # of the images of batches, in order; None: they come from no files
     split: str | None = None,   # 'train', 'val' or 'test'; None: of `ImageData` test if there is one, else val
 ) -> Evaluation:            # shows itself; .weights .accuracy .report() .per_sample
     "How often is the network right?"
+    images, split = _to_judge(self, images, split)
     if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return _of_files(self, images, split)
-    check(isinstance(images, Iterable), "`images` must be batches, an ImageData or a folder", images)
     logits, targets = self._ask(images)
     return _evaluation(self, logits, targets, getattr(images, "dataset", None) if _in_order(images) else None, paths,
                        split)
@@ -331,6 +368,43 @@ def _in_order(batches: Any) -> bool:
     if sampler is not None: return isinstance(sampler, torch.utils.data.SequentialSampler)
     return getattr(batches, "shuffle", None) is False
 
+# %% ../nbs/27_predictor.ipynb #98cf2afd
+def _to_judge(predictor: Predictor, images: Any, split: str | None, name: str = "images",
+              also: str = "") -> tuple[Any, str | None]:
+    "The images that are meant, and their split; an error where they are none with known classes."
+    own = isinstance(images, str) and images in ("train", "val", "test") and not os.path.exists(images)
+    if own:
+        check(predictor.data is not None, f"`{name}` must name a folder where a predictor does not know its own data",
+              images, "Try an ImageData or a folder of class folders.", DataError)
+        check(split in (None, images), f"`split` must be that of `{name}`, {images!r}", split)
+        return predictor.data(), images
+    check(_can_be_judged(images), f"`{name}` must be an ImageData, a folder of class folders, batches of (images, "
+          f"targets) as tensors{also}", images, _way_to_judge(images))
+    return images, split
+
+
+def _can_be_judged(images: Any) -> bool:
+    if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return True
+    if isinstance(images, (list, tuple)): return not images or _is_batch(images[0])
+    return isinstance(images, Iterable) and not (isinstance(
+        images, (Tensor, np.ndarray, Mapping, bytes, Predictions)) or hasattr(images, "columns"))
+
+
+def _is_batch(batch: Any) -> bool:
+    return isinstance(batch, (list, tuple)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+
+
+def _way_to_judge(images: Any) -> str:
+    "What else to give."
+    if hasattr(getattr(images, "data", None), "datasets"): return "Try learn.data."
+    if hasattr(images, "columns"): return "Try ImageData.from_dataframe(frame)."
+    if isinstance(images, (Evaluation, Predictions)): return "Give the images themselves."
+    if _is_batch(images): return "Try [(images, targets)]."
+    if isinstance(images, torch.utils.data.Dataset): return "Try predictor.evaluate(data, split='val')."
+    if not isinstance(images, (list, tuple)): return ""
+    return ("Of files and classes make an ImageData: ImageData.from_dataframe(pandas.DataFrame({'path': [...], "
+            "'label': [...]})).")
+
 # %% ../nbs/27_predictor.ipynb #f50c4085
 @patch
 @checked
@@ -359,6 +433,7 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
+    val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
 # %% ../nbs/27_predictor.ipynb #9d4d8af3
@@ -367,7 +442,7 @@ def gain(
 def calibrate(
     self: Predictor,
     val: Any,               # images it did not learn from: an `ImageData` (its val split), a folder of class folders,
-                            # batches, or an `Evaluation` of these weights
+                            # batches, an `Evaluation` of these weights, or 'val': of the data it was trained on
 ) -> Temperature:           # shows itself
     "Find the temperature at which probabilities fit the truth best, and answer at it from now on."
     found, before = _held_out(self, val, Decisions()).fit_temperature(), self.decisions
@@ -410,20 +485,37 @@ def prediction_sets(
 # %% ../nbs/27_predictor.ipynb #0552ffb6
 def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation:
     "What it says, with these decisions, of images that it did not learn from."
-    named = val.split if isinstance(val, Evaluation) else getattr(val, "name", None)       # batches have a name
-    named = Path(val).name if isinstance(val, (str, Path)) else named
-    check(named != "train", "Decisions must be fitted on images that the network did not learn from",
-          "those called train", _VAL, DataError)
-    if isinstance(val, Evaluation): return _own(predictor, val, decisions)
-    asked = copy(predictor)
-    asked.decisions = decisions
-    if hasattr(val, "datasets"): return asked.evaluate(val, split="val")
-    if not isinstance(val, (str, Path)): return asked.evaluate(val)
-    evaluation = asked.evaluate(val, split=_val_in(predictor, val))
-    learned = _trained_on(predictor).intersection(map(os.path.abspath, evaluation.paths or ()))
+    for named in _names_of(val):
+        check(named != "train", "Decisions must be fitted on images that the network did not learn from",
+              "those called train", _VAL, DataError)
+    if isinstance(val, Evaluation): evaluation = _own(predictor, val, decisions)
+    else:
+        val, split = _to_judge(predictor, val, None, "val", ", or an Evaluation of these weights")
+        if hasattr(val, "datasets"): split = split or "val"
+        elif isinstance(val, (str, Path)): split = _val_in(predictor, val)
+        asked = copy(predictor)
+        asked.decisions = decisions
+        evaluation = asked.evaluate(val, split=split)
+    _check_new(predictor, evaluation, val)
+    return evaluation
+
+
+def _names_of(val: Any) -> list[Any]:
+    "What these images are called: a folder may be a link to another."
+    if isinstance(val, Evaluation): return [val.split]
+    if isinstance(val, (str, Path)): return [Path(val).name, Path(os.path.realpath(val)).name]
+    return [getattr(val, "name", None)]         # batches have one
+
+
+def _check_new(predictor: Predictor, evaluation: Evaluation, val: Any) -> None:
+    "Are none of these files among those of its training? Links lead to the same file."
+    files = _real(evaluation.paths or _paths_in(getattr(val, "dataset", None)))
+    learned = _trained_on(predictor) & files
     check(not learned, "Decisions must be fitted on images that the network did not learn from",
           f"{len(learned):,} files of its training, {listed(sorted(learned), 1)}", _VAL, DataError)
-    return evaluation
+    folders = {os.path.basename(os.path.dirname(os.path.dirname(file))) for file in files}
+    check(evaluation.split is not None or folders != {"train"}, "Decisions must be fitted on images that the network "
+          "did not learn from", "those of a folder called train", _VAL, DataError)
 
 
 _VAL = "Try predictor.calibrate(data): it takes the val split of an ImageData."
@@ -438,14 +530,6 @@ def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
     return None
 
 
-def _trained_on(predictor: Predictor) -> set[str]:
-    "Files of its training, as far as they are known."
-    if predictor.data is None: return set()
-    try: paths = getattr(predictor.data().datasets.get("train"), "paths", None)
-    except ImgclsError: return set()        # they are not here: nor are they among those that are
-    return set(map(os.path.abspath, paths or ()))
-
-
 def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> Evaluation:
     "The same at the temperature of these decisions."
     here, there, made = predictor.origin, evaluation.origin, evaluation.decisions
@@ -454,6 +538,28 @@ def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> 
           "Try predictor.calibrate(predictor.evaluate(data, split='val')).", DataError)
     now, then = (1.0 if t is None else t.value for t in (decisions.temperature, made.temperature))
     return evaluation if now == then else evaluation.with_temperature(now/then)
+
+# %% ../nbs/27_predictor.ipynb #830a60d8
+def _trained_on(predictor: Predictor) -> set[str]:
+    "Files of its training, and of what it was made of, as far as they are known."
+    found = set().union(*map(_trained_on, getattr(predictor, "parts", ())))
+    if predictor.data is None: return found
+    try: return found | _real(_paths_in(predictor.data().datasets.get("train")))
+    except ImgclsError: return found        # they are not here: nor are they among those that are
+
+
+def _paths_in(dataset: Any) -> Sequence[str]:
+    "Of its images; none, where they come from no files."
+    if not isinstance(dataset, torch.utils.data.Subset): return getattr(dataset, "paths", None) or ()
+    paths = _paths_in(dataset.dataset)
+    return [paths[i] for i in dataset.indices] if len(paths) else ()
+
+
+def _real(paths: Iterable[str | Path]) -> set[str]:
+    "Where they lie, whatever leads there."
+    folder_of = cache(os.path.realpath)
+    places = (os.path.join(folder_of(os.path.dirname(path)), os.path.basename(path)) for path in paths)
+    return {os.path.realpath(place) if os.path.islink(place) else place for place in places}
 
 # %% ../nbs/27_predictor.ipynb #1f813cfa
 @patch
@@ -481,4 +587,34 @@ def export(
     return export_predictor(self, folder, formats, images, **options)
 
 # %% ../nbs/27_predictor.ipynb #cf4bb309
+_VERBS_ELSEWHERE = {
+    "predict_proba": "predictor.predict(images).probabilities", "score": "predictor.evaluate(images).accuracy",
+    **dict.fromkeys(("to_onnx", "to_torchscript", "save_pretrained"), "predictor.export('folder')"),
+    **dict.fromkeys(("tta", "TTA"), "predictor.with_views('flip')"),
+    "quantize": "predictor.export('folder', ['int8'])",
+    **dict.fromkeys(("threshold", "temperature", "sets"), "predictor.decisions, fitted by calibrate, choose_threshold "
+                    "and prediction_sets"),
+    **dict.fromkeys(("to", "cuda", "cpu"), "load_predictor(run, device='cuda')"),
+    **dict.fromkeys(("load", "from_pretrained", "load_state_dict"), "imgcls.load_predictor('run, folder or file')"),
+    **dict.fromkeys(("fit", "train"), "a Learner learns; Learner.from_run(run) goes on with a run"),
+    **dict.fromkeys(("eval", "validate", "test"), "predictor.evaluate(images)"),
+    **dict.fromkeys(("model", "net"), "predictor.network"), "classes": "predictor.class_names",
+    "vocab": "predictor.class_names", "push_to_hub": "predictor.export('folder'), then imgcls.push_to_hub",
+}
+
+
+@patch(nm="__getattr__")
+def _lead_on(self: Predictor, name: str) -> Any:        # only asked for what is not there
+    if name.startswith("_"): raise AttributeError(name)
+    known = [verb for verb in dir(type(self)) if not verb.startswith("_")]
+    way = f" Here it is: {_VERBS_ELSEWHERE[name]}." if name in _VERBS_ELSEWHERE else near_miss(name, known)
+    raise AttributeError(f"Predictor has no {name!r}.{way}")
+
+
+@patch(nm="__call__")
+def _no_function(self: Predictor, *images: Any) -> None:
+    raise TypeError("A predictor is no function. Try predictor.predict(images) for images, predictor.logits(batch) for "
+                    "a batch of tensors.")
+
+
 explain_methods(Predictor)
