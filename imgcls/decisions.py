@@ -374,6 +374,7 @@ class Gain:
     worsened: int                   # images that were right before, and are wrong
     n: int                          # images
     split: str | None = None        # of those images; None: no split
+    temperatures: str = ""          # at which both answered, where one was fitted; "": none was, or nobody said
 
     @property
     def accuracy_difference(self) -> float:
@@ -394,11 +395,13 @@ class Gain:
         return (f"accuracy {self.accuracy_before:.4f} -> {self.accuracy_after:.4f}: "
                 f"{_signed(self.accuracy_difference, self.accuracy_interval)}, loss {self.loss_before:.4f} -> "
                 f"{self.loss_after:.4f}: {_signed(self.loss_difference, self.loss_interval)}, on {_images(self)}; "
-                f"{self._finding()}")
+                f"{self._said()}")
 
     def _finding(self) -> str:
         if self.holds_zero: return "the interval of the accuracy holds zero: no gain is shown, and no loss"
         return f"the accuracy is {'better' if self.accuracy_difference > 0 else 'worse'}: its interval excludes zero"
+
+    def _said(self) -> str: return self._finding() + (f"; {self.temperatures}" if self.temperatures else "")
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -407,7 +410,7 @@ class Gain:
             "difference (95 % interval)": [_signed(self.accuracy_difference, self.accuracy_interval),
                                            _signed(self.loss_difference, self.loss_interval)]},
             index=["accuracy", "loss"])) + (f"<p>{_images(self)}: {self.improved} now right, {self.worsened} now "
-                                            f"wrong; {self._finding()}</p>")
+                                            f"wrong; {html.escape(self._said())}</p>")
 
 
 def _signed(value: float, interval: tuple[float, float]) -> str:

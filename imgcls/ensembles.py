@@ -67,7 +67,7 @@ def with_views(
     origin = replace(predictor.origin, weights=f"{name} views of {predictor.origin.weights}", whom=None)
     new = Predictor(network, transform, predictor.class_names, predictor.runtime, origin, about=about, colours=colours,
                     data=predictor.data, **_settings(predictor))
-    new.parts = [predictor]
+    new.parts = [copy.copy(predictor)]      # as it is now: what is fitted for it later is not inside
     return new
 
 
@@ -126,7 +126,7 @@ def parts_of(
     predictor: Predictor,
 ) -> list[Predictor]:           # [] of a single network, and of an average that was loaded from a file
     "The predictors that it was made of."
-    if hasattr(predictor, "parts"): return list(predictor.parts)
+    if hasattr(predictor, "parts"): return [copy.copy(one) for one in predictor.parts]
     network, about = predictor.network, predictor.about or {}
     if isinstance(network, Viewed): return [_part(predictor, network.network, about["of"])]
     if not isinstance(network, Together): return []
@@ -168,7 +168,7 @@ class Ensemble(Predictor):
         self,
         members: Sequence[Any],     # predictors, learners, runs; names, folders or files for `load_predictor`
     ):
-        self.parts = _members(members)
+        self.parts = [copy.copy(one) for one in _members(members)]      # as they are now
         first, orders = self.parts[0], [_order(self.parts[0], one) for one in self.parts]
         transform, colours, said, places = _one_input(self.parts)
         network = Together(_own_networks(self.parts), [_temperature(one) for one in self.parts], orders, places)
@@ -285,7 +285,7 @@ def average_weights(
                  "average_of": [_named(one) for one in parts]}
     new = Predictor(network, first.transform, first.class_names, first.runtime, Origin(f"average of {len(parts)}"),
                     about=about, colours=first.colours, data=_data_of(parts), **_settings(first))
-    new.parts = parts
+    new.parts = [copy.copy(one) for one in parts]
     return new
 
 
@@ -382,12 +382,31 @@ def gain(
     files = isinstance(val, (str, Path, ImageData))
     if not files: _check_batches(predictor, parts, val)
     split = split or (_val_in(val) if files else None)
+    predictor, parts, said = _at_like_temperatures(predictor, parts)
     after = predictor.evaluate(val, split=split)
     found = [_in_order_of(after, part.evaluate(val, split=split)) for part in parts]
     best = max(range(len(found)), key=lambda i: (found[i].accuracy, -found[i].loss))
-    gained = paired_gain(found[best], after)
+    gained = replace(paired_gain(found[best], after), temperatures=said)
     if len(parts) == 1: return gained
     return GainOverBest(**vars(gained), best=f"number {best + 1}, {parts[best].origin}", n_members=len(parts))
+
+
+def _at_like_temperatures(whole: Predictor, parts: list[Predictor]) -> tuple[Predictor, list[Predictor], str]:
+    "The whole and its parts as they are compared, and at which temperatures that is; '' where none was fitted."
+    fitted = [one.decisions.temperature is not None for one in parts]
+    own = whole.decisions.temperature is not None
+    if own and all(fitted): return whole, parts, "both at the temperatures that were fitted for them"
+    plain = [_without_decisions(one) for one in (whole, *parts)]
+    inside = isinstance(whole.network, Averaging)       # the parts' temperatures are in the answers of the whole
+    if not inside: return plain[0], plain[1:], "both without a temperature" if own or any(fitted) else ""
+    words = [f"both with the temperature{'s' * (len(parts) > 1)} inside"]*any(fitted) + ["without the temperature of the whole"]*own
+    return plain[0], parts, ", ".join(words)
+
+
+def _without_decisions(predictor: Predictor) -> Predictor:
+    plain = copy.copy(predictor)
+    plain.decisions = Decisions()
+    return plain
 
 
 def _val_in(images: ImageData | str | Path) -> str | None:
