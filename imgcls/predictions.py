@@ -425,6 +425,7 @@ class Temperature:
     loss_after: float                   # on the same images: what the fit reached, no promise for others
     n: int                              # images it was fitted on
     split: str | None = None            # of those images; None: no split
+    images: str = ""                    # by which those images are known again; "": they are not
 
     def __repr__(self) -> str:
         return (f"Temperature {with_interval(self.value, self.interval)} fitted on {self.n} "
