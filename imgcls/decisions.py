@@ -16,11 +16,10 @@ __all__ = ['Threshold', 'choose_threshold', 'PredictionSets', 'fit_sets', 'Cover
            'paired_gain']
 
 # %% ../nbs/26a_decisions.ipynb #5f4cacb6
-import hashlib
 import html
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -31,7 +30,8 @@ from .evaluation import Evaluation
 from .markup import html_table
 from .plots import wilson_interval
 from .predictions import Numbers, Temperature, as_array, with_interval
-from .scores import mean_interval
+from .scores import exact_interval, images_hash, mean_interval, shared_images
+from .settings import get_logger
 
 # %% ../nbs/26a_decisions.ipynb #b4f23f0e
 def _rows(probabilities: Numbers) -> np.ndarray:
@@ -41,7 +41,26 @@ def _rows(probabilities: Numbers) -> np.ndarray:
     return values
 
 
+def _check_interval(name: str, ends: tuple[float, float], least: float, most: float) -> None:
+    check(least <= ends[0] <= ends[1] <= most, f"`{name}` must be low and high, in [{least:g}, {most:g}]", ends,
+          error=DataError)
+
+
+def _check_count(whose: str, n: int) -> None:
+    check(1 <= n < 2**53, f"`n` of {whose}, the images of the fit, must be >= 1 and a number of images", n,
+          error=DataError)
+
+
 def _near_one(value: float) -> str: return f"{value:.4f}" if not 0.99995 <= value < 1 else f"1 - {1 - value:.2g}"
+
+
+def _warn_near_one(what: str, value: float, evaluation: Evaluation) -> None:
+    "Where only rounding tells answers apart."
+    if value <= 1 - 1e-6: return
+    fitted = getattr(evaluation.decisions, "temperature", None)
+    advice = "" if fitted else " The network is far too sure: calibrate first, predictor.calibrate(val)."
+    get_logger().warning(f"The {what} is {_near_one(value)}. So close to 1 rounding decides, and another device or "
+                         f"format may decide otherwise (float32 ends at 1 - 6e-08).{advice}")
 
 
 def _images(fitted: Any) -> str:
@@ -55,16 +74,19 @@ class Threshold:
     value: float                # confidence in [0, 1]; an answer is accepted at this or above
     wanted: float               # precision that was asked for
     precision: float            # of the accepted answers among the images of the fit
-    precision_interval: tuple[float, float]     # 95 %, for other images of the same kind
+    precision_interval: tuple[float, float]     # 95 % (Clopper and Pearson), for other images of the same kind
     coverage: float             # share of the images that are accepted
-    coverage_interval: tuple[float, float]      # 95 %
+    coverage_interval: tuple[float, float]      # 95 % (Wilson)
     n: int                      # images it was chosen on
     split: str | None = None    # of those images; None: no split
+    images: str = ""            # by which those images are known again; "": they are not
 
     def __post_init__(self) -> None:
         for name in ("value", "wanted", "precision", "coverage"):
             check(0 <= getattr(self, name) <= 1, f"`{name}` of a threshold must be in [0, 1]", getattr(self, name),
                   error=DataError)
+        for name in ("precision_interval", "coverage_interval"): _check_interval(name, getattr(self, name), 0, 1)
+        _check_count("a threshold", self.n)
 
     @property
     def holds(self) -> bool:
@@ -86,8 +108,11 @@ class Threshold:
 
     def _word(self) -> str:
         if self.holds: return f"{self.wanted:g} is promised for other images, too"
-        return (f"the wanted {self.wanted:g} is reached on these images, and not promised for others: there it may be "
-                f"{self.precision_interval[0]:.4f}")
+        said = (f"the wanted {self.wanted:g} is reached on these images, and not promised for others: the true "
+                f"precision may be as low as {self.precision_interval[0]:.4f}")
+        (low, high), k = self.precision_interval, round(self.coverage*self.n)
+        if k >= 10 and high - low <= 0.5: return said
+        return f"{said}; only {k:,} image{'s' * (k != 1)}: this says next to nothing"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -117,15 +142,9 @@ def choose_threshold(
     k, hits = int(accepted[-1]), int(right[accepted[-1] - 1])
     value = 0.0 if k == n else float(confidence[k - 1] + confidence[k])/2      # far from both, for what rounding does
     if k < n and not confidence[k] < value <= confidence[k - 1]: value = float(confidence[k - 1])
-    return Threshold(value, precision, hits/k, _exact_interval(hits, k), k/n, wilson_interval(k, n), n,
-                     evaluation.split)
-
-
-def _exact_interval(hits: int, n: int) -> tuple[float, float]:
-    "Clopper and Pearson's, for a level of 95 %."
-    from scipy.special import betaincinv
-    low = float(betaincinv(hits, n - hits + 1, 0.025)) if hits else 0.0
-    return low, float(betaincinv(hits + 1, n - hits, 0.975)) if hits < n else 1.0
+    _warn_near_one("threshold", value, evaluation)
+    return Threshold(value, precision, hits/k, exact_interval(hits, k), k/n, wilson_interval(k, n), n,
+                     evaluation.split, images_hash(evaluation))
 
 
 def _unreachable(right: np.ndarray, apart: np.ndarray, precision: float, sure: bool) -> str:
@@ -135,7 +154,7 @@ def _unreachable(right: np.ndarray, apart: np.ndarray, precision: float, sure: b
     if sure and n < least:
         return (f"To promise a precision of {precision:g}, at least {least:,} answers must be accepted, all of them "
                 f"right. Got {n:,} images. Evaluate more, ask for less, or try sure=False, which promises nothing.")
-    lows = np.array([_exact_interval(int(right[k - 1]), int(k))[0] if sure else right[k - 1]/k for k in ranks])
+    lows = np.array([exact_interval(int(right[k - 1]), int(k))[0] if sure else right[k - 1]/k for k in ranks])
     best = int(np.flatnonzero(lows == lows.max())[-1])
     what = "can be promised" if sure else "is reached"
     return (f"No threshold has a precision of {precision:g} that {what}. Got {lows[best]:.4f} at best, for the "
@@ -181,12 +200,13 @@ class PredictionSets:
     alpha: float                # share of images whose true class may be missing
     n: int                      # images it was fitted on
     split: str | None = None    # of those images; None: no split
-    images: str = ""            # a hash of those images, by which they are known again; "": not known
+    images: str = ""            # by which those images are known again; "": they are not
 
     def __post_init__(self) -> None:
         check(0 <= self.quantile <= 1, "`quantile` of prediction sets must be in [0, 1]", self.quantile,
               error=DataError)
         check(0 < self.alpha < 1, "`alpha` of prediction sets must be in (0, 1)", self.alpha, error=DataError)
+        _check_count("prediction sets", self.n)
         check(self.n >= _rank(self.n, self.alpha), "`n` of prediction sets must be large enough for `alpha`", self.n,
               error=DataError)
 
@@ -234,24 +254,19 @@ def _scores(probabilities: np.ndarray) -> np.ndarray:
 @checked
 def fit_sets(
     evaluation: Evaluation,     # of images that the network did not learn from: val
-    alpha: float = 0.1,         # share of images whose true class may be missing, in (0, 1)
+    alpha: float = 0.1,         # share of images whose true class may be missing, in (0, 0.5)
 ) -> PredictionSets:            # shows itself
     "Sets that hold the true class as often as was promised, for images of the same kind."
-    check(0 < alpha < 1, "`alpha` must be in (0, 1)", alpha, "Try 0.1: the true class is in 90 % of the sets.")
+    check(0 < alpha < 0.5, "`alpha`, the share of images whose true class may be missing, must be in (0, 0.5)", alpha,
+          "alpha=0.1 promises that the true class is in 0.9 of the sets.")
     n, k = len(evaluation), _rank(len(evaluation), alpha)
     least = math.ceil(1/alpha - 1 - 1e-9)
     check(n >= k, f"For alpha = {alpha:g} there must be at least {least:,} images, or every set must hold every class",
           n, "Evaluate more images, or try a larger `alpha`.", DataError)
     scores = _scores(_rows(evaluation.probabilities))[np.arange(n), evaluation.targets]
-    return PredictionSets(float(np.sort(scores)[k - 1]), alpha, n, evaluation.split, _hash_of(evaluation))
-
-
-def _hash_of(evaluation: Evaluation) -> str:
-    "Of the files, or of what was said where there are none."
-    hashed = hashlib.sha256(evaluation.targets.tobytes())
-    if evaluation.paths is None: hashed.update(np.ascontiguousarray(evaluation.probabilities).tobytes())
-    else: hashed.update("\0".join(evaluation.paths).encode("utf-8", "surrogateescape"))
-    return hashed.hexdigest()[:16]
+    quantile = float(np.sort(scores)[k - 1])
+    _warn_near_one("quantile of the sets", quantile, evaluation)
+    return PredictionSets(quantile, alpha, n, evaluation.split, images_hash(evaluation))
 
 # %% ../nbs/26a_decisions.ipynb #9413dc93
 @dataclass(frozen=True)
@@ -289,7 +304,8 @@ def judge_sets(
 ) -> Coverage:                  # shows itself
     "Is the promise kept?"
     rule = "Prediction sets must be judged on other images than they were fitted on"
-    check(not sets.images or sets.images != _hash_of(evaluation), rule, "the same images", _OTHERS, DataError)
+    shared = shared_images(sets.images, evaluation)
+    check(not shared, rule, shared, _OTHERS, DataError)
     check(sets.split is None or sets.split != evaluation.split, f"{rule}, but both are of the split",
           evaluation.split, _OTHERS, DataError)
     found, n = sets.of(evaluation.probabilities), len(evaluation)
@@ -337,11 +353,11 @@ class Decisions:
 _KINDS = {"temperature": Temperature, "threshold": Threshold, "sets": PredictionSets}
 
 
-def _check_names(what: str, values: Mapping[str, Any], known: list[str]) -> None:
+def _check_names(what: str, values: Mapping[str, Any], known: list[str], free: Sequence[str] = ()) -> None:
     for name in values:
         hint = near_miss(name, known).strip()
         check(name in known, f"{what} must hold only {listed(known, 10)}", name, hint, DataError)
-    missing = [name for name in known if name not in values]
+    missing = [name for name in known if name not in values and name not in free]
     check(not missing, f"{what} must hold {listed(known, 10)}", f"none of {listed(missing, 10)}", error=DataError)
 
 
@@ -349,15 +365,20 @@ def _made(name: str, values: Any) -> Any:
     if values is None: return None
     kind = _KINDS[name]
     check(isinstance(values, Mapping), f"`{name}` must be a dictionary", values, error=DataError)
-    _check_names(f"`{name}`", values, [f.name for f in fields(kind)])
+    _check_names(f"`{name}`", values, [f.name for f in fields(kind)], ["images"])     # files of before have none
     hints, made = get_type_hints(kind), {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, value in made.items():
         check(fits(value, hints[key]), f"`{key}` of `{name}` must be {in_words(hints[key])}", value, error=DataError)
         numbers = value if isinstance(value, tuple) else (value,)
         check(not any(isinstance(v, float) and math.isnan(v) for v in numbers), f"`{key}` of `{name}` must be a number",
               value, error=DataError)
-    check(name != "temperature" or 0 < made["value"] < math.inf, "`value` of a temperature must be a finite number > 0",
-          made.get("value"), error=DataError)
+        endless = any(isinstance(v, int) and abs(v) >= 2**1000 for v in numbers)
+        check(not endless, f"`{key}` of `{name}` must be a number that fits", value, error=DataError)
+    if name == "temperature":
+        check(1e-9 <= made["value"] <= 1e9, "`value` of `temperature` must be a finite number > 0, from 1e-9 to 1e9",
+              made["value"], error=DataError)
+        _check_interval("interval", made["interval"], 0, math.inf)
+        _check_count("a temperature", made["n"])
     return kind(**made)
 
 # %% ../nbs/26a_decisions.ipynb #ed5c0152
@@ -374,6 +395,7 @@ class Gain:
     worsened: int                   # images that were right before, and are wrong
     n: int                          # images
     split: str | None = None        # of those images; None: no split
+    temperatures: str = ""          # at which both answered, where one was fitted; "": none was, or nobody said
 
     @property
     def accuracy_difference(self) -> float:
@@ -394,11 +416,13 @@ class Gain:
         return (f"accuracy {self.accuracy_before:.4f} -> {self.accuracy_after:.4f}: "
                 f"{_signed(self.accuracy_difference, self.accuracy_interval)}, loss {self.loss_before:.4f} -> "
                 f"{self.loss_after:.4f}: {_signed(self.loss_difference, self.loss_interval)}, on {_images(self)}; "
-                f"{self._finding()}")
+                f"{self._said()}")
 
     def _finding(self) -> str:
         if self.holds_zero: return "the interval of the accuracy holds zero: no gain is shown, and no loss"
         return f"the accuracy is {'better' if self.accuracy_difference > 0 else 'worse'}: its interval excludes zero"
+
+    def _said(self) -> str: return self._finding() + (f"; {self.temperatures}" if self.temperatures else "")
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -407,7 +431,7 @@ class Gain:
             "difference (95 % interval)": [_signed(self.accuracy_difference, self.accuracy_interval),
                                            _signed(self.loss_difference, self.loss_interval)]},
             index=["accuracy", "loss"])) + (f"<p>{_images(self)}: {self.improved} now right, {self.worsened} now "
-                                            f"wrong; {self._finding()}</p>")
+                                            f"wrong; {html.escape(self._said())}</p>")
 
 
 def _signed(value: float, interval: tuple[float, float]) -> str:

@@ -16,7 +16,7 @@ __all__ = ['with_views', 'parts_of', 'show_views', 'Ensemble', 'average_weights'
 
 # %% ../nbs/60b_ensembles.ipynb #e5d96c6f
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .canvas import colours_of, configs_of, transform_of
+from .checkpointing import weights_hash
 from .combining import Averaging, Together, Viewed, boxes, sizes_for, temperature_of, views
 from .config import to_dict
 from .core import CheckpointError, ConfigError, DataError, check, checked, listed
@@ -67,7 +68,7 @@ def with_views(
     origin = replace(predictor.origin, weights=f"{name} views of {predictor.origin.weights}", whom=None)
     new = Predictor(network, transform, predictor.class_names, predictor.runtime, origin, about=about, colours=colours,
                     data=predictor.data, **_settings(predictor))
-    new.parts = [predictor]
+    new.parts = [copy.copy(predictor)]      # as it is now: what is fitted for it later is not inside
     return new
 
 
@@ -126,7 +127,7 @@ def parts_of(
     predictor: Predictor,
 ) -> list[Predictor]:           # [] of a single network, and of an average that was loaded from a file
     "The predictors that it was made of."
-    if hasattr(predictor, "parts"): return list(predictor.parts)
+    if hasattr(predictor, "parts"): return [copy.copy(one) for one in predictor.parts]
     network, about = predictor.network, predictor.about or {}
     if isinstance(network, Viewed): return [_part(predictor, network.network, about["of"])]
     if not isinstance(network, Together): return []
@@ -166,9 +167,13 @@ class Ensemble(Predictor):
     @checked
     def __init__(
         self,
-        members: Sequence[Any],     # predictors, learners, runs; names, folders or files for `load_predictor`
+        members: Any,       # a list of predictors, learners, runs; names, folders or files for `load_predictor`; or a
+                            # table of `list_runs()`
+        *others: Any,       # none: members stand in one list
     ):
-        self.parts = _members(members)
+        check(not others, "Members must stand in one list", f"{1 + len(others)} arguments", "Try Ensemble([a, b]).")
+        self.parts = [copy.copy(one) for one in _members(members)]      # as they are now
+        _warn_of_twice(self.parts)
         first, orders = self.parts[0], [_order(self.parts[0], one) for one in self.parts]
         transform, colours, said, places = _one_input(self.parts)
         network = Together(_own_networks(self.parts), [_temperature(one) for one in self.parts], orders, places)
@@ -178,11 +183,16 @@ class Ensemble(Predictor):
             about = {**_common(first, said), "kind": "ensemble", "orders": orders, "boxes": places,
                      "architecture": f"ensemble of {len(self.parts)}: {kinds}",
                      "members": [_described(one) for one in self.parts]}
-        super().__init__(network, transform, first.class_names, first.runtime, Origin(f"{len(self.parts)} members'"),
+        named = f"{len(self.parts)} members'" if len(self.parts) > 1 else "one member's"
+        super().__init__(network, transform, first.class_names, first.runtime, Origin(named),
                          about=about, colours=colours, data=_data_of(self.parts), **_settings(first))
 
 # %% ../nbs/60b_ensembles.ipynb #f6eaa805
-def _members(members: Sequence[Any]) -> list[Predictor]:
+def _members(members: Any) -> list[Predictor]:
+    if hasattr(members, "columns") and "name" in members: members = members["name"].tolist()      # of list_runs()
+    several = isinstance(members, Iterable) and not isinstance(members, (str, bytes, Mapping, Path, nn.Module))
+    check(several, "`members` must be a list of predictors, learners or runs", members, "Try [a, b].")
+    members = list(members)
     check(len(members) > 0, "There must be at least one member", len(members))
     found = [_member(one, i + 1) for i, one in enumerate(members)]
     for i, one in enumerate(found[1:], 2): _check_fits(found[0], one, i)
@@ -194,6 +204,16 @@ def _member(one: Any, i: int) -> Predictor:
     asked = callable(getattr(one, "predictor", None))
     check(asked, f"Member {i} must be a predictor, a learner, a run or its name", one)
     return one.predictor()
+
+
+def _warn_of_twice(members: Sequence[Predictor]) -> None:
+    "The same network twice only counts twice."
+    hashes = [weights_hash(one.network.state_dict()) for one in members]
+    twice = [i for i, one in enumerate(hashes, 1) if hashes.index(one) != i - 1]
+    if not twice: return
+    first = hashes.index(hashes[twice[0] - 1]) + 1
+    get_logger().warning(f"Member {twice[0]} has the same weights as member {first}: it counts twice in the mean, and "
+                         "nothing new is known by it.")
 
 
 def _check_fits(first: Predictor, other: Predictor, i: int) -> None:
@@ -268,7 +288,7 @@ def _check_sized(unit: Sequence[TransformConfig]) -> None:
 # %% ../nbs/60b_ensembles.ipynb #9d4ace33
 @checked
 def average_weights(
-    members: Sequence[Any],     # as of `Ensemble`, of one architecture
+    members: Any,               # a list, as of `Ensemble`, of one architecture
     batchnorm: Any = None,      # `ImageData`, whose train split is used, or batches: images to measure BatchNorm's
                                 # statistics on; None: they are averaged
 ) -> Predictor:                 # `.gain(val)` says what it gains
@@ -278,14 +298,15 @@ def average_weights(
     for i, one in enumerate(parts[1:], 2): _check_same_kind(first, one, i)
     network = copy.deepcopy(first.network)
     network.load_state_dict(_mean_weights([one.network.state_dict() for one in parts]))
-    measured = _settle_batchnorm(first, network, batchnorm)
+    measured = _settle_batchnorm(first, network, batchnorm, len(parts))
     about = None
     if first.about is not None:
         about = {**first.about, "run": None, "best": None, "epoch": None, "batchnorm": measured,
                  "average_of": [_named(one) for one in parts]}
-    new = Predictor(network, first.transform, first.class_names, first.runtime, Origin(f"average of {len(parts)}"),
+    named = f"average of {len(parts)} networks'" if len(parts) > 1 else "one network's own"
+    new = Predictor(network, first.transform, first.class_names, first.runtime, Origin(named),
                     about=about, colours=first.colours, data=_data_of(parts), **_settings(first))
-    new.parts = parts
+    new.parts = [copy.copy(one) for one in parts]
     return new
 
 
@@ -325,12 +346,12 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)
 
 
-def _settle_batchnorm(first: Predictor, network: nn.Module, images: Any) -> str | None:
+def _settle_batchnorm(first: Predictor, network: nn.Module, images: Any, n: int) -> str | None:
     "Measure the statistics if there are any, and images; what was done."
     kept = [module for module in network.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
     check(bool(kept) or images is None, "`batchnorm` is for networks that have BatchNorm", type(network).__name__)
-    if not kept: return None
+    if not kept or (n == 1 and images is None): return None         # of one, they are its own
     if images is None:
         get_logger().warning("BatchNorm's statistics were averaged with the weights; those of the averaged network may "
                              "be others: average_weights(..., batchnorm=data) measures them.")
@@ -382,12 +403,32 @@ def gain(
     files = isinstance(val, (str, Path, ImageData))
     if not files: _check_batches(predictor, parts, val)
     split = split or (_val_in(val) if files else None)
+    predictor, parts, said = _at_like_temperatures(predictor, parts)
     after = predictor.evaluate(val, split=split)
     found = [_in_order_of(after, part.evaluate(val, split=split)) for part in parts]
     best = max(range(len(found)), key=lambda i: (found[i].accuracy, -found[i].loss))
-    gained = paired_gain(found[best], after)
+    gained = replace(paired_gain(found[best], after), temperatures=said)
     if len(parts) == 1: return gained
     return GainOverBest(**vars(gained), best=f"number {best + 1}, {parts[best].origin}", n_members=len(parts))
+
+
+def _at_like_temperatures(whole: Predictor, parts: list[Predictor]) -> tuple[Predictor, list[Predictor], str]:
+    "The whole and its parts as they are compared, and at which temperatures that is; '' where none was fitted."
+    fitted = [one.decisions.temperature is not None for one in parts]
+    own = whole.decisions.temperature is not None
+    if own and all(fitted): return whole, parts, "both at the temperatures that were fitted for them"
+    plain = [_without_decisions(one) for one in (whole, *parts)]
+    inside = isinstance(whole.network, Averaging)       # the parts' temperatures are in the answers of the whole
+    if not inside: return plain[0], plain[1:], "both without a temperature" if own or any(fitted) else ""
+    words = [f"both with the temperature{'s' * (len(parts) > 1)} inside"]*any(fitted)
+    words += ["without the temperature of the whole"]*own
+    return plain[0], parts, ", ".join(words)
+
+
+def _without_decisions(predictor: Predictor) -> Predictor:
+    plain = copy.copy(predictor)
+    plain.decisions = Decisions()
+    return plain
 
 
 def _val_in(images: ImageData | str | Path) -> str | None:

@@ -30,7 +30,8 @@ from .markup import html_table
 from .plots import GREY, LINES, MAX_BINS, PALETTE, bins_of, curves, draw_bins, given_or_new
 from .plots import reliability, wilson_interval
 from .predictions import Predictions, Temperature, of_split, unguarded, with_interval
-from .scores import Scores
+from .scores import Scores, images_hash
+from .settings import get_logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def fit_temperature(
     error = float(slopes.std(ddof=1)/(n**0.5*curvature))*value      # of log T
     factor = math.exp(min(700.0, stdtrit(n - 1, 0.975)*error))
     return Temperature(value, (value/factor, value*factor), self.with_temperature(1).loss,
-                       self.with_temperature(value).loss, n, self.split)
+                       self.with_temperature(value).loss, n, self.split, images_hash(self))
 
 
 _RANGE = (1e-3, 1e3)    # temperatures that are tried, far beyond those of trained networks
@@ -268,7 +269,8 @@ def plot_roc(
                   of_split(self) + _finding(table), given_or_new(ax, 5.4, 5.2))
     axes.get_lines()[-1].set(color=GREY, linestyle="--", linewidth=1)
     for i, (label, (x, y)) in enumerate(_chosen_curves(self, table, mean)):
-        axes.plot(x, y, color=PALETTE[i % 7], linestyle=LINES[i % 4], label=label.replace("$", r"\$"))
+        label = label.encode("utf-8", "replace").decode().replace("$", r"\$")       # a class may be no valid UTF-8
+        axes.plot(x, y, color=PALETTE[i % 7], linestyle=LINES[i % 4], label=label)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.legend(frameon=False, fontsize=8, loc="lower right", title="AUC [95 % interval]", title_fontsize=8,
                 alignment="left")
@@ -311,10 +313,10 @@ def _roc_points(evaluation: Evaluation, name: str) -> tuple[np.ndarray, np.ndarr
 # %% ../nbs/26_evaluation.ipynb #50ffeb23
 @checked
 def read_predictions(
-    path: str | Path,       # written by `to_csv`
+    path: str | Path,       # written by `to_csv` or `predict_to`; rows with an error are left out, which is said
 ) -> Predictions:           # an `Evaluation` where the true classes are known; the split is not
     "Answers from a file."
-    try: return _answers(_columns(path))
+    try: return _answers(_answered(path, _columns(path)))
     except (ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{os.fspath(path)} holds no predictions ({error}). Predictions.to_csv writes such files."
                         ) from error
@@ -324,6 +326,20 @@ def _columns(path: str | Path) -> dict[str, tuple[str, ...]]:
     "The texts of each column."
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file: head, *rows = csv.reader(file)
     return dict(zip(head, zip(*rows, strict=True), strict=True))
+
+
+def _answered(path: str | Path, columns: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    "Without the rows of images that could not be read: `predict_to` keeps them, with their error."
+    errors = columns.get("error", ())
+    wrong = [row for row, error in enumerate(errors) if error]
+    if not wrong: return columns
+    named = [columns["path"][wrong[0]]] if "path" in columns else []
+    found = f"{len(wrong):,} of {len(errors):,} images in {os.fspath(path)} have no answer"
+    first = f"the first: {': '.join([*map(repr, map(unguarded, named)), unguarded(errors[wrong[0]])])}"
+    check(len(wrong) < len(errors), "Predictions need at least one answer", found, first, DataError)
+    get_logger().warning(f"{found} ({first}). They are left out.")
+    return {name: tuple(text for text, error in zip(texts, errors, strict=True) if not error)
+            for name, texts in columns.items()}
 
 
 def _answers(columns: dict[str, tuple[str, ...]]) -> Predictions:

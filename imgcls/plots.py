@@ -84,8 +84,8 @@ def _show_itself(axes: "Axes") -> None:
 
 
 def _verbatim(name: object) -> str:
-    "A class called $b_$ is no formula."
-    return str(name).replace("$", r"\$")
+    "A class called $b_$ is no formula; what is no valid UTF-8 in a name, which cannot be drawn, is a question mark."
+    return str(name).encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:

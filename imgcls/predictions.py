@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .core import DataError, check, checked, write_atomic
 from .images import load_image
-from .markup import escaped, html_table
+from .markup import escaped, html_table, tag
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -50,6 +50,7 @@ class Predictions:
     origin: "Origin | None" = None          # which network said it; whoever asked the network sets it
     inputs: Callable[[int], Tensor] | None = None   # image i as the network got it; whoever asked the network sets it
     decisions: Any = None                   # the `Decisions` of who answered: its threshold, its sets; None: none
+    moved_to: float | None = None           # temperature of `with_temperature`; None: that of the decisions
     agreement: Any = None                   # how far a strategy's answers are the standard ones; None: they are those
     kept: tuple[np.ndarray | None, list[list[str]] | None] | None = None    # accepted and sets, where a file says them
 
@@ -223,7 +224,7 @@ def per_sample(self: Predictions) -> "DataFrame":
     table, accepted, sets = _path_column(self), self.accepted, self.sets
     table |= {"predicted": text_column(self.labels), "confidence": self.confidence}
     if accepted is not None: table["accepted"] = accepted
-    if sets is not None: table["set"] = text_column(map(names_as_text, sets))
+    if sets is not None: table["set"] = text_column(sets)
     return pd.DataFrame(table)
 
 
@@ -310,7 +311,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     known = {} if whole.targets is None else {"targets": whole.targets[rows], "losses": losses}
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
-    new.agreement = whole.agreement
+    new.agreement, new.moved_to = whole.agreement, whole.moved_to
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]
@@ -345,11 +346,27 @@ def _repr_html_(self: Predictions) -> str:
             for next_best, row in zip(order, self.probabilities[:n], strict=True)]
     rest = f"<p>… {len(self) - n} more, see .per_sample</p>" if len(self) > n else ""
     shown = self[:n].per_sample
-    if "accepted" in shown: shown["accepted"] = ["yes" if yes else "I'm not sure" for yes in shown["accepted"]]
-    if "set" in shown: shown["set"] = text_column(", ".join(names) for names in self[:n].sets)
+    unsure = "" if "accepted" not in shown or shown["accepted"].all() else _UNSURE
+    if "accepted" in shown: shown["accepted"] = ["yes" if yes else _NOT_SURE for yes in shown["accepted"]]
+    if "set" in shown: shown["set"] = text_column(" | ".join(names) for names in self[:n].sets)
+    if self.paths is not None: shown["path"] = text_column(f"\0{i}\0" for i in range(n))
     table = html_table(shown.assign(then=text_column(then)))
+    for i, path in enumerate((self.paths or [])[:n]):
+        cell = tag("td", escaped(_end_of(path)), "white-space:nowrap", title=path)
+        table = table.replace(f"<td>\0{i}\0</td>", cell, 1)
     split = f"<b>{html.escape(self.split)}</b>: " if self.split else ""
-    return f"<p>{split}{escaped(_summary(self))}</p>{table}{rest}"
+    return f"<p>{split}{escaped(_summary(self))}</p>{unsure}{table}{rest}"
+
+
+_NOT_SURE = "I'm\N{NO-BREAK SPACE}not\N{NO-BREAK SPACE}sure"
+_UNSURE = ("<p>Where it says \"I'm not sure\", predicted is still the most probable class, but its confidence is "
+           "below the threshold: not to be acted on.</p>")
+
+
+def _end_of(path: str) -> str:
+    "The folder and the name; all of it is seen on hovering."
+    parts = Path(path).parts
+    return path if len(parts) <= 2 else os.path.join("…", *parts[-2:])
 
 # %% ../nbs/24_predictions.ipynb #c553bcdd
 def of_split(
@@ -425,6 +442,7 @@ class Temperature:
     loss_after: float                   # on the same images: what the fit reached, no promise for others
     n: int                              # images it was fitted on
     split: str | None = None            # of those images; None: no split
+    images: str = ""                    # by which those images are known again; "": they are not
 
     def __repr__(self) -> str:
         return (f"Temperature {with_interval(self.value, self.interval)} fitted on {self.n} "
@@ -453,13 +471,21 @@ def with_temperature(
     moved = np.flatnonzero(probabilities.argmax(1) != said)     # two that rounding has made equal
     probabilities[moved, said[moved]] = np.nextafter(probabilities[moved].max(1), 2)
     new = _alike(self, probabilities, None if self.targets is None else -logs[rows, self.targets])
-    if value != 1: new.decisions = new.kept = None      # they are about other probabilities
+    if value != 1: new.decisions, new.kept, new.moved_to = None, None, self.temperature*value   # others' numbers now
     return new
 
 
 def _log_softmax(logs: np.ndarray, temperature: float) -> np.ndarray:
     with np.errstate(over="ignore"): scaled = (logs - logs.max(1, keepdims=True))/temperature
     return scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+
+# %% ../nbs/24_predictions.ipynb #3a062d1e
+@patch(as_prop=True)
+def temperature(self: Predictions) -> float:
+    "By what the network's logits were divided, as far as it is known: fitted, or asked for; 1: as it says them."
+    if self.moved_to is not None: return self.moved_to
+    fitted = getattr(self.decisions, "temperature", None)
+    return 1.0 if fitted is None else fitted.value
 
 # %% ../nbs/24_predictions.ipynb #6e48bd5f
 @patch(as_prop=True)
@@ -502,6 +528,7 @@ def to_csv(
     import pandas as pd
     probabilities, table = pd.DataFrame(self.probabilities), self.per_sample
     columns = pd.Index([*table.columns, *(f"prob_{name}" for name in self.class_names)], dtype=object)
+    if "set" in table: table["set"] = text_column(map(names_as_text, table["set"]))
     for name in table.columns.intersection(_TEXTS): table[name] = text_column(map(guarded, table[name]))
     whole = pd.concat([table, probabilities], axis=1).set_axis(columns, axis=1)     # a class may be no valid UTF-8
     text = whole.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

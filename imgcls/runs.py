@@ -103,7 +103,8 @@ class Run:
     "A folder with everything that one training left behind."
     folder: Path                # absolute
 
-    def __post_init__(self): check(isinstance(self.folder, Path), "`folder` must be a Path", self.folder)
+    def __post_init__(self):
+        check(isinstance(self.folder, Path), "`folder` must be a Path", self.folder, "By name: Run.open('mine').")
 
     @property
     def name(self) -> str: return self.folder.name
