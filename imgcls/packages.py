@@ -16,6 +16,7 @@ __all__ = ['MAX_ROWS', 'ExportFolder', 'open_export', 'signature', 'Card', 'mode
 
 # %% ../nbs/62_packages.ipynb #0aad3dc1
 import hashlib
+import html
 import json
 import os
 import re
@@ -30,11 +31,14 @@ from .checkpointing import load_weights_file, read_checkpoint, save_weights, wei
 from .config import from_dict
 from .core import CheckpointError, DataError, ImgclsError, check, checked, extra, listed
 from .core import temporary_for, write_atomic
-from .decisions import Coverage, Decisions, Threshold, judge_sets
+from .decisions import Coverage, Decisions, PredictionSets, Threshold, judge_sets
 from .evaluation import Evaluation
+from .export import USE
 from .manifests import read_manifest
 from .plots import wilson_interval
+from .portable import weights_of
 from .predictions import with_interval
+from .predictor import Predictor
 from .runs import Run, average_in
 from .settings import get_logger
 from .transforms import TransformConfig, TransformsConfig, described
@@ -152,7 +156,7 @@ class Card:
     def _repr_markdown_(self) -> str: return self.text.split("\n---\n", 1)[1]
 
     @property
-    def title(self) -> str: return re.search(r"^# (.*)$", self.text, re.M)[1]
+    def title(self) -> str: return html.unescape(re.search(r"^# (.*)$", self.text, re.M)[1])
 
     @checked
     def save(
@@ -180,11 +184,11 @@ def model_card(
 ) -> Card:
     "What a stranger has to know."
     export = open_export(export)
-    if evaluation is not None: _check_same(export, evaluation)
     title = _one_line("title", title or f"{export.data['about'].get('architecture') or 'classifier'}, "
                       f"{len(export.data['class_names'])} classes")
     training = _training(export, run)
-    sections = [_summary(export, notes), _use(export), _numbers(evaluation, dataset), _classes(export, evaluation,
+    if evaluation is not None: _check_same(export, evaluation, training)
+    sections = [_summary(export, notes), _use(export), _numbers(export, evaluation, dataset, training), _classes(export, evaluation,
                 training), _calibration(export, evaluation), _decisions(export, evaluation), _confusions(evaluation),
                 _making(export, training), _limits(export), _proof(export), _licence(licence)]
     head = _head(export, evaluation, title, licence, dataset)
@@ -247,6 +251,7 @@ def _head(export: ExportFolder, evaluation: Evaluation | None, title: str, licen
 def _results(evaluation: Evaluation, dataset: str | None) -> "list[EvalResult]":
     hub, calibration, n = extra("huggingface_hub", "hub"), evaluation.calibration(), len(evaluation)
     name = _one_line("dataset", dataset) if dataset else "not named"
+    whose = "" if _weights_behind(evaluation) else ", of weights that are not known"
     found = [("accuracy", "Accuracy", evaluation.accuracy, evaluation.accuracy_interval),
              ("loss", "Loss (nats)", evaluation.loss, evaluation.loss_interval),
              ("ece", "Expected calibration error", calibration.error, calibration.interval)]
@@ -254,31 +259,67 @@ def _results(evaluation: Evaluation, dataset: str | None) -> "list[EvalResult]":
         task_type="image-classification", task_name="Image Classification",
         dataset_type=re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-") or "images", dataset_name=name,
         dataset_split=evaluation.split, metric_type=kind, metric_value=round(float(value), 6),
-        metric_name=f"{label} (95 % interval {low:.4f} to {high:.4f}, {n:,} images)")
+        metric_name=f"{label} (95 % interval {low:.4f} to {high:.4f}, {n:,} images{whose})")
         for kind, label, value, (low, high) in found]
 
 # %% ../nbs/62_packages.ipynb #611d05ff
-def _check_same(export: ExportFolder, evaluation: Evaluation) -> None:
+def _check_same(export: ExportFolder, evaluation: Evaluation, training: Mapping[str, Any]) -> None:
     "Numbers of one set of weights are not numbers of another."
     names, data = export.data["class_names"], export.data
     check(evaluation.class_names == names, "The classes of `evaluation` must be the export's, in its order",
           evaluation.class_names, f"The export has {listed(names)}.", DataError)
-    check(evaluation.split != "train", "`evaluation` must be of images that the network did not learn from",
-          evaluation.split, "Try predictor.evaluate(data, split='test').", DataError)
+    seen = _learned_from(evaluation, training)
+    check(evaluation.split != "train" and not seen, "`evaluation` must be of images that the network did not learn "
+          "from", evaluation.split if not seen else f"{len(seen):,} of its train split, {listed(seen, 1)}",
+          "Try predictor.evaluate(data, split='test').", DataError)
     hint = "Evaluate with the predictor that was exported, or with load_predictor(folder)."
-    whom = evaluation.origin and evaluation.origin.whom
-    if hasattr(whom, "network") and hasattr(whom, "decisions"):
-        check(weights_hash(whom.network.state_dict()) == data["weights_sha256"],
-              "`evaluation` must be of the weights that were exported", evaluation.weights, hint, DataError)
-    decisions = Decisions.from_dict(data["decisions"])
-    for name, found in vars(decisions).items():
-        check(found is None or found.split is None or found.split != evaluation.split, f"`evaluation` must be of other "
-              f"images than the {name} was fitted on, but both are of the split", evaluation.split,
-              "Try predictor.evaluate(data, split='test').", DataError)
-    fitted = decisions.temperature
+    check(_weights_behind(evaluation) in (None, data["weights_sha256"]),
+          "`evaluation` must be of the weights that were exported", evaluation.weights, hint, DataError)
+    fitted = Decisions.from_dict(data["decisions"]).temperature
     used = evaluation.decisions and evaluation.decisions.temperature
     check((used and used.value) == (fitted and fitted.value), "`evaluation` must be at the temperature of the export",
           used and used.value, f"There it is {fitted and fitted.value}. {hint}", DataError)
+
+# %% ../nbs/62_packages.ipynb #f420a833
+def _weights_behind(evaluation: Evaluation) -> str | None:
+    "The hash of the weights that gave these answers; None: nobody knows them, or they are gone."
+    origin = evaluation.origin
+    whom = origin and origin.whom
+    if whom is None: return None
+    if isinstance(whom, Predictor): predictor = whom
+    else:
+        try: predictor = whom.predictor(origin.weights)
+        except (ImgclsError, AttributeError): return None
+        if predictor.origin.step != origin.step: return None        # trained on since
+    return weights_hash(weights_of(getattr(predictor.network, "_orig_mod", predictor.network)))
+
+
+def _learned_from(evaluation: Evaluation, training: Mapping[str, Any]) -> list[str]:
+    "Its images that are of the run's train split, whatever folder they were named by; the names alone."
+    if evaluation.paths is None or training.get("rows") is None: return []
+    learned = {os.path.realpath(path) for path in training["learned"]}
+    return [_last(str(path)) for path in evaluation.paths if os.path.realpath(path) in learned]
+
+
+def _fitted_here(found: Any, evaluation: Evaluation) -> bool:
+    "Was it fitted on the images of this evaluation? As far as splits tell."
+    return found is not None and found.split is not None and found.split == evaluation.split
+
+
+def _what_flatters(export: ExportFolder, evaluation: Evaluation, training: Mapping[str, Any]) -> list[str]:
+    "What a reader of the numbers has to know."
+    found, data, said = _weights_behind(evaluation), export.data, []
+    if found is None: said.append("Whose answers these are is not known to this card: that they are of the exported "
+                                  "weights is its author's word.")
+    if evaluation.split == "val" and data["about"].get("origin", data["origin"].split()[0]) == "best":
+        by = f", by {_plain(training['summary'].monitor)}" if training else ""
+        said.append(f"The best epoch was chosen on the val split{by}: these numbers are a little better than those of "
+                    "new images would be.")
+    fitted = [name for name, value in vars(Decisions.from_dict(data["decisions"])).items()
+              if _fitted_here(value, evaluation)]
+    if fitted: said.append(f"Fitted on these very images: {', '.join(fitted)}. Loss and calibration are a little better "
+                           "for it than on new images.")
+    return said
 
 # %% ../nbs/62_packages.ipynb #f6a0fdfe
 def _training(export: ExportFolder, run: Run | str | Path | None) -> dict[str, Any]:
@@ -291,11 +332,13 @@ def _training(export: ExportFolder, run: Run | str | Path | None) -> dict[str, A
         if not _has_weights(run, export.data["weights_sha256"]):
             raise CheckpointError(f"The run {run.name!r} has other weights than the export.")
         summary = run.summary()
-        rows = read_manifest(run.folder/"data.csv")[0].frame if (run.folder/"data.csv").is_file() else None
+        table = read_manifest(run.folder/"data.csv")[0] if (run.folder/"data.csv").is_file() else None
     except ImgclsError:
         if named: raise
         return {}
-    return {"run": run.name, "summary": summary, "rows": rows}
+    rows = None if table is None else table.frame
+    learned = [] if rows is None else [os.path.join(table.root, path) for path in rows["path"][rows["split"] == "train"]]
+    return {"run": run.name, "summary": summary, "rows": rows, "learned": learned}
 
 
 def _has_weights(run: Run, digest: str) -> bool:
@@ -323,7 +366,11 @@ def _use(export: ExportFolder) -> list[str]:
     said = signature(export)
     given, got = said["input"], said["output"]
     colours = {"L": "grey", "RGB": "RGB"}.get(given["colours"], given["colours"])
-    run = ["", "```", "python predict.py image.jpg", "```"] if (export.folder/"predict.py").is_file() else []
+    helper = (export.folder/"predict.py").is_file()
+    run = ["", "```", "python predict.py image.jpg", "```"] if helper and "onnx" in export.data["formats"] else []
+    for kind, entry in export.data["formats"].items():
+        if kind in USE and (helper or kind in ("safetensors", "state_dict")):
+            run += ["", f"`{entry['file']}`: {USE[kind]}" if USE[kind][0] != "`" else f"`{entry['file']}`:\n\n{USE[kind]}"]
     files = [f"`{entry['file']}`" for entry in export.data["formats"].values()]
     return ["## What goes in, what comes out", "",
             f"`{given['name']}`: a batch of {_plain(str(colours))} images of any size, {_of(given)}. Each is "
@@ -341,7 +388,8 @@ _INTERVALS = ("In brackets: intervals made like this hold the number for all ima
               "experiments.")
 
 
-def _numbers(evaluation: Evaluation | None, dataset: str | None) -> list[str]:
+def _numbers(export: ExportFolder, evaluation: Evaluation | None, dataset: str | None, training: Mapping[str, Any]
+             ) -> list[str]:
     lines = ["## How often it is right", ""]
     if evaluation is None: return [*lines, "Not known: no evaluation was given to this card."]
     split = f"the {_plain(evaluation.split)} split" if evaluation.split else "images"
@@ -352,8 +400,9 @@ def _numbers(evaluation: Evaluation | None, dataset: str | None) -> list[str]:
     if k > 1:
         hits = round(evaluation.top_k_accuracy(k)*n)
         rows.append([f"true class among the {k} most probable", _share(hits, n)])
+    flatters = [line for said in _what_flatters(export, evaluation, training) for line in ("", said)]
     return [*lines, f"On {n:,} images ({split}{of}), {int(evaluation.correct.sum()):,} right:", "",
-            *_table(["", "[95 % interval]"], rows), "", _INTERVALS]
+            *_table(["", "[95 % interval]"], rows), "", _INTERVALS, *flatters]
 
 # %% ../nbs/62_packages.ipynb #a60a59bb
 MAX_ROWS = 50       # classes that a card lists
@@ -386,8 +435,11 @@ def _calibration(export: ExportFolder, evaluation: Evaluation | None) -> list[st
     lines = ["## Are its probabilities as large as they should be?", ""]
     if evaluation is not None:
         found = evaluation.calibration()
+        by_chance = ("more than chance alone explains" if found.interval[0] > found.if_calibrated else
+                     "no more than chance alone explains")
         lines += [f"Expected calibration error {with_interval(found.error, found.interval)} in {found.n_bins} bins "
-                  f"({found.n:,} images); a calibrated network would show {found.if_calibrated:.4f} on as many."]
+                  f"({found.n:,} images); a calibrated network would show {found.if_calibrated:.4f} on as many. It is "
+                  f"{by_chance}."]
     if fitted is None: return [*lines, "No temperature was fitted: probabilities are as the network gives them."]
     where = f"{fitted.n:,} images" + (f" of {_plain(fitted.split)}" if fitted.split else "")
     return [*lines, f"Logits are divided by the temperature {with_interval(fitted.value, fitted.interval)}, fitted "
@@ -405,11 +457,15 @@ def _decisions(export: ExportFolder, evaluation: Evaluation | None) -> list[str]
                   f"the sets hold the true class; for so many images, "
                   f"{with_interval(1 - sets.alpha, sets.coverage_interval)}. This is "
                   "promised for all images of the same kind together, not for each class."]
-        if evaluation is not None: lines += _judged(judge_sets(sets, evaluation))
+        if evaluation is not None: lines += _judged(sets, evaluation)
     return ["## When to act on an answer", "", *lines] if lines else []
 
 
-def _judged(found: Coverage) -> list[str]:
+def _judged(sets: PredictionSets, evaluation: Evaluation) -> list[str]:
+    if _fitted_here(sets, evaluation):
+        return ["", "How many of the sets hold the true class is not told here: they were fitted on the very images "
+                "above."]
+    found: Coverage = judge_sets(sets, evaluation)
     return ["", f"On the {found.n:,} images above, {with_interval(found.measured, found.interval)} of the sets hold "
             f"the true class; a set holds {with_interval(found.mean_size, found.size_interval, 2)} classes, and "
             f"{with_interval(found.single, found.single_interval)} of them hold one."]

@@ -318,6 +318,8 @@ def _exported(network: Portable) -> torch.export.ExportedProgram:
     fixed = [name for name, n in zip(("height", "width"), shape[2:], strict=True) if isinstance(n, int)]
     check(not fixed, "The network must take images of any size, or `resize` must be set", f"{listed(fixed)} fixed",
           error=ExportError)
+    for node in (n for m in program.graph_module.modules() if hasattr(m, "graph") for n in m.graph.nodes):
+        node.meta.pop("stack_trace", None)          # lines of source with the paths of this machine
     return program
 
 
@@ -331,6 +333,10 @@ def _write_onnx(network: Portable, path: Path, said: Mapping[str, str]) -> None:
                                 output_names=["probabilities"])
     model = program.model_proto
     _name_sides(model)
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        kept = [prop for prop in node.metadata_props if prop.key.endswith("name_scopes")]     # `quantize` asks for them
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     onnx.helper.set_model_props(model, dict(said))
     onnx.checker.check_model(model, full_check=False)
     onnx.save(model, path)
@@ -350,19 +356,33 @@ def _name_sides(model: Any) -> None:
 def _write_torchscript(network: Portable, path: Path, said: Mapping[str, str]) -> None:
     traced = torch.jit.trace(network, (network.example,), check_trace=False)
     torch.jit.save(traced, str(path), _extra_files=dict(said))
+    _rewrite(path, lambda name: not name.endswith(".debug_pkl"))        # lines of source with the paths of this machine
+
+
+def _rewrite(path: Path, keep: Callable[[str], bool], more: Mapping[str, str] | None = None) -> None:
+    "An archive of torch with other entries: not compressed, in their order, no dates of today."
+    with zipfile.ZipFile(path) as old: entries = {name: old.read(name) for name in old.namelist() if keep(name)}
+    root = next(iter(entries)).split("/")[0]
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in (entries | {f"{root}/extra/{key}": text for key, text in (more or {}).items()}).items():
+            new.writestr(zipfile.ZipInfo(name), content)
 
 # %% ../nbs/60d_portable.ipynb #7e6f67a1
 def _write_safetensors(network: Portable | nn.Module, path: Path, said: Mapping[str, str]) -> None:
     from safetensors.torch import save
-    path.write_bytes(save(weights_of(network), {"format": "pt", **said}))
+    content = save(weights_of(network), {"format": "pt", **said})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))      # its own order is drawn anew each time
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" "*(-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def _write_state_dict(network: Portable | nn.Module, path: Path, said: Mapping[str, str]) -> None:
     "Weights alone, as `load_state_dict` takes them; what is said lies beside them in the archive, as in TorchScript."
     torch.save(weights_of(network), path)
-    with zipfile.ZipFile(path, "a") as file:
-        root = file.namelist()[0].split("/")[0]
-        for name, text in said.items(): file.writestr(f"{root}/extra/{name}", text)
+    _rewrite(path, lambda _name: True, said)
 
 # %% ../nbs/60d_portable.ipynb #65e0ee61
 formats = Registry("format", {

@@ -13,7 +13,6 @@ than allowed is refused, one that may be larger is told."""
 __all__ = ['calibration_files', 'quantize', 'Quantized', 'weigh']
 
 # %% ../nbs/60f_quantization.ipynb #6c2da231
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +112,7 @@ class Quantized:
     @property
     def proof(self) -> dict[str, Any]:
         "For export.json."
-        agreement = {key: value for key, value in vars(self.agreement).items() if key != "wrong"}
+        agreement = {key: value for key, value in vars(self.agreement).items() if key not in ("wrong", "allowed")}
         gain = {f"accuracy_{name}": getattr(self.gain, f"accuracy_{name}") for name in ("before", "after", "interval")}
         return agreement | gain | {"milliseconds": self.milliseconds, "eager_milliseconds": self.eager_milliseconds,
                                    "calibrated_on": self.calibrated_on, "split": "val", "verdict": self.verdict}
@@ -137,6 +136,6 @@ def weigh(
     before = predictor.predict(paths)
     evaluations = [Evaluation(p, targets, predictor.output_names, paths, "val")
                    for p in (before.probabilities, answer["probabilities"])]
-    agreement = Agreement.of(before.probabilities, answer["probabilities"], math.inf)
+    agreement = Agreement.of(before.probabilities, answer["probabilities"], 1.0)
     return Quantized(paired_gain(*evaluations), agreement, answer["milliseconds"], allowed,
                      eager_milliseconds(predictor, paths[:8]), calibrated_on)
