@@ -416,7 +416,9 @@ def is_gone(
     try: os.kill(pid, 0)                    # signal 0 only asks
     except (ProcessLookupError, OverflowError): return True
     except OSError: return False            # alive, and somebody else's
-    return False
+    try: state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+    except OSError: return False            # no Linux
+    return state in (b"Z", b"X")            # it has ended, and its parent hasn't asked how
 
 # %% ../nbs/00_core.ipynb #8cacfafd
 def verify_archive(

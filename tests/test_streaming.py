@@ -195,6 +195,14 @@ def two(job: Callable[[int], object], folder: Path) -> list[int]:
     return [start(partial(of, rank), folder/f"log{rank}") for rank in "01"]
 
 
+def told(photos: Path, out: Path, place: Path) -> None:
+    "Ask with the others; the error is written down."
+    try: ask(photos, out, strategy="accelerate")
+    except Exception as error:
+        place.write_text(str(error))
+        raise
+
+
 def killed() -> None: os.kill(os.getpid(), signal.SIGKILL)
 def failing() -> None: raise RuntimeError("burst")
 
@@ -229,6 +237,45 @@ def test_one_of_two_processes_dies_and_later_both_go_on(death, rank, photos, who
 
     assert [finish(pid, 30) for pid in two(again, tmp_path)] == [0, 0]
     assert out.read_bytes() == whole[".csv"]
+
+
+def test_a_process_that_nobody_has_waited_for_is_gone(photos, tmp_path):
+    "A zombie: its parent has other things to do."
+    save = Job.save
+
+    def work(mine: int) -> None:
+        if mine == 1: Job.save = dead
+        else: Job.save = lambda self, *args: (time.sleep(1), save(self, *args))     # the other is gone by then
+        told(photos, tmp_path/"out.csv", tmp_path/f"error{mine}")
+
+    first, second = two(work, tmp_path)
+    assert finish(first, 40) == 1 and "has ended" in (tmp_path/"error0").read_text()
+    assert finish(second, 1) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("which", ["name", "folder"])
+def test_processes_with_another_path_do_not_wait_for_each_other(which, photos, tmp_path, monkeypatch):
+    "Said in all of them: names of one machine at once, an own disk of each as soon as it has been looked for."
+    monkeypatch.setattr("imgcls.streaming.SHARED", 1)
+
+    def work(mine: int) -> None:
+        out = tmp_path/("out.csv" if which == "name" else "disk/out.csv")
+        if which == "name": out = out.with_name(f"out{mine}.csv")
+        else:
+            monkeypatch.setattr("platform.node", lambda: f"node {mine}")
+            if mine: monkeypatch.setattr(Job, "__init__", elsewhere)
+        told(photos, out, tmp_path/f"error{mine}")
+
+    def elsewhere(self: Job, out: Path, *args: object) -> None:
+        init(self, out, *args)
+        self.parts = tmp_path/"other disk"/"out.csv.parts"
+
+    init = Job.__init__
+    (tmp_path/"disk").mkdir()
+    assert [finish(pid, 30) for pid in two(work, tmp_path)] == [1, 1]
+    said = [(tmp_path/f"error{rank}").read_text() for rank in (0, 1)]
+    if which == "name": assert all("same arguments. Got \"`path` '" in text for text in said), said
+    else: assert all("must write into the same folder" in text for text in said), said
 
 
 def test_two_callers_do_not_share_a_file(photos, tmp_path):
