@@ -1262,6 +1262,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.learner._broken_off': ('learner.html#_broken_off', 'imgcls/learner.py'),
                                 'imgcls.learner._check_idle': ('learner.html#_check_idle', 'imgcls/learner.py'),
                                 'imgcls.learner._check_lr': ('learner.html#_check_lr', 'imgcls/learner.py'),
+                                'imgcls.learner._check_split': ('learner.html#_check_split', 'imgcls/learner.py'),
                                 'imgcls.learner._check_texts': ('learner.html#_check_texts', 'imgcls/learner.py'),
                                 'imgcls.learner._checked_fit': ('learner.html#_checked_fit', 'imgcls/learner.py'),
                                 'imgcls.learner._endless': ('learner.html#_endless', 'imgcls/learner.py'),
