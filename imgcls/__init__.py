@@ -98,6 +98,12 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)
 
+_LOADING = "load_predictor(run, folder or file) to answer, Learner.from_run(run) to go on training"
+_ELSEWHERE = {      # what other libraries call it
+    **dict.fromkeys(("load_learner", "load_model", "load", "from_pretrained"), _LOADING),
+    **dict.fromkeys(("TTA", "tta", "with_views"), "predictor.with_views('flip')"), "predict": "predictor.predict(images)",
+}
+
 
 def __getattr__(name):
     if name in _HOMES: return getattr(_room(_HOMES[name]), name)
@@ -105,6 +111,7 @@ def __getattr__(name):
         from difflib import get_close_matches
         near = get_close_matches(name, __all__, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        if name in _ELSEWHERE: hint = f" Here it is: {_ELSEWHERE[name]}."
         raise AttributeError(f"imgcls has no {name!r}.{hint}")
     raise AttributeError(name)
 

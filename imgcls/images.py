@@ -472,25 +472,44 @@ def image_files(
 
 # %% ../nbs/09_images.ipynb #f7f0bb4f
 def images_in(
-    images: Any,        # one image, a folder (with all folders in it), or a list of images
+    images: Any,        # one image, a folder (with all folders in it), or a list of images and folders
 ) -> list[Any]:         # each of them fit for `as_image`
     "The images somebody means; what a folder holds besides is named in a warning."
     if isinstance(images, (str, Path)):
         check(str(images).strip() != "", "`images` must name a file or a folder", images, error=DataError)
+        _refuse_url(images)
         try: path = Path(images).expanduser()
         except RuntimeError as error: raise DataError(f"Cannot find {str(images)!r}: {error}") from None
         return _images_below(path) if os.path.isdir(path) else [path]
     one = isinstance(images, (Image.Image, bytes, bytearray, memoryview)) or callable(getattr(images, "read", None))
     if one: return [images]
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4: return [images]
+    texts = isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "UO"      # a column of paths
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4 and not texts: return [images]
     many = isinstance(images, Iterable) and not hasattr(images, "columns") and not isinstance(images, (Mapping, type))
     check(many, "`images` must be a path, an image, an array, or a list of them", images, error=DataError)
-    return list(images)
+    return [image for item in (images.tolist() if texts else images) for image in _meant(item)]
 
 
+def _meant(item: Any) -> list[Any]:
+    "An item of a list: a folder's images, or itself."
+    if not isinstance(item, (str, Path)): return [item]
+    _refuse_url(item)
+    folder = os.path.splitext(item)[1].lower() not in EXTENSIONS and os.path.isdir(item)
+    return _images_below(Path(item)) if folder else [item]
+
+
+def _refuse_url(name: str | Path) -> None:
+    url = re.match("(https?|ftp|s3|gs|hf|file):/", str(name), re.IGNORECASE)
+    check(url is None, "Images must be files: nothing is downloaded", str(name),
+          "Save it first: urllib.request.urlretrieve(url, 'image.jpg').", DataError)
+
+# %% ../nbs/09_images.ipynb #565e224f
 def _images_below(folder: Path) -> list[Path]:
     files, skipped = image_files(folder)
-    passed = "; ".join(f"{len(paths):,} {reason}: {listed(paths)}" for reason, paths in skipped.items())
+    most = sorted(skipped.items(), key=lambda entry: -len(entry[1]))[:6]
+    passed = "; ".join(f"{len(paths):,} {reason}: {listed(map(_short, paths))}" for reason, paths in most)
+    rest = sum(map(len, skipped.values())) - sum(len(paths) for _, paths in most)
+    if rest: passed += f"; and {rest:,} of other kinds"
     heic = f" {_HEIC_HINT}." if any(".hei" in reason for reason in skipped) else ""
     told = f" Passed over: {passed}.{heic}" if passed else ""
     if not files: raise DataError(f"There is no image in {str(folder)!r}.{told}")
@@ -498,3 +517,6 @@ def _images_below(folder: Path) -> list[Path]:
         say = get_logger().info if set(skipped) == {"hidden"} else get_logger().warning
         say(f"In {str(folder)!r} there are {len(files):,} images.{told}")
     return files
+
+
+def _short(path: str) -> str: return path if len(path) <= 40 else f"…{path[-39:]}"

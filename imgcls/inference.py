@@ -253,7 +253,7 @@ _LEAST = {"n_outputs": 1, "in_channels": 1, "epoch": 0, "batch_size": 1}
 def _check_about(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     "Values that can be used, as far as they can be told; an error names the key."
     missing = [key for key in _NEEDED if key not in about]
-    check(not missing, f"Each network must have {listed(_NEEDED)}", f"none of {listed(missing)}")
+    check(not missing, f"Each network must have {listed(_NEEDED)}", f"no {listed(missing)}")
     for key, kind in _KINDS.items():
         if key not in about: continue
         value, least = about[key], _LEAST.get(key)

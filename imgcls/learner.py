@@ -16,6 +16,7 @@ __all__ = ['Learner']
 # %% ../nbs/55_learner.ipynb #b57ea2d0
 import math
 import numbers
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -473,17 +474,29 @@ def _answering(learner: Learner) -> Answering:
 @checked
 def evaluate(
     self: Learner,
-    split: str = "test",            # 'train', 'val' or 'test'
+    split: Any = "test",            # 'train', 'val' or 'test'
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
 ) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
     "How good is the network on a split?"
     check(self.data.kind.scored, "`evaluate` is for images of one class", "targets of another kind",
           "See learn.history, and learn.predict(images).probabilities.", DataError)
+    _check_split(self.data, split)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     return evaluation
+
+
+def _check_split(data: ImageData, split: Any) -> None:
+    "Or the way to images that are no split of the learner's data."
+    if isinstance(split, str) and split in data.datasets: return
+    elsewhere = not isinstance(split, str) or os.sep in split or os.path.isdir(split)
+    hint = "Of other images: learn.predictor().evaluate(folder)." if elsewhere else ""
+    if split == "test" and "val" in data.datasets: hint = "Try learn.evaluate('val')."
+    check(isinstance(split, str), "`split` must be a text", split, hint)
+    raise DataError(f"This data has no split {split!r}.{near_miss(split, data.datasets)} It has: "
+                    f"{', '.join(data.datasets)}. {hint}".rstrip())
 
 
 def _picture(data: ImageData, dataset: Dataset, split: str, i: int) -> Tensor:
@@ -782,7 +795,11 @@ _VERBS_ELSEWHERE = {
     "fine_tune": "learn.freeze().fit(1), then learn.unfreeze().fit(4, lr=1e-4)",
     **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
     **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
-    "tta": "learn.predictor().with_views('flip')",
+    **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
+    **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
+       for verb in ("calibrate", "choose_threshold", "prediction_sets")},
+    "gain": "learn.predictor().with_views('flip').gain(learn.data)",
+    "ensemble": "imgcls.Ensemble([learn, ...])", "predict_to": "learn.predictor().predict_to('answers.csv', images)",
     "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",
     "predict_proba": "learn.predict(images).probabilities",
     "score": "learn.evaluate('test').accuracy", "test": "learn.evaluate('test')", "eval": "learn.evaluate('val')",
