@@ -349,7 +349,7 @@ class Decisions:
         known = [value._repr_html_() for value in vars(self).values() if value is not None]
         return "".join(known) or f"<p>{html.escape(repr(self))}</p>"
 
-
+# %% ../nbs/26a_decisions.ipynb #d686d979
 _KINDS = {"temperature": Temperature, "threshold": Threshold, "sets": PredictionSets}
 
 

@@ -228,7 +228,7 @@ def _check_fits(first: Predictor, other: Predictor, i: int) -> None:
           f"member {i} in {other.runtime.precision}, member 1 in {first.runtime.precision}",
           "load_predictor(..., precision='float32') takes any run.")
 
-
+# %% ../nbs/60b_ensembles.ipynb #416cbec7
 def _order(first: Predictor, other: Predictor) -> list[int]:
     "Where our outputs are among another's."
     place = {name: i for i, name in enumerate(other.output_names)}
@@ -411,7 +411,7 @@ def gain(
     if len(parts) == 1: return gained
     return GainOverBest(**vars(gained), best=f"number {best + 1}, {parts[best].origin}", n_members=len(parts))
 
-
+# %% ../nbs/60b_ensembles.ipynb #78dd2f7e
 def _at_like_temperatures(whole: Predictor, parts: list[Predictor]) -> tuple[Predictor, list[Predictor], str]:
     "The whole and its parts as they are compared, and at which temperatures that is; '' where none was fitted."
     fitted = [one.decisions.temperature is not None for one in parts]
