@@ -36,7 +36,7 @@ from .evaluation import Evaluation
 from .export import USE
 from .manifests import read_manifest
 from .plots import wilson_interval
-from .portable import weights_of
+from .portable import contradictions, weights_of
 from .predictions import with_interval
 from .predictor import Predictor
 from .runs import Run, average_in
@@ -85,10 +85,10 @@ def open_export(
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{str(folder)!r} is no export: it has no export.json. Try predictor.export("
                               f"{str(folder)!r}).") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(folder/'export.json')!r} cannot be read: {error}") from None
-    problem = _wrong(data) or next((found for entry in data["formats"].values() if (found := _changed(folder, entry))),
-                                   "")
+    problem = _wrong(data) or next((found for entry in data["formats"].values()
+                                    if (found := _changed(folder, entry, data))), "")
     if problem: raise CheckpointError(f"{str(folder)!r} is no whole export: {problem}. Export it again.")
     return ExportFolder(folder, data)
 
@@ -103,22 +103,25 @@ def _wrong(data: Any) -> str:
     if data.get("version") != 1: return f"it has version {data.get('version')!r}, and this imgcls reads version 1"
     wrong = [key for key, kind in _NEEDED.items() if not isinstance(data.get(key), kind)]
     if wrong: return f"export.json lacks {listed(wrong)}"
-    names, n = data["class_names"], data["output"].get("shape", [None])[-1]
+    names, ends = data["class_names"], data["output"].get("shape")
+    n = ends[-1] if isinstance(ends, list) and ends else None
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         return f"its class names are {listed(names)}"
     if n != len(names): return f"it gives {n} probabilities and names {len(names)} classes"
     shape = data["input"].get("shape")
     if not isinstance(shape, list) or len(shape) != 4: return f"its input has the shape {shape}"
     broken = [key for key, entry in data["formats"].items() if not isinstance(entry, dict) or not {
-        "file", "bytes", "sha256"} <= {*entry} or os.path.basename(entry["file"]) != entry["file"]]
+        "file", "bytes", "sha256"} <= {*entry} or not isinstance(entry["file"], str) or os.path.basename(entry["file"]) != entry["file"]]
     return f"export.json says too little of {listed(broken)}" if broken else ""
 
 
-def _changed(folder: Path, entry: Mapping[str, Any]) -> str:
+def _changed(folder: Path, entry: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     file = folder/entry["file"]
     if not file.is_file(): return f"{entry['file']!r} is missing"
     with open(file, "rb") as opened: found = hashlib.file_digest(opened, "sha256").hexdigest()
-    return "" if found == entry["sha256"] else f"{entry['file']!r} has changed since it was written"
+    if found != entry["sha256"]: return f"{entry['file']!r} has changed since it was written"
+    wrong = contradictions(file, data)
+    return f"{entry['file']!r} says something else of {listed(wrong)} than export.json" if wrong else ""
 
 # %% ../nbs/62_packages.ipynb #ce80c7d8
 @checked
@@ -317,8 +320,8 @@ def _what_flatters(export: ExportFolder, evaluation: Evaluation, training: Mappi
                     "new images would be.")
     fitted = [name for name, value in vars(Decisions.from_dict(data["decisions"])).items()
               if _fitted_here(value, evaluation)]
-    if fitted: said.append(f"Fitted on these very images: {', '.join(fitted)}. Loss and calibration are a little better "
-                           "for it than on new images.")
+    if fitted: said.append(f"Fitted on these very images: {', '.join(fitted)}. Loss and calibration are a little "
+                           "better for it than on new images.")
     return said
 
 # %% ../nbs/62_packages.ipynb #f6a0fdfe
@@ -336,9 +339,9 @@ def _training(export: ExportFolder, run: Run | str | Path | None) -> dict[str, A
     except ImgclsError:
         if named: raise
         return {}
-    rows = None if table is None else table.frame
-    learned = [] if rows is None else [os.path.join(table.root, path) for path in rows["path"][rows["split"] == "train"]]
-    return {"run": run.name, "summary": summary, "rows": rows, "learned": learned}
+    rows, learned = (None, []) if table is None else (table.frame, table.rows("train")["path"])
+    return {"run": run.name, "summary": summary, "rows": rows,
+            "learned": [os.path.join(table.root, path) for path in learned]}
 
 
 def _has_weights(run: Run, digest: str) -> bool:
@@ -370,7 +373,7 @@ def _use(export: ExportFolder) -> list[str]:
     run = ["", "```", "python predict.py image.jpg", "```"] if helper and "onnx" in export.data["formats"] else []
     for kind, entry in export.data["formats"].items():
         if kind in USE and (helper or kind in ("safetensors", "state_dict")):
-            run += ["", f"`{entry['file']}`: {USE[kind]}" if USE[kind][0] != "`" else f"`{entry['file']}`:\n\n{USE[kind]}"]
+            run += ["", f"`{entry['file']}`:", "", USE[kind]]
     files = [f"`{entry['file']}`" for entry in export.data["formats"].values()]
     return ["## What goes in, what comes out", "",
             f"`{given['name']}`: a batch of {_plain(str(colours))} images of any size, {_of(given)}. Each is "
