@@ -191,7 +191,8 @@ def _told(export: ExportFolder, evaluation: Evaluation | None) -> dict[str, Any]
     model_card(export, evaluation)          # refuses numbers of other weights
     low, high = evaluation.accuracy_interval
     return {**found, "imgcls:accuracy": {"value": evaluation.accuracy, "low": low, "high": high, "level": 0.95,
-                                         "n_images": len(evaluation), "split": evaluation.split, "weights_sha256": weights_behind(evaluation)}}
+                                         "n_images": len(evaluation), "split": evaluation.split,
+                                         "weights_sha256": weights_behind(evaluation)}}
 
 # %% ../nbs/62c_geo.ipynb #814dd8fb
 def _add_model(item: "pystac.Item", export: ExportFolder, name: str, hyperparameters: Mapping[str, Any] | None) -> None:

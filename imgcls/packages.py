@@ -195,7 +195,8 @@ def model_card(
     if evaluation is not None: _check_same(export, evaluation, training)
     sections = [_summary(export, notes), _use(export), _numbers(export, evaluation, dataset, training),
                 _classes(export, evaluation, training), _calibration(export, evaluation),
-                _decisions(export, evaluation), _confusions(evaluation), _making(export, training), _limits(export), _proof(export), _licence(licence)]
+                _decisions(export, evaluation), _confusions(evaluation), _making(export, training),
+                _limits(export), _proof(export), _licence(licence)]
     head = _head(export, evaluation, title, licence, dataset)
     body = "\n\n".join("\n".join(lines) for lines in sections if lines)
     return Card(_printable(f"---\n{head}\n---\n\n# {_plain(title)}\n\n{body}\n"))
