@@ -2,6 +2,7 @@
 
 One export a network and kind of image; the questions about it are asked of the same folder.
 """
+import importlib.util
 import io
 import json
 import os
@@ -296,9 +297,12 @@ def test_predict_py_says_what_it_cannot_do(exports, images, tmp_path):
 
 def test_predict_py_reads_deep_grey_images_as_the_library_does(exports, tmp_path):
     from imgcls.images import as_image
-    sys.path.insert(0, str(exports["simple_cnn, colour, 2 classes"][1].folder))
-    try: import predict
-    finally: sys.path.pop(0)
+    program = exports["simple_cnn, colour, 2 classes"][1].folder/"predict.py"
+    spec = importlib.util.spec_from_file_location("predict", program)
+    predict = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "dont_write_bytecode", True)
+        spec.loader.exec_module(predict)
     levels = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
     image = Image.fromarray(levels)
     image.save(tmp_path/"plain.png")
