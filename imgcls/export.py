@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
+from tqdm import tqdm
 
 from .config import to_dict
 from imgcls.core import (
@@ -36,6 +37,7 @@ from imgcls.core import (
     extra,
     is_gone,
     listed,
+    near_miss,
     sync_folder,
     temporary_for,
 )
@@ -43,10 +45,11 @@ from .data import ImageData
 from .inference import without_places
 from .markup import html_table
 from .portable import ExportError, Portable, channels_of, formats as kinds, metadata_of, plain_copy, plainly
-from .portable import portable, reference, versions, weights_of
+from .portable import contradictions, portable, reference, versions, weights_of
 from .predictor import Predictor
 from .proof import PREDICT, as_files, proof_images, prove
 from .quantization import calibration_files, quantize, weigh
+from .runtime import where
 from .transforms import TransformConfig, build_transform
 
 if TYPE_CHECKING:
@@ -99,9 +102,9 @@ def _readme(data: Mapping[str, Any]) -> str:
     formats, names, shape = data["formats"], data["class_names"], data["input"]["shape"]
     used = "\n\n".join(f"**{name}** (`{entry['file']}`)\n\n{USE[name]}" for name, entry in formats.items())
     shown = json.dumps(names[:50], ensure_ascii=True) + (f" and {len(names) - 50:,} more" if len(names) > 50 else "")
-    fitted = [key for key, value in data["decisions"].items() if value is not None]
+    some = f"{len(formats)} formats" if len(formats) > 1 else f"one format ({next(iter(formats))})"
     colours = {"RGB": "red, green, blue", "L": "grey"}[data["input"]["colours"]]
-    return f"""# An image classifier in {len(formats)} formats
+    return f"""# An image classifier in {some}
 
 Weights: {data["origin"]}, network `{data["about"]["architecture"]}`, SHA-256 of the weights `{data["weights_sha256"]}`.
 Made by imgcls {data["imgcls"]}; `export.json` says all of this for programs.
@@ -109,8 +112,7 @@ Made by imgcls {data["imgcls"]}; `export.json` says all of this for programs.
 - **Input** `images`: uint8, batch x {shape[1]} x height x width, {colours}, images of any size (those of a batch of one
   size). Resizing and normalisation are inside. Images are upright (EXIF), and on white where they are transparent.
 - **Output** `probabilities`: float32, batch x {len(names)}, in the order of the classes.
-- **Fitted for its answers**: {", ".join(fitted) or "nothing"}. The temperature is inside the files; a threshold and
-  prediction sets are in `export.json` and in the files' metadata, under `decisions`.
+- **Fitted for its answers**: {_fitted(data["decisions"], "int8" in formats)}
 - **Classes**:
 
 ```json
@@ -120,14 +122,19 @@ Made by imgcls {data["imgcls"]}; `export.json` says all of this for programs.
 ## Proof
 
 Each file was opened again in a fresh process without imgcls and asked about the same image files as the predictor
-({data["compared_with"]}). A difference of a probability of up to {data["tolerance"]:g} was allowed; of weights, none.
+({data["compared_with"]}). A difference of a probability of up to {data["tolerance"]:g} was allowed, less where
+probabilities lie close (`allowed` in `export.json`); of weights, none.
 
 {_table_in_words(formats)}
 
 `margin`: the least difference of the two most probable classes; where labels differ, the greatest difference of the two
 labels. Milliseconds are medians for a decoded image on the machine of the export.
 
+How often it is right is not said here: that is for a model card (`imgcls.packages.model_card`).
+
 ## How to use it
+
+{_installed(formats)}
 
 `predict.py` reads an image as the files want it (`pixels`), and answers by `model.onnx`{"" if "onnx" in formats else
 ", which is not in this folder"}.
@@ -148,6 +155,26 @@ def _table_in_words(formats: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     notes = [f"int8: {entry['proof']['verdict']}." for entry in formats.values() if "verdict" in entry["proof"]]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+# %% ../nbs/61_export.ipynb #54ea2933
+def _fitted(decisions: Mapping[str, Any], int8: bool) -> str:
+    names = [key for key, value in decisions.items() if value is not None]
+    if not names: return "nothing; probabilities are as the network gives them."
+    said = ["The temperature is inside the files."] if "temperature" in names else []
+    rest = {"threshold": "a threshold", "sets": "prediction sets"}
+    rest = [text for key, text in rest.items() if key in names]
+    if rest: said.append(f"In `export.json` and in the files' metadata, under `decisions`: {' and '.join(rest)}.")
+    if int8: said.append("They were fitted for the weights before int8, so threshold and sets are not in its file.")
+    return f"{', '.join(names)}. {' '.join(said)}"
+
+
+def _installed(formats: Mapping[str, Any]) -> str:
+    "What is needed, with the versions that it was proven with."
+    found = versions()
+    wanted = {"onnx": ["onnxruntime"], "int8": ["onnxruntime"], "safetensors": ["imgcls"]}
+    names = dict.fromkeys(["pillow", "numpy", *(p for kind in formats for p in wanted.get(kind, ["torch"]))])
+    return (f"Install `pip install {' '.join(names)}` (proven with "
+            f"{', '.join(f'{name} {found[name]}' for name in names if name in found)}).")
 
 # %% ../nbs/61_export.ipynb #97032cb5
 _PYTHON = "```python\n{}\n```".format
@@ -263,13 +290,15 @@ class Export:
         folder = Path(folder)
         data = _read(folder/"export.json")
         wanted = {entry["file"]: entry["sha256"] for entry in data["formats"].values()} | data.get("others", {})
-        strange = [name for name in wanted if Path(name).name != name]
-        check(not strange, f"{str(folder/'export.json')!r} must name files beside it", strange, error=CheckpointError)
         for name, digest in wanted.items():
             check((folder/name).is_file(), f"The export {str(folder)!r} must be complete", f"no {name}",
                   "Export again.", CheckpointError)
             check(_sha256(folder/name) == digest, f"{str(folder/name)!r} must be the file that was proven",
                   "another one", "It was changed or damaged after the export: export again.", CheckpointError)
+        for entry in data["formats"].values():
+            wrong = contradictions(folder/entry["file"], data)
+            check(not wrong, f"{str(folder/'export.json')!r} must say what {entry['file']} says of itself", wrong,
+                  "It was changed after the export: export again.", CheckpointError)
         return cls(folder, data)
 
     @property
@@ -281,10 +310,10 @@ class Export:
         return (f"Export: {', '.join(self.data['formats'])} of {self.data['origin']}, "
                 f"{len(self.data['class_names'])} classes, in {self.folder.name!r}")
 
-
+# %% ../nbs/61_export.ipynb #66904780
 def _read(file: Path) -> dict[str, Any]:
     try: data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{str(file.parent)!r} is no export of imgcls: export.json cannot be read "
                               f"({reason}).") from None
@@ -292,6 +321,16 @@ def _read(file: Path) -> dict[str, Any]:
     check(known, f"{str(file)!r} must be of an export of imgcls", data, error=CheckpointError)
     check(data.get("version") == VERSION, f"{str(file)!r} must be of format {VERSION}", data.get("version"),
           "Update with: pip install -U imgcls", CheckpointError)
+    others, kinds_of = data.get("others", {}), {"class_names": list, "decisions": dict, "input": dict, "origin": str,
+                                                "weights_sha256": str, "compared_with": str, "about": dict}
+    wrong = [key for key, kind in kinds_of.items() if not isinstance(data.get(key), kind)]
+    wrong += [name for name, entry in data["formats"].items() if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(key), kind) for key, kind in (("file", str), ("sha256", str), ("proof", dict)))]
+    wrong += [] if isinstance(others, dict) else ["others"]
+    check(not wrong, f"{str(file)!r} must be whole", wrong, "It was changed or damaged: export again.", CheckpointError)
+    strange = [name for name in (*(entry["file"] for entry in data["formats"].values()), *others)
+               if name != os.path.basename(name) or not name]
+    check(not strange, f"{str(file)!r} must name files beside it", strange, error=CheckpointError)
     return data
 
 # %% ../nbs/61_export.ipynb #7c035274
@@ -328,11 +367,15 @@ def _to_read(table: "DataFrame") -> "DataFrame":
 
 # %% ../nbs/61_export.ipynb #c5e39823
 def _written(network: Any, place: Path, names: list[str], eager: Predictor, images: list[str], said: Mapping[str, str],
-             scratch: Path, tolerance: float) -> dict[str, dict[str, Any]]:
+             scratch: Path, tolerance: float, bar: tqdm) -> dict[str, dict[str, Any]]:
     "Every format but int8, and what was found of it."
     (place/"predict.py").write_text(PREDICT)
     files = {name: (name, place/kinds[name].file) for name in names if name in kinds}
-    for name, path in files.values(): kinds[name](network, path, said)
+    for name, path in files.values():
+        bar.set_postfix_str(name)
+        kinds[name](network, path, said)
+        bar.update()
+    bar.set_postfix_str("proof")
     return prove(eager, files, place/"predict.py", images, said, scratch, tolerance)
 
 
@@ -351,8 +394,8 @@ def _quantized(eager: Predictor, place: Path, calibration: list[str], data: Imag
 def export_predictor(
     predictor: Predictor,           # stays as it is
     folder: str | Path,             # made; it must not be there yet
-    formats: Sequence[str] | None = None,   # onnx, torch_export, torchscript, safetensors, state_dict, int8; None: all
-                                            # but int8
+    formats: str | Sequence[str] | None = None,     # onnx, torch_export, torchscript, safetensors, state_dict, int8;
+                                            # None: all but int8
     images: Any = None,             # for the proof: files, a folder, arrays, an `ImageData`; None: val of its own data
     preprocessing: TransformConfig | None = None,   # what its transform does, where that was passed as an object
     *,
@@ -365,6 +408,7 @@ def export_predictor(
     names, folder = _checked_formats(formats), Path(os.path.abspath(Path(folder).expanduser()))
     check(0 < tolerance < 1, "`tolerance` must be between 0 and 1", tolerance)
     check(0 <= max_accuracy_loss <= 1, "`max_accuracy_loss` must be a share in [0, 1]", max_accuracy_loss)
+    _check_name(folder)
     _check_place(folder, overwrite)
     data = predictor.data() if images is None and predictor.data is not None else images
     calibration = calibration_files(data) if "int8" in names else []
@@ -377,19 +421,36 @@ def export_predictor(
             scratch, said = Path(scratch), metadata_of(predictor, weights_of(network))
             said["imgcls"] = json.dumps(_about(predictor, preprocessing, said))
             pictures = as_files(chosen, scratch/"images")
-            proofs = _written(network, place, names, eager, pictures, said, scratch, tolerance)
+            with _bar(names) as bar:
+                proofs = _written(network, place, names, eager, pictures, said, scratch, tolerance, bar)
             if "int8" in names:
                 proofs["int8"] = _quantized(eager, place, calibration, data, said, scratch, max_accuracy_loss)
             _describe(place, _told(predictor, network, said, proofs, place, tolerance))
     return Export.open(folder)
 
+# %% ../nbs/61_export.ipynb #aadf9ab6
+def _bar(names: Sequence[str]) -> tqdm:
+    "A step a format, and one for the proof, where somebody sees it."
+    return tqdm(desc="exporting", total=len(names), leave=False, delay=2, disable=where() == "pipe",
+                bar_format="{desc}: {n_fmt}/{total_fmt} {postfix} [{elapsed}]")
 
-def _checked_formats(names: Sequence[str] | None) -> list[str]:
+
+def _check_name(folder: Path) -> None:
+    check("\0" not in str(folder), "`folder` must be a path", str(folder))
+    ends = {Path(kind.file).suffix for kind in kinds.values()}
+    check(folder.suffix not in ends, "An export is a folder with several files, so its name must not end as a file's",
+          folder.name, f"Try export({folder.stem!r}); formats=[...] says which files are in it.")
+
+
+def _checked_formats(names: str | Sequence[str] | None) -> list[str]:
     "By name, and with all that is needed installed."
-    wanted = list(dict.fromkeys(kinds if names is None else names))
+    wanted = list(dict.fromkeys(kinds if names is None else [names] if isinstance(names, str) else names))
     check(len(wanted) > 0, "`formats` must name at least one", wanted, f"There are {listed([*kinds, 'int8'], 9)}.")
     for name in wanted:
-        if name != "int8": kinds[name]
+        hint = f"There are: {', '.join(sorted([*kinds, 'int8']))}."
+        if "," in name: hint = f"Try formats={[part.strip() for part in name.split(',')]}. {hint}"
+        if name != "int8" and name not in kinds:
+            raise ConfigError(f"Unknown format {name!r}.{near_miss(name, [*kinds, 'int8'])} {hint}")
     check("int8" not in wanted or "onnx" in wanted, "`int8` is made of `onnx`: both must be among `formats`", wanted)
     try:
         for package in (p for name in wanted if name in kinds for p in kinds[name].packages): extra(package, "export")

@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 from .core import ConfigError, DataError, check, checked, extra, listed, shown, write_atomic
 from .evaluation import Evaluation
-from .packages import ExportFolder, model_card, open_export, signature
+from .packages import ExportFolder, model_card, open_export, signature, weights_behind
 from .plots import PALETTE
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def write_dlpk(
     path: str | Path,           # a new .dlpk file
     *,
     model: Literal["torchscript", "onnx"] | None = None,    # which file; None: TorchScript, or ONNX where it is missing
-    tile: tuple[int, int] | None = None,    # height and width in pixels of the raster; None: as the network sees them
+    tile: int | tuple[int, int] | None = None,      # height and width in pixels of the raster, or one number for both;
+                                            # None: as the network sees them
     bands: Sequence[int] | None = None,     # of the raster, from 0, in the order of training; None: the first
     whole_feature: bool = False,    # tiles around the whole feature, at most `tile` large, not that exactly?
     overwrite: bool = False,        # replace a file that is there?
@@ -55,6 +56,7 @@ def write_dlpk(
     kind = model or next((kind for kind in ("torchscript", "onnx") if kind in formats), "torchscript")
     check(kind in formats, "The export must hold the model", kind,
           f"It has {listed(formats)}: try predictor.export(folder, formats=[{kind!r}]).")
+    tile = (tile, tile) if isinstance(tile, int) else tile
     definition = _definition(export, kind, tile, bands, whole_feature)
     texts = {f"{path.stem}.emd": json.dumps(definition, indent=2), "ImgclsClassifier.py": _function()}
     write_atomic(path, lambda file: _pack(file, texts, export.file(kind)))
@@ -111,7 +113,8 @@ def _colour(i: int) -> list[int]:
 def write_stac(
     export: Any,                # an export's folder, or what `predictor.export` gave
     path: str | Path,           # a new .json file
-    when: datetime | tuple[datetime, datetime],     # the images were taken then, or from the first to the second
+    when: datetime | str | tuple[datetime | str, datetime | str],   # when the images were taken that it learned from: a
+                                # moment or a day ('2024-01-01': midnight in UTC), or from the first to the second
     *,
     geometry: Mapping[str, Any] | None = None,      # GeoJSON, where the images were taken; None: nowhere on Earth
     name: str | None = None,            # of the model, for people; None: architecture and number of classes
@@ -145,12 +148,18 @@ def write_stac(
     return path
 
 # %% ../nbs/62c_geo.ipynb #8945f3f2
-def _utc(moment: datetime) -> datetime:
+def _utc(moment: datetime | str) -> datetime:
+    if isinstance(moment, str):
+        try: moment, day = datetime.fromisoformat(moment), len(moment) == len("2024-01-01")
+        except ValueError:
+            raise ConfigError(f"`when` must be a date or a moment as ISO 8601 writes it. Got {shown(moment)}. Try "
+                              "'2024-01-01' or '2024-01-01T12:00:00Z'.") from None
+        if day: moment = moment.replace(tzinfo=UTC)
     check(moment.tzinfo is not None, "`when` must know its time zone", moment, "Try datetime(2026, 5, 1, tzinfo=UTC).")
     return moment.astimezone(UTC)
 
 
-def _moment(moment: datetime) -> str: return _utc(moment).isoformat().replace("+00:00", "Z")
+def _moment(moment: datetime | str) -> str: return _utc(moment).isoformat().replace("+00:00", "Z")
 
 
 def _box(geometry: Mapping[str, Any]) -> list[float]:
@@ -182,7 +191,8 @@ def _told(export: ExportFolder, evaluation: Evaluation | None) -> dict[str, Any]
     model_card(export, evaluation)          # refuses numbers of other weights
     low, high = evaluation.accuracy_interval
     return {**found, "imgcls:accuracy": {"value": evaluation.accuracy, "low": low, "high": high, "level": 0.95,
-                                         "n_images": len(evaluation), "split": evaluation.split}}
+                                         "n_images": len(evaluation), "split": evaluation.split,
+                                         "weights_sha256": weights_behind(evaluation)}}
 
 # %% ../nbs/62c_geo.ipynb #814dd8fb
 def _add_model(item: "pystac.Item", export: ExportFolder, name: str, hyperparameters: Mapping[str, Any] | None) -> None:

@@ -11,7 +11,8 @@ versions it is of. That a file answers as the predictor does is not believed but
 
 # %% auto #0
 __all__ = ['LONG', 'STEPS', 'formats', 'ExportError', 'FitSides', 'Preprocessing', 'Canvas', 'Portable', 'portable', 'plain_copy',
-           'channels_of', 'reference', 'weights_of', 'metadata_of', 'versions', 'plainly', 'quietly', 'Format']
+           'channels_of', 'reference', 'weights_of', 'metadata_of', 'versions', 'plainly', 'quietly', 'Format',
+           'said_in', 'contradictions']
 
 # %% ../nbs/60d_portable.ipynb #dc9d58b9
 import contextlib
@@ -392,3 +393,37 @@ formats = Registry("format", {
     "safetensors": Format("model.safetensors", _write_safetensors, False),
     "state_dict": Format("model.pth", _write_state_dict, False),
 })
+
+# %% ../nbs/60d_portable.ipynb #b77afd5d
+@checked
+def said_in(
+    file: Path,                         # of any of these formats
+) -> dict[str, str]:                    # {} where it says nothing; of ONNX, too, where `onnx` is not installed
+    "What a file of an export says of itself."
+    if file.suffix == ".safetensors":
+        with open(file, "rb") as content: header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        return header.get("__metadata__", {})
+    if file.suffix == ".onnx":
+        try: import onnx
+        except ImportError: return {}
+        return {prop.key: prop.value for prop in onnx.load(file, load_external_data=False).metadata_props}
+    if not zipfile.is_zipfile(file): return {}
+    with zipfile.ZipFile(file) as archive:
+        return {name.split("/extra/")[1]: archive.read(name).decode() for name in archive.namelist()
+                if "/extra/" in name}
+
+# %% ../nbs/60d_portable.ipynb #60136516
+@checked
+def contradictions(
+    file: Path,                         # of an export
+    data: Mapping[str, Any],            # what its export.json says
+) -> list[str]:                         # the keys of which the file says something else
+    "Does export.json say what the files say?"
+    said = said_in(file)
+    told = {"class_names": data["class_names"], "decisions": data["decisions"], "origin": data["origin"],
+            "weights_sha256": data["weights_sha256"], "colours": data["input"].get("colours")}
+    if "quantised_from" in said:        # int8: what was fitted for other weights is not of it
+        told = {"class_names": told["class_names"], "quantised_from": data["weights_sha256"]}
+    read = {key: json.loads(text) if key in ("class_names", "decisions") else text for key, text in said.items()
+            if key in told}
+    return [key for key, value in read.items() if value != json.loads(json.dumps(told[key]))]

@@ -129,7 +129,7 @@ class Agreement:
                    tuple(map(int, wrong)))
 
 # %% ../nbs/60e_proof.ipynb #d6ecfbc7
-PREDICT = '''"""What model.onnx says of images, with Pillow, NumPy and onnxruntime alone.
+_PIXELS = '''"""What model.onnx says of images, with Pillow, NumPy and onnxruntime alone.
 
     python predict.py image.jpg ...         a line an image; `Model` and `pixels` can be imported, too
 """
@@ -157,7 +157,10 @@ def pixels(file, colours="RGB"):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     array = np.asarray(image.convert(colours))
     return np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)[None])
+'''
 
+# %% ../nbs/60e_proof.ipynb #a2bab2fc
+PREDICT = _PIXELS + '''
 
 class Model:
     "model(batch): float32 probabilities (batch, class) of a uint8 batch of any size."
@@ -374,7 +377,7 @@ def prove(
             "batch_difference": apart, "milliseconds": answer.get("milliseconds"), "eager_milliseconds": eager}
     return proofs
 
-
+# %% ../nbs/60e_proof.ipynb #a5a6cfcb
 def _check_decided(predictor: Predictor, name: str, answer: Mapping[str, Any]) -> None:
     "predict.py's own few lines must accept the same answers, and hold the same classes possible."
     if not answer.get("decided"): return

@@ -2,6 +2,8 @@
 
 One export a network and kind of image; the questions about it are asked of the same folder.
 """
+import importlib.util
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +241,87 @@ def test_int8_says_what_it_costs(tmp_path):
     assert proof["n_images"] == 10 and proof["split"] == "val" and proof["verdict"] in export._repr_html_()
     assert proof["accuracy_interval"][0] < -0.01 and "is not excluded" in proof["verdict"]     # ten images say little
     assert export.files["int8"].stat().st_size < export.files["onnx"].stat().st_size / 2
+
+
+def test_a_network_of_many_classes_that_says_little_is_proven_too(images, tmp_path):
+    "No probability is above the tolerance, so a wrong description would go unseen if it were all that counts."
+    predictor = predictor_of("simple_cnn", "RGB", 200, "stretch")
+    assert predictor.predict(images).probabilities.max() < 0.01
+    for wrong in (NormalizeConfig(mean=(0.5,)*3, std=(0.5,)*3), NormalizeConfig(mean=(0.2,)*3, std=(0.25,)*3)):
+        described = TransformConfig(resize=(48, 40), resize_mode="stretch", normalize=wrong)
+        with pytest.raises(ExportError, match=r"model\.pt does not answer as the predictor does"):
+            export_predictor(predictor, tmp_path/"new", ["torchscript"], images, described)
+    export = export_predictor(predictor, tmp_path/"new", ["torchscript", "onnx"], images)
+    assert (export.table["labels_equal"] == len(images)).all()
+
+
+def nested(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    "A file, and what is in it if it is a zip."
+    yield name, content
+    if not zipfile.is_zipfile(io.BytesIO(content)): return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.namelist(): yield from nested(f"{name}/{entry}", archive.read(entry))
+
+
+def test_no_file_tells_where_it_was_made(exports):
+    import imgcls
+    places = [str(Path(imgcls.__file__).parent.parent), str(Path.home()), str(Path(__file__).parent),
+              Path(__file__).name, "site-packages", str(Path(torch.__file__).parent)]
+    for _, export in exports.values():
+        for file in export.folder.iterdir():
+            for name, content in nested(file.name, file.read_bytes()):
+                assert not [place for place in places if len(place) > 1 and place.encode() in content], name
+
+
+def test_the_same_export_is_the_same_bits(exports, images, tmp_path):
+    "TorchScript counts its modules on within a process, and times differ: those two are not compared."
+    predictor, export = exports["simple_cnn, grey, 10 classes"]
+    again = export_predictor(predictor, tmp_path/"again", ["onnx", "torch_export", "safetensors", "state_dict"], images)
+    for name, file in again.files.items(): assert file.read_bytes() == export.files[name].read_bytes(), name
+
+
+def test_predict_py_says_what_it_cannot_do(exports, images, tmp_path):
+    _, export = exports["simple_cnn, colour, 2 classes"]
+    run = lambda *names: subprocess.run([sys.executable, "-I", "-B", str(export.folder/"predict.py"), *map(str, names)],
+                                        capture_output=True, text=True, timeout=120)
+    asked, helped = run(), run("--help")
+    assert asked.returncode == 2 and "predict.py image.jpg" in asked.stderr and not asked.stdout
+    assert helped.returncode == 0 and "predict.py image.jpg" in helped.stdout
+    (tmp_path/"broken.png").write_bytes(b"no image")
+    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path/"floats.tif")
+    Image.fromarray(np.full((20, 30), 70_000, np.int32)).save(tmp_path/"whole.tif")
+    done = run(tmp_path/"broken.png", images[0], tmp_path, tmp_path/"floats.tif", tmp_path/"whole.tif", images[1])
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 2 and len(done.stderr.splitlines()) == 4
+    assert done.stderr.count("no agreed range") == 2 and "Is a directory" in done.stderr
+
+
+def test_predict_py_reads_deep_grey_images_as_the_library_does(exports, tmp_path):
+    from imgcls.images import as_image
+    program = exports["simple_cnn, colour, 2 classes"][1].folder/"predict.py"
+    spec = importlib.util.spec_from_file_location("predict", program)
+    predict = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "dont_write_bytecode", True)
+        spec.loader.exec_module(predict)
+    levels = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    image = Image.fromarray(levels)
+    image.save(tmp_path/"plain.png")
+    image.save(tmp_path/"hole.png", transparency=int(levels[3, 4]))
+    image.save(tmp_path/"negative.tif", tiffinfo={262: 0})
+    for name in ("plain.png", "hole.png", "negative.tif"):
+        found, wanted = predict.pixels(tmp_path/name)[0].transpose(1, 2, 0), np.asarray(as_image(tmp_path/name))
+        assert np.array_equal(found, wanted), name
+
+
+def test_int8_claims_nothing_that_was_fitted_for_other_weights(exports, tmp_path):
+    from imgcls.portable import said_in
+    from imgcls.quantization import quantize
+    _, export = exports["simple_cnn, colour, 2 classes"]
+    file = tmp_path/"a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(file)
+    quantize(export.files["onnx"], tmp_path/"int8.onnx", [str(file)], "RGB", said_in(export.files["onnx"]))
+    said = said_in(tmp_path/"int8.onnx")
+    decisions = json.loads(said["decisions"])
+    assert decisions["temperature"] and decisions["threshold"] is decisions["sets"] is None
+    assert "weights_sha256" not in said and said["quantised_from"] == export.data["weights_sha256"]
+    assert json.loads(said["imgcls"])["decisions"] == decisions
