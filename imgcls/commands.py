@@ -67,7 +67,7 @@ def _weights(arguments: argparse.Namespace) -> str | None:
                           "give it as RUN.")
     return weights
 
-
+# %% ../nbs/63a_commands.ipynb #361b80ba
 def _ended(command: str, work: Callable[[], int | None]) -> int:
     "The exit code, and a readable message instead of a traceback."
     from imgcls.core import ImgclsError
@@ -238,7 +238,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.rows: _write("\n" + _rows(evaluation, arguments.rows))
     if len(evaluation) > arguments.rows: _write(f"... and {len(evaluation) - arguments.rows:,} more\n")
 
-
+# %% ../nbs/63a_commands.ipynb #b6098486
 def _report_name(run: "Run", evaluation: "Evaluation", folder: str | None) -> str:
     "No report of other images or weights is replaced, least of all the training's own."
     last = ["last"] if evaluation.origin.weights == "last" else []

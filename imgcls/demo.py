@@ -413,7 +413,7 @@ def _bytes_in(folder: Path) -> int:
             else: total += found.st_size + 4096         # a small one takes room, too
     return total
 
-
+# %% ../nbs/62a_demo.ipynb #53d8eab8
 def _header(scope: Any, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
