@@ -15,9 +15,9 @@ __all__ = ['predict_command', 'evaluate_command', 'export_command', 'demo_comman
 import argparse
 import json
 import os
+import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from . import __version__
 if TYPE_CHECKING:
     from imgcls.evaluation import Evaluation
     from imgcls.predictor import Predictor
+    from imgcls.runs import Run
 
 # %% ../nbs/63a_commands.ipynb #871b5173
 def _parser(command: str, about: str, *, checkpoint: bool = True) -> argparse.ArgumentParser:
@@ -42,29 +43,72 @@ def _loaded(arguments: argparse.Namespace) -> "Predictor":
     "The predictor that the arguments name."
     from imgcls.core import ConfigError
     from imgcls.inference import load_predictor
-    given, workers = arguments.checkpoint, arguments.num_workers
-    weights = None if given is None else Path(given).name.removesuffix(".pt")
-    if weights not in (None, "best", "last"):
-        raise ConfigError(f"--checkpoint must be best.pt or last.pt. Got {given!r}.")
-    if workers not in (None, "auto") and not workers.isdigit():
-        raise ConfigError(f"--num_workers must be a whole number, or auto. Got {workers!r}.")
-    return load_predictor(arguments.run, weights, device=arguments.device,
-                          num_workers=int(workers) if workers and workers.isdigit() else workers)
+    workers, number = arguments.num_workers, None
+    if workers not in (None, "auto"):
+        if not (workers.isascii() and workers.isdecimal()):
+            raise ConfigError(f"--num_workers must be a whole number, or auto. Got {workers!r}.")
+        number = int(workers)
+    return load_predictor(arguments.run, _weights(arguments), device=arguments.device,
+                          num_workers=workers if number is None else number)
 
 
+def _weights(arguments: argparse.Namespace) -> str | None:
+    "Which checkpoint of the run."
+    from imgcls.core import ConfigError
+    from imgcls.runs import Run
+    given = arguments.checkpoint
+    if given is None: return None
+    weights = Path(given).name.removesuffix(".pt")
+    if weights not in ("best", "last"): raise ConfigError(f"--checkpoint must be best.pt or last.pt. Got {given!r}.")
+    if Path(given).parent == Path(): return weights
+    own = getattr(Run.open(arguments.run), weights)
+    if own.resolve() not in (Path(given).expanduser().resolve(), (own.parents[1]/given).resolve()):
+        raise ConfigError(f"--checkpoint must be best.pt or last.pt of the run. Got {given!r}. To ask another run, "
+                          "give it as RUN.")
+    return weights
+
+# %% ../nbs/63a_commands.ipynb #361b80ba
 def _ended(command: str, work: Callable[[], int | None]) -> int:
     "The exit code, and a readable message instead of a traceback."
     from imgcls.core import ImgclsError
+    if sys.stdout is None:
+        print(f"{command}: Results go to standard output, and it is closed. Send it to a file.", file=sys.stderr)
+        return 1
     try: return work() or 0
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:             # whoever read has seen enough: imgcls-predict ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _nowhere()
         return 141
     except ImgclsError as error:
-        print("\n".join([f"{command}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        said = "\n".join([f"{command}: {error}", *getattr(error, "__notes__", [])])
+        for python, shell in _IN_A_SHELL.items(): said = said.replace(python, shell)
+        print(said, file=sys.stderr)
         return 1
+
+
+_IN_A_SHELL = {"overwrite=True": "--overwrite", "another `path`": "another FILE", " See list_runs().": "",
+               "load_predictor(..., weights='last')": "--checkpoint last.pt", "weights='last'": "--checkpoint last.pt",
+               "formats=['safetensors', ...]": "--formats safetensors ..."}
+
+
+def _nowhere() -> None:
+    "Nothing more is written to standard output, not even at the end."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write(text: str) -> None:
+    "To standard output, at once."
+    from imgcls.core import ImgclsError
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+        sys.stdout.flush()
+    except BrokenPipeError: raise
+    except OSError as error:
+        _nowhere()
+        raise ImgclsError(f"Cannot write to standard output: {error.strerror}. Send it elsewhere.") from None
 
 # %% ../nbs/63a_commands.ipynb #5427fad1
 def predict_command(
@@ -72,68 +116,94 @@ def predict_command(
 ) -> int:                                   # exit code
     "`imgcls-predict`: what does a run see in these images?"
     parser = _parser("imgcls-predict", predict_command.__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files and folders")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, lists (.txt, a path a line)")
     parser.add_argument("--out", metavar="FILE", help=".csv, .jsonl or .parquet; it can be taken up again")
     parser.add_argument("--format", choices=["table", "csv", "jsonl"], help="without --out; table in a terminal")
     parser.add_argument("--strategy", default="standard", metavar="X", help="standard, mixed_precision, accelerate")
     parser.add_argument("--views", metavar="X", help="average over flip, five_crop, ten_crop, scales")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE, and what was begun of it")
     arguments = parser.parse_args(argv)
     return _ended("imgcls-predict", lambda: _predict(arguments))
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from imgcls.core import ConfigError
     from imgcls.images import images_in
+    from imgcls.streaming import listed_images
+    if arguments.out and arguments.format:
+        raise ConfigError("--out takes its format from the file's name, and --format is for the screen or a pipe. Give "
+                          "one of them.")
+    if arguments.overwrite and not arguments.out: raise ConfigError("--overwrite belongs to --out FILE. Give both.")
     predictor = _loaded(arguments)
     if arguments.views: predictor = predictor.with_views(arguments.views)
-    paths = [str(path) for given in arguments.images for path in images_in(given)]
+    paths = [str(path) for given in arguments.images
+             for path in (listed_images if given.lower().endswith(".txt") else images_in)(given)]
     if arguments.out:
         written = predictor.predict_to(arguments.out, paths, strategy=arguments.strategy, overwrite=arguments.overwrite)
-        print(written, file=sys.stderr)
+        if written.rank == 0: print(written, file=sys.stderr)
         return int(written.n_errors > 0)
     return _print_answers(predictor, paths, arguments.format or ("table" if sys.stdout.isatty() else "csv"),
                           arguments.strategy)
 
 # %% ../nbs/63a_commands.ipynb #6a362286
-_AT_ONCE = 256      # images: a reader of a pipe sees the first ones while the others are asked about
-
-
 def _print_answers(predictor: "Predictor", paths: Sequence[str], form: str, strategy: str) -> int:
-    "Part by part; 1 where an image could not be read."
-    errors, suffix = 0, "csv" if form == "csv" else "jsonl"
-    with tempfile.TemporaryDirectory() as folder:
-        for start in range(0, len(paths), _AT_ONCE):
-            file = Path(folder, f"{start}.{suffix}")
-            written = predictor.predict_to(file, paths[start:start + _AT_ONCE], strategy=strategy, progress=False)
-            errors += written.n_errors
-            _print_part(file.read_text(encoding="utf-8", errors="surrogateescape"), form, start == 0)
-            file.unlink()
+    "Part by part, by the first of several processes; 1 where an image could not be read."
+    from imgcls.core import DataError
+    from imgcls.streaming import CSV, JSONLines, answered
+    errors, kind = 0, None
+    for columns in answered(predictor, paths, strategy):
+        first = kind is None
+        kind = kind or (_Table() if form == "table" else (CSV if form == "csv" else JSONLines)([*columns]))
+        head = {name: [name] for name in columns} if first and form == "csv" else None
+        try: text = ((kind.part(head) if head else b"") + kind.part(columns)).decode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise DataError("A CSV file holds texts in UTF-8, and a name of a class or file is none. Rename it, or try "
+                            "--format jsonl.") from None
+        _write(text)
+        errors += sum(error is not None for error in columns["error"])
     if errors: print(f"{errors} of {len(paths)} images could not be read.", file=sys.stderr)
     return int(errors > 0)
 
 
-def _print_part(text: str, form: str, first: bool) -> None:
-    if form == "table": text = _as_table([json.loads(line) for line in text.splitlines()], first)
-    elif form == "csv" and not first: text = text.split("\n", 1)[1]
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.flush()
+class _Table:
+    "Columns side by side, as wide as the first rows need; probabilities of all classes are for files."
+    widths: Sequence[int] = ()
+
+    def part(self, columns: Mapping[str, Sequence[Any]]) -> bytes:
+        "Some rows; with the first ones the names."
+        names = [name for name in columns if not name.startswith("prob_")]
+        rows = list(zip(*(map(_cell, columns[name]) for name in names), strict=True))
+        first = not self.widths
+        if first: self.widths = _widths(names, rows)
+        return "".join(self._line(names, row) for row in ([names] if first else []) + rows).encode("utf-8", "replace")
+
+    def _line(self, names: Sequence[str], row: Sequence[str]) -> str:
+        cells = (_end_of(cell, width) if name == "path" else cell
+                 for name, cell, width in zip(names, row, self.widths, strict=True))
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, self.widths, strict=True)).rstrip() + "\n"
 
 
-def _as_table(rows: Sequence[dict[str, Any]], first: bool) -> str:
-    "Columns side by side; probabilities of all classes are for files."
-    names = [name for name in rows[0] if not name.startswith("prob_") and any(row[name] for row in rows)]
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    lines = [names, *cells] if first else cells
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
-                   for line in lines)
+def _widths(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    "A path has what the others leave of the terminal; why there is no answer stands behind."
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    others = sum(width + 2 for name, width in zip(names, widths, strict=True) if name not in ("path", "error"))
+    room = max(20, shutil.get_terminal_size().columns - others)
+    return [min(width, room) if name == "path" else width for name, width in zip(names, widths, strict=True)]
+
+
+def _end_of(text: str, width: int) -> str: return text if len(text) <= width else "…" + text[1 - width:]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float): return f"{value:.4f}"
-    if isinstance(value, list): return " | ".join(map(str, value))
-    text = {None: "", True: "yes", False: "not sure"}.get(value) if value in (None, True, False) else str(value)
-    return "".join(c if c.isprintable() else "?" for c in text)     # a name can't steer the terminal
+    if isinstance(value, list): return _cell(" | ".join(map(str, value)))
+    return {None: "", True: "yes", False: "not sure"}[value] if value in (None, True, False) else \
+        _clean(str(value)).replace("\n", "?")
+
+
+def _clean(text: str) -> str:
+    "A name can't steer the terminal."
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 # %% ../nbs/63a_commands.ipynb #321ec12b
 def evaluate_command(
@@ -142,7 +212,7 @@ def evaluate_command(
     "`imgcls-evaluate`: how often is a run right? Report, confusion matrix and a row an image."
     parser = _parser("imgcls-evaluate", evaluate_command.__doc__)
     parser.add_argument("--split", metavar="X", help="train, val or test; without it test, or val where there is none")
-    parser.add_argument("--data_dir", metavar="FOLDER", help="other images, in class folders; or the run's own")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="other images, in class folders; an export has no others")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="images shown; the file has all")
     arguments = parser.parse_args(argv)
     return _ended("imgcls-evaluate", lambda: _evaluate(arguments))
@@ -152,21 +222,50 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from imgcls.core import ConfigError
     from imgcls.pipeline import write_report
     from imgcls.runs import Run
-    predictor = _loaded(arguments)
-    if predictor.about.get("run") is None:
-        raise ConfigError("imgcls-evaluate writes into a run's folder, and this is none. In Python: "
-                          "load_predictor(...).evaluate(folder).")
-    folder = arguments.data_dir
+    if arguments.rows < 0: raise ConfigError(f"--rows must be 0 or more. Got {arguments.rows}.")
+    predictor, folder = _loaded(arguments), arguments.data_dir
+    run = predictor.about.get("run")
+    if run is None and folder is None:
+        raise ConfigError("An export has no images of its own, so it is judged by others. Give --data_dir FOLDER.")
     evaluation = predictor.evaluate(predictor.data() if folder is None else folder, split=arguments.split)
-    names = [] if folder is None else [Path(folder).resolve().name]
-    name = "_".join([*names, *([evaluation.split] if evaluation.split else [])])
-    run = Run.open(predictor.about["run"])
-    files = write_report(run, name, evaluation)
-    print(f"{evaluation!r}\n\n{evaluation.report()}\n")
-    print(f"Confusion matrix (true class by row):\n{_matrix(evaluation)}\n")
-    print(evaluation.per_sample.head(arguments.rows).to_string(index=False, max_colwidth=60))
-    if len(evaluation) > arguments.rows: print(f"... and {len(evaluation) - arguments.rows:,} more")
-    print("\n".join(["", *(f"Written: {file}" for file in files)]), file=sys.stderr)
+    said = ["Nothing is written: this is no run, which would have a folder for its reports."]
+    if run is not None:
+        run = Run.open(run)
+        said = [f"Written: {file}" for file in write_report(run, _report_name(run, evaluation, folder), evaluation)]
+    print("\n".join([*said, ""]), file=sys.stderr)             # first of all: who reads the rest may stop reading
+    _write(_clean(f"{evaluation!r}\n\n{evaluation.report()}\n\nConfusion matrix (true class by row):\n"
+                  f"{_matrix(evaluation)}\n"))
+    if arguments.rows: _write("\n" + _rows(evaluation, arguments.rows))
+    if len(evaluation) > arguments.rows: _write(f"... and {len(evaluation) - arguments.rows:,} more\n")
+
+# %% ../nbs/63a_commands.ipynb #b6098486
+def _report_name(run: "Run", evaluation: "Evaluation", folder: str | None) -> str:
+    "No report of other images or weights is replaced, least of all the training's own."
+    last = ["last"] if evaluation.origin.weights == "last" else []
+    if folder is None: return "_".join([evaluation.split, *last])
+    place = Path(folder).expanduser().resolve()
+    name = place.name[:100] or "images"
+    if name in ("train", "val", "test"): name = f"{place.parent.name[:100] or 'images'}_{name}"
+    name = "_".join([name, *([evaluation.split] if evaluation.split else []), *last])
+    names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
+    return next((name for name in names if not _of_others(run, name, place)), name)
+
+
+def _of_others(run: "Run", name: str, place: Path) -> bool:
+    "Does a report of this name judge images that are not in this folder?"
+    from imgcls.core import DataError
+    from imgcls.evaluation import read_predictions
+    file = run.predictions_path(name)
+    if not file.exists(): return False
+    try: return not all(Path(path).resolve().is_relative_to(place) for path in read_predictions(file).paths or [""])
+    except (DataError, OSError): return True
+
+
+def _rows(evaluation: "Evaluation", n: int) -> str:
+    table = evaluation.per_sample.head(n)
+    columns = {str(name): table[name].tolist() for name in table}
+    if "set" in columns: columns["set"] = [json.loads(text) for text in columns["set"]]
+    return _Table().part(columns).decode()
 
 
 def _matrix(evaluation: "Evaluation") -> str:
@@ -182,7 +281,7 @@ def export_command(
     parser = _parser("imgcls-export", export_command.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="is made")
     parser.add_argument("--formats", nargs="+", metavar="X", help="onnx torch_export torchscript safetensors "
-                        "state_dict int8; without it all but int8")
+                        "state_dict int8, with commas or spaces; without it all but int8")
     parser.add_argument("--images", metavar="FOLDER", help="to prove it on; without it the run's validation images")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     arguments = parser.parse_args(argv)
@@ -190,9 +289,10 @@ def export_command(
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    export = _loaded(arguments).export(arguments.folder, arguments.formats, images=arguments.images,
+    formats = arguments.formats and [form for word in arguments.formats for form in word.split(",") if form]
+    export = _loaded(arguments).export(arguments.folder, formats, images=arguments.images,
                                        overwrite=arguments.overwrite)
-    print(export)
+    _write(f"{export}\n")
 
 # %% ../nbs/63a_commands.ipynb #a3a1a182
 def demo_command(

@@ -20,22 +20,27 @@ import io
 import ipaddress
 import json
 import os
+import platform
+import re
+import shutil
 import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import ConfigError, DataError, ImgclsError, check, checked, extra, listed
+from .core import ConfigError, DataError, ImgclsError, check, checked, extra, is_gone, listed
 from .decisions import Decisions
 from .images import ImageError, load_image
 from .markup import CUT, escaped, tag
@@ -315,8 +320,9 @@ _Asgi: TypeAlias = Callable[[Any, Callable[[], Awaitable[Any]], Callable[[Any], 
 class _Gate:
     "An ASGI application before another one: what the page does not need is not there."
 
-    def __init__(self, app: _Asgi, folder: Path, max_bytes: int, max_images: int):
-        self.app, self.folder = app, folder
+    def __init__(self, app: _Asgi, folder: Path, max_bytes: int, max_images: int, here_only: bool):
+        self.app, self.folder, self.here_only = app, folder, here_only
+        self.announced = 0          # bytes that are being uploaded, there or still to come
         self.limit = f"{max_images:,} images and {max_images * max_bytes / 2**20:,.4g} MB"
         self.most = {"/gradio_api/upload": (max_images + 1) * max_bytes + 2**20, "/gradio_api/queue/join": 2**20}
         self.kept = 4 * self.most["/gradio_api/upload"]     # bytes of all that is uploaded within `KEPT` seconds
@@ -329,6 +335,7 @@ class _Gate:
         if not why and scope["path"] == "/gradio_api/queue/join":
             body = await _whole(receive)
             if not _names_only(body, self.folder): return await _say(send, 403, "Only uploaded files are looked at.")
+            if not _asks_here(body): return await _say(send, 400, "The page has no such question.")
         if why: return await self._refuse(scope, receive, send, status, why)
 
         async def replay() -> Any:
@@ -341,21 +348,32 @@ class _Gate:
             if message["type"] == "http.response.start": message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        await self.app(scope, replay, with_headers)
+        announced = int(_header(scope, b"content-length")) if scope["path"] == "/gradio_api/upload" else 0
+        self.announced += announced
+        try: await self.app(scope, replay, with_headers)
+        finally: self.announced -= announced
 
-    def _refusal(self, scope: Any) -> tuple[int, str]:
-        "Status and reason; (0, '') where there is none."
-        method, path = scope["method"], scope["path"]
-        below = method == "GET" and path.startswith(_OPEN_BELOW) and ".." not in path.split("/")
-        if not below and path not in _OPEN.get(method, ()): return 404, "There is no such page."
-        if method != "POST": return 0, ""
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit() or len(length) > 15: return 411, "The length of what is sent must be said before."
-        if int(length) > self.most[path]:
-            return 413, f"At most {self.limit} are taken at a time: drop fewer or smaller images."
-        if path.endswith("upload") and int(length) + _bytes_in(self.folder) > self.kept:
-            return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
-        return 0, ""
+# %% ../nbs/62a_demo.ipynb #1330d7a0
+@patch
+def _refusal(self: _Gate, scope: Any) -> tuple[int, str]:
+    "Status and reason; (0, '') where there is none."
+    method, path = scope["method"], scope["path"]
+    host = _header(scope, b"host")
+    if self.here_only and not _is_here(host):
+        return 403, "This page is for this machine alone: ask for it as 127.0.0.1 or localhost."
+    below = method == "GET" and path.startswith(_OPEN_BELOW) and ".." not in path.split("/") and _is_name(path)
+    if not below and path not in _OPEN.get(method, ()): return 404, "There is no such page."
+    if method != "POST": return 0, ""
+    origin = _header(scope, b"origin")
+    if origin and origin.partition("://")[2] != host: return 403, "Another page has sent this."
+    length = _header(scope, b"content-length")
+    if not (length.isascii() and length.isdecimal() and len(length) < 16):
+        return 411, "The length of what is sent must be said before."
+    if int(length) > self.most[path]:
+        return 413, f"At most {self.limit} are taken at a time: drop fewer or smaller images."
+    if path.endswith("upload") and int(length) + self.announced + _bytes_in(self.folder) > self.kept:
+        return 503, f"Too much was dropped in the last {KEPT // 60} minutes. Try again later."
+    return 0, ""
 
 # %% ../nbs/62a_demo.ipynb #bf35b8fd
 async def _whole(receive: Callable[[], Awaitable[Any]]) -> bytes:
@@ -386,10 +404,36 @@ def _inside(path: Any, folder: Path) -> bool:
 
 
 def _bytes_in(folder: Path) -> int:
-    total = 0
+    "Of what may still be looked at; the rest of an upload that was cut off is removed as everything is, after `KEPT`."
+    total, old = 0, time.time() - KEPT
     for file in folder.rglob("*"):
-        with suppress(OSError): total += file.stat().st_size + 4096     # a small one takes room, too
+        with suppress(OSError):
+            found = file.stat()
+            if found.st_mtime < old and file.is_file(): file.unlink()
+            else: total += found.st_size + 4096         # a small one takes room, too
     return total
+
+# %% ../nbs/62a_demo.ipynb #53d8eab8
+def _header(scope: Any, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _is_here(host: str) -> bool:
+    "Does a Host name this machine, and no name that may be somebody's? Under any port: a tunnel of ssh has its own."
+    try: name = urlsplit(f"//{host}").hostname or ""
+    except ValueError: return False
+    with suppress(ValueError): return ipaddress.ip_address(name).is_loopback
+    return name == "localhost"
+
+
+def _is_name(path: str) -> bool: return len(path) < 1000 and "\0" not in path and max(map(len, path.split("/"))) < 200
+
+
+def _asks_here(body: bytes) -> bool:
+    "Is it a question of the page? It has one, and Gradio fails at others."
+    asked = json.loads(body)
+    return (isinstance(asked, dict) and asked.get("fn_index") == 0 and isinstance(asked.get("data"), list)
+            and isinstance(asked.get("session_hash"), str))
 
 
 @patch
@@ -408,7 +452,7 @@ async def _say(send: Callable[[Any], Awaitable[None]], status: int, why: str) ->
     await send({"type": "http.response.body", "body": why.encode()})
 
 # %% ../nbs/62a_demo.ipynb #272ea168
-def _application(desk: Desk, folder: Path) -> _Asgi:
+def _application(desk: Desk, folder: Path, here_only: bool) -> _Asgi:
     "What the server serves. Whatever the environment says of Gradio (GRADIO_SHARE, ...), it is as here."
     gradio, fastapi = extra("gradio", "demo"), extra("fastapi", "demo")
     gradio.routes.DEFAULT_TEMP_DIR = str(folder)    # every page makes an empty folder there
@@ -418,13 +462,17 @@ def _application(desk: Desk, folder: Path) -> _Asgi:
         fastapi.FastAPI(openapi_url=None), page, "/", root_path="", allowed_paths=[], theme=theme, ssr_mode=False,
         mcp_server=False, pwa=False, run_history=False, footer_links=[], enable_monitoring=False,
         max_file_size=desk.max_bytes)
-    return _Gate(app, folder, desk.max_bytes, desk.max_images)
+    return _Gate(app, folder, desk.max_bytes, desk.max_images, here_only)
 
 
 @contextmanager
 def _upload_folder() -> Iterator[Path]:
     "Where Gradio puts what is uploaded: removed at the end."
-    with tempfile.TemporaryDirectory(prefix="imgcls-demo-", ignore_cleanup_errors=True) as folder:
+    prefix = f"imgcls-demo-{re.sub('[^a-zA-Z0-9]', '_', platform.node())}-"
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*-*"):        # of a process that was killed
+        pid = old.name.removeprefix(prefix).partition("-")[0]
+        if pid.isascii() and pid.isdecimal() and is_gone(int(pid)): shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
         before = os.environ.get("GRADIO_TEMP_DIR")
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder).resolve())
         try: yield Path(folder).resolve()
@@ -480,7 +528,7 @@ def _opened(desk: Desk, host: str, port: int | None) -> Iterator[tuple[str, thre
     "The address, and what is set when it is served no longer: a `join` that Ctrl-C cuts short may forget its thread."
     with _listen(host, port) as listening, _upload_folder() as folder:
         (address, who_else), uvicorn = _address(listening), extra("uvicorn", "demo")
-        config = uvicorn.Config(_application(desk, folder), log_config=None, log_level="critical",
+        config = uvicorn.Config(_application(desk, folder, not who_else), log_config=None, log_level="critical",
                                 timeout_graceful_shutdown=1)
         server, ended = uvicorn.Server(config), threading.Event()
 
@@ -518,17 +566,17 @@ def serve(
     host: str = "127.0.0.1",        # whose network reaches the page; 127.0.0.1: this machine alone; 0.0.0.0: all
     port: int | None = None,        # from 1 to 65535; 0: any that is free; None: 7860, or one of the next
     **options: Any,                 # of `Desk`: explain, title, max_images, ...
-) -> None:                          # at Ctrl-C; a SIGTERM ends the process with 143
+) -> None:                          # at Ctrl-C; a SIGTERM or SIGHUP ends the process with 143 or 129
     "Show the page until Ctrl-C."
     desk = Desk(whom, **options)
-    with _ended_by_sigterm(), suppress(KeyboardInterrupt), _opened(desk, host, port) as (address, ended):
+    with _ended_by_signals(), suppress(KeyboardInterrupt), _opened(desk, host, port) as (address, ended):
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
         while not ended.wait(0.2): pass
     print("The page is closed.", flush=True)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
     "In order, so that what was uploaded is removed."
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -536,6 +584,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None: raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [(one, signal.getsignal(one)) for one in ending]
+    for one, handler in before:
+        if handler is not signal.SIG_IGN: signal.signal(one, end)       # nohup: the terminal may go
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for one, handler in before: signal.signal(one, handler)

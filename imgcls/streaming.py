@@ -687,7 +687,7 @@ def _check_shared(job: Job, token: str) -> None:
               f"{job.parts} is another one here", "Give a `path` on a disk that all of them share.", DataError)
         time.sleep(0.2)
 
-
+# %% ../nbs/60c_streaming.ipynb #b7f5e930
 def _bar(team: Team, n: int, found: int, progress: bool | None) -> tqdm:
     seen = where() != "pipe" if progress is None else progress
     return tqdm(desc="predicting", total=n, initial=found, unit="image", leave=False, delay=0 if progress else 2,

@@ -173,7 +173,7 @@ def slow(predictor, image):
 whom = asked(["red", "rose"])
 try:
     serve(whom, port=0, explain=slow)           # until SIGINT
-    serve(whom, port=0, explain=slow)           # until SIGTERM
+    serve(whom, port=0, explain=slow)           # until SIGTERM or SIGHUP
 finally: print("asked for", sorted(set(map(str, asked_for))), flush=True)
 """
 # Whatever somebody's shell says of Gradio: nothing is shared, served or told.
@@ -182,17 +182,18 @@ WISHES = {"GRADIO_SHARE": "true", "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ANALYTICS
           "GRADIO_ROOT_PATH": "/elsewhere", "GRADIO_VIBE_MODE": "1"}
 
 
-def test_it_ends_in_seconds_in_the_midst_of_an_answer(browser: "Browser", workspace: Workspace,
-                                                      monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_it_ends_in_seconds_in_the_midst_of_an_answer(ending: signal.Signals, browser: "Browser",
+                                                      workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     for name, value in {**WISHES, "TMPDIR": str(workspace.folder)}.items(): monkeypatch.setenv(name, value)
     process = workspace.launch(sys.executable, "-c", SERVER.format(tests=str(Path(__file__).parent)))
     end_in_an_answer(browser, workspace, process, signal.SIGINT)
     while (line := process.stdout.readline()) == "looking\n": pass
     assert line == "The page is closed.\n"
-    end_in_an_answer(browser, workspace, process, signal.SIGTERM)
+    end_in_an_answer(browser, workspace, process, ending)
     said, errors = output_of(process, 30)
     assert said.replace("looking\n", "") == "asked for ['127.0.0.1']\n", (said, errors)
-    assert process.returncode == 128 + signal.SIGTERM and not errors, errors
+    assert process.returncode == 128 + ending and not errors, errors
     assert not list(workspace.folder.glob("imgcls-demo-*"))
 
 
