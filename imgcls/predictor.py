@@ -227,6 +227,28 @@ def _transform(self: Predictor) -> Callable[[Any], Tensor]:
           "Try Predictor(network, transform, class_names).", DataError)
     return self.transform
 
+# %% ../nbs/27_predictor.ipynb #ade0ac78
+@patch
+def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
+    batches = self._batches(dataset)
+    try: return self._ask(batches)
+    finally:
+        if hasattr(batches, "close"): batches.close()       # its workers may go
+
+
+@patch
+def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
+    "Logits and targets of all images, in their order; `first` is the number of the first batch."
+    logits, targets = [], []
+    with _asking(self):
+        for images, labels in self.runtime.moved(batches):
+            seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
+            logits.append(_answer(self, images))
+            targets.append(labels)
+            if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
+    check(bool(logits), "There must be at least one batch", batches, error=DataError)
+    return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
+
 # %% ../nbs/27_predictor.ipynb #c8a23f66
 @patch
 @checked
@@ -276,28 +298,6 @@ def _by(predictor: Predictor, dataset: Any, strategy: str) -> tuple[Logits, Any]
     if strategy == "standard": return predictor._ask_all(dataset)[0], None
     from imgcls.strategies import ask_by
     return ask_by(predictor, dataset, strategy)
-
-
-@patch
-def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
-    batches = self._batches(dataset)
-    try: return self._ask(batches)
-    finally:
-        if hasattr(batches, "close"): batches.close()       # its workers may go
-
-
-@patch
-def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
-    "Logits and targets of all images, in their order; `first` is the number of the first batch."
-    logits, targets = [], []
-    with _asking(self):
-        for images, labels in self.runtime.moved(batches):
-            seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
-            logits.append(_answer(self, images))
-            targets.append(labels)
-            if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
-    check(bool(logits), "There must be at least one batch", batches, error=DataError)
-    return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
 
 # %% ../nbs/27_predictor.ipynb #9d7c82ca
 @patch
@@ -475,7 +475,7 @@ def choose_threshold(
 def prediction_sets(
     self: Predictor,
     val: Any,               # images it did not learn from, as for `calibrate`
-    alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 1)
+    alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 0.5)
 ) -> PredictionSets:        # shows itself; `judge_sets` of `26a_decisions` measures them on test
     "Fit sets that hold the true class as often as was promised, and give one with each answer from now on."
     found = fit_sets(_held_out(self, val, Decisions(self.decisions.temperature)), alpha)
