@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from imgcls.runs import Run
 
 # %% ../nbs/63a_commands.ipynb #871b5173
-def _parser(command: str, about: str, *, checkpoint: bool = True) -> argparse.ArgumentParser:
+def _parser(command: str, about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=command, description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"imgcls {__version__}")
     parser.add_argument("run", metavar="RUN", help="a run: its name or folder; or an export's folder")
@@ -263,9 +263,7 @@ def _of_others(run: "Run", name: str, place: Path) -> bool:
 
 def _rows(evaluation: "Evaluation", n: int) -> str:
     table = evaluation.per_sample.head(n)
-    columns = {str(name): table[name].tolist() for name in table}
-    if "set" in columns: columns["set"] = [json.loads(text) for text in columns["set"]]
-    return _Table().part(columns).decode()
+    return _Table().part({str(name): table[name].tolist() for name in table}).decode()
 
 
 def _matrix(evaluation: "Evaluation") -> str:
@@ -292,7 +290,9 @@ def _export(arguments: argparse.Namespace) -> None:
     formats = arguments.formats and [form for word in arguments.formats for form in word.split(",") if form]
     export = _loaded(arguments).export(arguments.folder, formats, images=arguments.images,
                                        overwrite=arguments.overwrite)
-    _write(f"{export}\n")
+    _write(f"{export}\n\n{export.table.drop(columns='least_margin').to_string(float_format='{:.3g}'.format)}\n")
+    for entry in export.data["formats"].values():
+        if "verdict" in entry["proof"]: _write(f"int8: {entry['proof']['verdict']}\n")
 
 # %% ../nbs/63a_commands.ipynb #a3a1a182
 def demo_command(
