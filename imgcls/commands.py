@@ -13,7 +13,6 @@ __all__ = ['predict_command', 'evaluate_command', 'export_command', 'demo_comman
 
 # %% ../nbs/63a_commands.ipynb #106af894
 import argparse
-import json
 import os
 import shutil
 import sys
