@@ -236,7 +236,7 @@ _IDENTIFIERS = """apache-2.0 mit openrail afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2
 cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 wtfpl epl-1.0 epl-2.0 eupl-1.1 agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc
 mpl-2.0 ms-pl ncsa osl-3.0 postgresql ofl-1.1 unlicense zlib pddl odbl"""
-# Source: huggingface.co/docs/hub/repositories-licenses. Any other is 'other' there, with its name beside.
+# Source: the Hub documentation, "Licenses". Any other is 'other' there, with its name beside.
 
 
 def _head(export: ExportFolder, evaluation: Evaluation | None, title: str, licence: str | None, dataset: str | None
@@ -367,7 +367,7 @@ def _summary(export: ExportFolder, notes: str) -> list[str]:
     more = f" and {len(names) - 12:,} more, named in `config.json` and `export.json`" if len(names) > 12 else ""
     made = _plain(f"{data.get('imgcls', '')}")
     lines = [f"Names the class of an image, one of {len(names):,}: {', '.join(shown)}{more}.",
-             f"Trained with [imgcls](https://pypi.org/project/imgcls/) {made}; these are its {_plain(data['origin'])}."]
+             f"Trained with imgcls {made}; these are its {_plain(data['origin'])}."]
     return [*lines, "", notes.strip()] if notes.strip() else lines
 
 
