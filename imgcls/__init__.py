@@ -67,6 +67,7 @@ Modules:
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
+- `imgcls.tables`: How is an answer a row of a file?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?
 - `imgcls.transforms`: What happens to an image before the network sees it?

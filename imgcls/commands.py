@@ -148,7 +148,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _print_answers(predictor: "Predictor", paths: Sequence[str], form: str, strategy: str) -> int:
     "Part by part, by the first of several processes; 1 where an image could not be read."
     from imgcls.core import DataError
-    from imgcls.streaming import CSV, JSONLines, answered
+    from imgcls.streaming import answered
+    from imgcls.tables import CSV, JSONLines
     errors, kind = 0, None
     for columns in answered(predictor, paths, strategy):
         first = kind is None

@@ -26,7 +26,8 @@ from imgcls.evaluation import read_predictions
 from imgcls.networks import ModelConfig, build_network
 from imgcls.predictor import Predictor
 from imgcls.strategies import Team, strategies
-from imgcls.streaming import CSV, Job, Written, predict_to
+from imgcls.streaming import Job, Written, predict_to
+from imgcls.tables import CSV
 from imgcls.transforms import TransformConfig, build_transform
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills")
