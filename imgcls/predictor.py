@@ -308,7 +308,7 @@ def predict_to(
     images: Any,            # a folder; paths or images in a list; a .txt file, a path a line; a dataset of `ImageData`
     strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
     num_workers: int | str | None = None,   # processes that load images, or 'auto'; None: as this predictor's loader
-    overwrite: bool = False,    # replace an existing file, and forget what another call has begun?
+    overwrite: bool = False,    # replace another file, and what another call has begun? This job, finished, stays
     chunk: int = 1024,      # images that are written at once, > 0: what a kill may cost
     progress: bool | None = None,   # show a bar? None: where somebody sees it
 ) -> Any:                   # a `Written`: shows itself; .n .n_errors .errors .agreement
