@@ -53,7 +53,6 @@ from imgcls.core import (
 )
 from .images import as_image, images_in
 from .markup import facts
-from .predictions import names_as_text
 from .predictor import Predictor, Unlabelled
 from .runs import writing
 from .runtime import where
