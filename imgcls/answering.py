@@ -166,7 +166,7 @@ def predictor(
 
 def _decisions(run: Run | None, network: nn.Module, origin: Origin) -> Decisions:
     "What was fitted for these weights and saved in the run, so that a learner answers as `load_predictor` does."
-    if run is None or origin.weights == "current" or not run.decisions_path(origin.weights).exists(): return Decisions()
+    if run is None or origin.weights == "current": return Decisions()
     return run.decisions(origin.weights, network.state_dict())
 
 

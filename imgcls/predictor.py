@@ -451,8 +451,8 @@ def calibrate(
         return found
     self.decisions = Decisions(found)
     gone = [what for what, fitted in (("threshold", before.threshold), ("prediction sets", before.sets)) if fitted]
-    if gone: get_logger().warning(f"The {' and the '.join(gone)} of before were for probabilities at another "
-                                  "temperature: they are dropped. Choose them again.")
+    if gone: get_logger().warning(f"Chosen at another temperature and dropped: the {' and the '.join(gone)} of before. "
+                                  "Choose again.")
     return found
 
 # %% ../nbs/27_predictor.ipynb #210cbd79
@@ -578,7 +578,7 @@ def save(
 def export(
     self: Predictor,
     folder: str | Path,         # made; it must not be there yet
-    formats: Sequence[str] | None = None,   # 'onnx', 'torch_export', 'int8', ...; None: all but int8
+    formats: str | Sequence[str] | None = None,     # 'onnx', 'torch_export', 'int8', ...; None: all but int8
     images: Any = None,         # for the proof: files, a folder, arrays, an `ImageData`; None: val of its own data
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
@@ -591,7 +591,7 @@ _VERBS_ELSEWHERE = {
     "predict_proba": "predictor.predict(images).probabilities", "score": "predictor.evaluate(images).accuracy",
     **dict.fromkeys(("to_onnx", "to_torchscript", "save_pretrained"), "predictor.export('folder')"),
     **dict.fromkeys(("tta", "TTA"), "predictor.with_views('flip')"),
-    "quantize": "predictor.export('folder', ['int8'])",
+    "quantize": "predictor.export('folder', ['onnx', 'int8'])",
     **dict.fromkeys(("threshold", "temperature", "sets"), "predictor.decisions, fitted by calibrate, choose_threshold "
                     "and prediction_sets"),
     **dict.fromkeys(("to", "cuda", "cpu"), "load_predictor(run, device='cuda')"),

@@ -3,7 +3,7 @@
 `predictor.predict_to('out.csv', folder)` writes a row for each image, as CSV, JSON lines or Parquet by the file's name. Rows are
 made in chunks: each is a file in `out.csv.parts`, and at the end they become one.
 
-Guaranteed: memory does not grow with the rows; ended at any moment, the same call goes on where it was, no row is lost or
+Guaranteed: of each image only its path stays in memory; ended at any moment, the same call goes on where it was, no row is lost or
 written twice, and the file is byte for byte the one of a call that was never ended (on the same machine, with the same
 number of threads); an image that cannot be read is a row with its error and never the end of a call; what is written can
 be read back exactly; the file appears whole or not at all, and no other file is replaced unless that was asked for."""
