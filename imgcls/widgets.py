@@ -60,7 +60,10 @@ function render({model, el}) {
   const body = document.createElement("div"), style = document.createElement("style");
   style.textContent = `[data-still="${model.get("name")}"] {display: none}`;
   el.replaceChildren(style, body);
+  let pressed = false, late = false, limit;
   const show = () => {
+    late = pressed;
+    if (late) return;
     const at = document.activeElement, held = body.contains(at) ? at.dataset.click : null;
     body.innerHTML = model.get("html");
     if (held) body.querySelector(`[data-click="${CSS.escape(held)}"]`)?.focus({preventScroll: true});
@@ -71,6 +74,14 @@ function render({model, el}) {
     event.preventDefault(); event.stopPropagation();
     model.send({click: part.dataset.click});
   };
+  const release = () => { pressed = false; if (late) show(); };
+  body.addEventListener("pointerdown", () => {
+    pressed = true;
+    clearTimeout(limit);
+    limit = setTimeout(release, 2000);
+    for (const end of ["pointerup", "pointercancel"])
+      window.addEventListener(end, () => setTimeout(release), {once: true});
+  });
   body.addEventListener("click", press);
   body.addEventListener("keydown", press);
   if (model.get("takes_files")) takeFiles(model, el, body);

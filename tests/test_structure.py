@@ -201,6 +201,36 @@ def test_unused_names_are_found():
     assert not unused([*cells(), spare, needed], needed_elsewhere())
 
 
+def unknown_to_the_site(cells: list[Cell]) -> list[str]:
+    "Types in quotes of public functions that no import outside `if TYPE_CHECKING:` gives: the site evaluates them."
+    known: dict[str, set[str]] = {}
+    guarded: dict[str, set[str]] = {}
+    for cell in cells:
+        for node in cell.tree.body:
+            names = {alias.asname or alias.name for one in ast.walk(node) if isinstance(one, ast.ImportFrom)
+                     for alias in one.names}
+            where = guarded if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) else known
+            where.setdefault(cell.notebook, set()).update(names)
+    quoted = [(cell.notebook, text.value) for cell in cells if cell.kind == "exported" for node in cell.tree.body
+              if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+              for hint in [node.returns, *(argument.annotation for argument in ast.walk(node.args)
+                                           if isinstance(argument, ast.arg))] if hint is not None
+              for text in ast.walk(hint) if isinstance(text, ast.Constant) and isinstance(text.value, str)]
+    return sorted({f"{notebook}: {word}" for notebook, text in quoted for word in re.findall(r"\w+", text)
+                   if word in guarded.get(notebook, set()) - known.get(notebook, set())})
+
+
+def test_the_site_knows_every_type():
+    assert not unknown_to_the_site(cells())
+
+
+def test_types_unknown_to_the_site_are_found():
+    spare = Cell("20_x", "x", "exported",
+                 'if TYPE_CHECKING:\n    from a import Figure\n\n\ndef f(x: "Figure | None") -> int: ...')
+    assert unknown_to_the_site([spare]) == ["20_x: Figure"]
+    assert not unknown_to_the_site([spare, Cell("20_x", "x", "hidden", "from a import Figure")])
+
+
 def patched(cell: Cell) -> Iterator[str]:
     "Classes that get a method in a cell."
     for node in cell.tree.body:
