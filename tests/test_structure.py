@@ -231,6 +231,25 @@ def test_types_unknown_to_the_site_are_found():
     assert not unknown_to_the_site([spare, Cell("20_x", "x", "hidden", "from a import Figure")])
 
 
+def run_by_the_site(cells: list[Cell]) -> list[str]:
+    "Cells of a room that import and do something else too: the site runs them, without those that stand before."
+    mixed = []
+    for cell in cells:
+        if not cell.module or cell.kind == "exported" or "nbdev_export()" in cell.text: continue
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in cell.tree.body}
+        if len(kinds) == 2: mixed.append(f"{cell.notebook}: {cell.text[:60]}")
+    return mixed
+
+
+def test_an_import_stands_alone_in_a_lesson():
+    assert not run_by_the_site(cells())
+
+
+def test_mixed_imports_are_found():
+    assert run_by_the_site([Cell("20_x", "x", "hidden", "import json\nprint(json)")])
+    assert not run_by_the_site([Cell("20_x", "x", "hidden", "import json\nimport re")])
+
+
 def patched(cell: Cell) -> Iterator[str]:
     "Classes that get a method in a cell."
     for node in cell.tree.body:
