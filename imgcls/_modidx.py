@@ -436,6 +436,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'imgcls.core.explain_methods': ('core.html#explain_methods', 'imgcls/core.py'),
                              'imgcls.core.extra': ('core.html#extra', 'imgcls/core.py'),
                              'imgcls.core.fits': ('core.html#fits', 'imgcls/core.py'),
+                             'imgcls.core.imported': ('core.html#imported', 'imgcls/core.py'),
                              'imgcls.core.in_words': ('core.html#in_words', 'imgcls/core.py'),
                              'imgcls.core.is_gone': ('core.html#is_gone', 'imgcls/core.py'),
                              'imgcls.core.listed': ('core.html#listed', 'imgcls/core.py'),

@@ -10,8 +10,8 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
-           'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
-           'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
+           'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'imported', 'shown', 'check', 'near_miss', 'listed',
+           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
            'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
@@ -29,6 +29,7 @@ import platform
 import re
 import secrets
 import struct
+import sys
 import types
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,31 @@ def extra(
         broken = importlib.util.find_spec(package) is not None
         what = f"{package} is installed, but cannot be imported ({error})" if broken else f"This needs {package}"
         raise MissingExtra(f"{what}: pip install 'imgcls[{name}]'") from error
+
+# %% ../nbs/00_core.ipynb #9769c66f
+def imported(
+    path: str,              # 'mymodule.MyNet'
+    what: str,              # it is, for the message: 'a network'
+) -> Any:
+    "The class or function of an import path."
+    module, dot, name = path.rpartition(".")
+    if not (dot and all(part.isidentifier() for part in path.split("."))):
+        raise ConfigError(f"{what} must be given as module.name. Got {path!r}.")
+    here = os.getcwd()
+    sys.path.insert(0, here)            # a command of ours does not look into the current folder by itself
+    try: found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        gone = error.name or module
+        if not f"{module}.".startswith(f"{gone}."):
+            raise ConfigError(f"{module} needs {gone}, which is not installed.") from error
+        raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed.") from None
+    except Exception as error:
+        raise ConfigError(f"{module} cannot be imported ({type(error).__name__}: {error}).") from error
+    finally: sys.path.remove(here)
+    if not hasattr(found, name):
+        raise ConfigError(f"The module {module!r} ({getattr(found, '__file__', None) or 'built in'}) has no {name!r}."
+                          f"{near_miss(name, vars(found))}")
+    return getattr(found, name)
 
 # %% ../nbs/00_core.ipynb #0327b42b
 MAX_SHOWN = 200     # characters
