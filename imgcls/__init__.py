@@ -20,6 +20,7 @@ Modules:
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
+- `imgcls.deletion`: How does a run go away, and nothing else with it?
 - `imgcls.demo`: Can a colleague try it in a browser?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
@@ -27,6 +28,7 @@ Modules:
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
+- `imgcls.flips`: Which of two runs was right more often, and on which images do they disagree?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
@@ -47,6 +49,7 @@ Modules:
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
+- `imgcls.paired`: Which of two networks is right more often, and about which images do they disagree?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
 - `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
