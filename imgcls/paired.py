@@ -12,7 +12,7 @@ is named and left out; a difference is claimed only where the interval, the boot
 # %% auto #0
 __all__ = ['PairedComparison', 'compare_answers']
 
-# %% ../nbs/26b_paired.ipynb #012874e8
+# %% ../nbs/26b_paired.ipynb #322fcea1
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -33,7 +33,7 @@ from .scores import mean_interval
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/26b_paired.ipynb #d5102cb3
+# %% ../nbs/26b_paired.ipynb #4d93d986
 def _bootstrap(differences: np.ndarray, n_resamples: int, seed: int) -> tuple[float, float]:
     "Percentile interval (95 %) of the mean, images drawn with replacement."
     if not np.isfinite(differences).all(): return -math.inf, math.inf
@@ -51,7 +51,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
-# %% ../nbs/26b_paired.ipynb #e82abdc2
+# %% ../nbs/26b_paired.ipynb #12b4b36c
 @dataclass(frozen=True, eq=False, repr=False)
 class PairedComparison:
     "Two networks on the same images."
@@ -108,7 +108,7 @@ class PairedComparison:
     def _count(self, a: bool, b: bool) -> int:
         return int(((self.images.right_a == a) & (self.images.right_b == b)).sum())
 
-# %% ../nbs/26b_paired.ipynb #bbc171b2
+# %% ../nbs/26b_paired.ipynb #2a8207bc
 @patch(as_prop=True)
 def flipped(self: PairedComparison) -> "DataFrame":
     "The images that one got right and the other wrong: those that b lost first, the surest mistakes on top."
@@ -116,7 +116,7 @@ def flipped(self: PairedComparison) -> "DataFrame":
     sure = np.where(found.right_a, found.confidence_b, found.confidence_a)
     return found.iloc[np.lexsort((-sure, ~found.right_a.to_numpy(bool)))]
 
-# %% ../nbs/26b_paired.ipynb #a3db651f
+# %% ../nbs/26b_paired.ipynb #1503e3cd
 @patch(as_prop=True)
 def better(self: PairedComparison) -> str | None:
     "Who is right more often on images of this kind; None: that is not shown."
@@ -124,7 +124,7 @@ def better(self: PairedComparison) -> str | None:
     if self.p_value >= 0.05 or any(low <= 0 <= high for low, high in ends): return None
     return self.names[int(self.accuracy_difference > 0)]
 
-# %% ../nbs/26b_paired.ipynb #d319294b
+# %% ../nbs/26b_paired.ipynb #8f324f1d
 @patch(as_prop=True)
 def verdict(self: PairedComparison) -> str:
     "One sentence, which claims no more than the interval shows."
@@ -146,7 +146,7 @@ def _signed(value: float, interval: tuple[float, float], digits: int = 4) -> str
 
 def _p(value: float) -> str: return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
-# %% ../nbs/26b_paired.ipynb #fec73bc7
+# %% ../nbs/26b_paired.ipynb #01947ca5
 @checked
 def compare_answers(
     a: Evaluation,          # of images that neither network learned from
@@ -175,7 +175,7 @@ def compare_answers(
                             _mcnemar(lost, won), n_resamples, seed, split, left_out, disputed,
                             [*notes, *_classes_apart(a, b, names)])
 
-# %% ../nbs/26b_paired.ipynb #285c4357
+# %% ../nbs/26b_paired.ipynb #d41e57fe
 def _keys(a: Evaluation, b: Evaluation, keys: Sequence[Sequence[Hashable]] | None) -> list[list[Hashable]]:
     "A key for each image of both."
     sides = (a, b)
@@ -233,7 +233,7 @@ def _images(a: Evaluation, b: Evaluation, rows: Sequence[tuple[int, int]]) -> "D
     for key, (side, at) in sides.items(): columns[f"right_{key}"] = side.correct[at]
     return pd.DataFrame(columns)
 
-# %% ../nbs/26b_paired.ipynb #652e5b8f
+# %% ../nbs/26b_paired.ipynb #04f111f7
 @patch
 def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_details(self)])
 
@@ -257,7 +257,7 @@ def _details(found: PairedComparison) -> list[str]:
 _ALWAYS = ("This is about these weights: another seed of either is another network. Every further split or pair that "
            "is compared is one more test: of twenty in which nothing differs, one may look as if it did.")
 
-# %% ../nbs/26b_paired.ipynb #03e8c3ed
+# %% ../nbs/26b_paired.ipynb #2c1e292a
 @patch
 def _repr_html_(self: PairedComparison) -> str:
     return (tag("p", f"<b>{escaped(self.verdict)}</b>") + html_table(self.table) + html_table(self.numbers)
