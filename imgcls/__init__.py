@@ -59,6 +59,7 @@ Modules:
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
+- `imgcls.run_commands`: How are runs listed, compared, deleted and looked at from a shell?
 - `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
@@ -97,7 +98,7 @@ _HOMES = {
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
     "Run": "runs", "list_runs": "listing",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
-    "predict_widget": "trying",
+    "predict_widget": "trying", "compare": "flips", "delete_run": "deletion",
     "download_hymenoptera": "samples",
 }
 __all__ = sorted(_HOMES)

@@ -12,7 +12,7 @@ matched is said; what one of the runs did not answer is counted and left out."""
 # %% auto #0
 __all__ = ['compare', 'Flips', 'show_flips']
 
-# %% ../nbs/46a_flips.ipynb #29f078b0
+# %% ../nbs/46a_flips.ipynb #357cde0b
 import os
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -35,7 +35,7 @@ from .paired import PairedComparison, compare_answers
 from .plots import PALETTE
 from .runs import Run
 
-# %% ../nbs/46a_flips.ipynb #bc0e1fd5
+# %% ../nbs/46a_flips.ipynb #19dcfa09
 @checked
 def compare(
     a: Any,                             # a run: its name, folder, Run, or a learner that has one
@@ -63,7 +63,7 @@ def compare(
 def _split(runs: Sequence[Run]) -> str:
     return "test" if all(run.predictions_path("test").exists() for run in runs) else "val"
 
-# %% ../nbs/46a_flips.ipynb #b6b9c830
+# %% ../nbs/46a_flips.ipynb #2acc97bb
 @dataclass(frozen=True)
 class _Side:
     "What a run said, and what is known of the images."
@@ -103,7 +103,7 @@ def _with_manifest(said: Evaluation, manifest: Path) -> _Side:
     names = [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
     return _Side(said, [marks[path] for path in paths] if known else None, names, frozenset(learned))
 
-# %% ../nbs/46a_flips.ipynb #064113bf
+# %% ../nbs/46a_flips.ipynb #bc113a3c
 def _matched(a: _Side, b: _Side) -> tuple[list[list[Hashable]] | None, str]:
     "Keys that tell the images of both apart, None: their rows; and how that was done."
     if a.names is None and b.names is None: return None, "Images were matched by their rows: they come from no files."
@@ -148,7 +148,7 @@ def _notes(runs: Sequence[Run], names: Sequence[str], sides: Sequence[_Side], sp
     if split == "train": notes.append("Both learned from these images: this says nothing about others.")
     return notes
 
-# %% ../nbs/46a_flips.ipynb #53058425
+# %% ../nbs/46a_flips.ipynb #43845dc4
 _WHICH = {"flipped": "flipped", "only_a": "only {a} right", "only_b": "only {b} right", "both_right": "both right",
           "both_wrong": "both wrong"}
 
@@ -158,7 +158,7 @@ class _Choice:
     "Which images."
     which: str = "flipped"          # a key of _WHICH
 
-# %% ../nbs/46a_flips.ipynb #a12a839f
+# %% ../nbs/46a_flips.ipynb #aec46036
 class Flips(Gallery):
     "Images that two networks answered, by who was right."
 
@@ -191,7 +191,7 @@ class Flips(Gallery):
     def __repr__(self) -> str:
         return f"Flips: {len(self.rows):,} of {self.n_images:,} images: {_words(self)}"
 
-# %% ../nbs/46a_flips.ipynb #28ac9faf
+# %% ../nbs/46a_flips.ipynb #c3dec939
 @patch
 def inputs(self: Flips) -> dict[str, ipywidgets.Widget]:
     names = dict(zip("ab", self.comparison.names, strict=True))
@@ -202,21 +202,21 @@ def inputs(self: Flips) -> dict[str, ipywidgets.Widget]:
 def _words(flips: Flips) -> str:
     return _WHICH[flips.choice.which].format(**dict(zip("ab", flips.comparison.names, strict=True)))
 
-# %% ../nbs/46a_flips.ipynb #dd8e1a4e
+# %% ../nbs/46a_flips.ipynb #b98ac4ee
 @patch
 def chosen(self: Flips) -> str:
     order = f", those that {self.comparison.names[1]} lost first" if self.choice.which == "flipped" else ""
     back = "" if self.choice.which == "flipped" else f" · {link('show flipped', 'all that flipped')}"
     return f"<b>{escaped(_words(self))}</b>{escaped(order)}{back}"
 
-# %% ../nbs/46a_flips.ipynb #afcf0c73
+# %% ../nbs/46a_flips.ipynb #19f4345e
 @patch
 def on_click(self: Flips, part: str) -> None:
     word, *rest = part.split()
     if word == "show" and rest[0] in _WHICH: self.choose(_Choice(rest[0]))
     else: Gallery.on_click(self, part)
 
-# %% ../nbs/46a_flips.ipynb #1a5dc02f
+# %% ../nbs/46a_flips.ipynb #7397300b
 @patch
 def overview(self: Flips) -> str:
     "Who was right about how many, each count to be clicked."
@@ -239,7 +239,7 @@ def _count(key: str, count: int, n: int, chosen: bool) -> str:
     look = f"{RING * chosen}{shade(count/n, not key.startswith('only'))}text-align:center;padding:6px 14px"
     return tag("td", f"{count:,}", look, f"show {key}", f"{count:,} of {n:,}")
 
-# %% ../nbs/46a_flips.ipynb #c07e8eb5
+# %% ../nbs/46a_flips.ipynb #65c7f597
 @patch
 def about(self: Flips, i: int) -> str:
     row = self._table.loc[i]
@@ -248,7 +248,7 @@ def about(self: Flips, i: int) -> str:
             for key, who in zip("ab", self.comparison.names, strict=True)]
     return "\n".join([name, f"true: {row.true}", *said])
 
-# %% ../nbs/46a_flips.ipynb #0105c9c8
+# %% ../nbs/46a_flips.ipynb #291f1b7f
 @patch
 def caption(self: Flips, i: int) -> list[str]:
     row = self._table.loc[i]
@@ -256,7 +256,7 @@ def caption(self: Flips, i: int) -> list[str]:
                                    f"{row[f'confidence_{key}']:.2f}  {name}"
                                    for key, name in zip("ab", self.comparison.names, strict=True))]
 
-# %% ../nbs/46a_flips.ipynb #1732dead
+# %% ../nbs/46a_flips.ipynb #116b0a5f
 @patch
 def detail(self: Flips, i: int) -> str:
     row = self._table.loc[i]
@@ -267,7 +267,7 @@ def detail(self: Flips, i: int) -> str:
                        f"{row[f'confidence_{key}']:.4f}, loss {row[f'loss_{key}']:.4g} nats")
     return tag("div", tag("div", self.shown(i)) + tag("div", facts(known), "flex:1 1 320px;min-width:0"), SIDE_BY_SIDE)
 
-# %% ../nbs/46a_flips.ipynb #0ad69bde
+# %% ../nbs/46a_flips.ipynb #a7effcda
 @checked
 def show_flips(
     comparison: PairedComparison,   # of `compare`
