@@ -1777,6 +1777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.paired.PairedComparison.verdict': ('paired.html#pairedcomparison.verdict', 'imgcls/paired.py'),
                                'imgcls.paired._agreed': ('paired.html#_agreed', 'imgcls/paired.py'),
                                'imgcls.paired._bootstrap': ('paired.html#_bootstrap', 'imgcls/paired.py'),
+                               'imgcls.paired._bootstrap_counts': ('paired.html#_bootstrap_counts', 'imgcls/paired.py'),
                                'imgcls.paired._classes_apart': ('paired.html#_classes_apart', 'imgcls/paired.py'),
                                'imgcls.paired._details': ('paired.html#_details', 'imgcls/paired.py'),
                                'imgcls.paired._flips_html': ('paired.html#_flips_html', 'imgcls/paired.py'),

@@ -1,7 +1,7 @@
 """How does a run go away, and nothing else with it?
 
 `delete_run` asks, and then removes the folder of a run: config, history, reports, weights. What was written elsewhere (an export,
-a tracker's server) stays.
+a tracker's server) stays; what still waits in the folder for a server goes with it.
 
 Guaranteed: a run that trains stays, and so does a folder that is no run or holds more than one; a run is there whole or not at
 all, even if the deleting process is killed; without somebody who can be asked nothing is deleted unless `yes=True` says so."""
@@ -11,7 +11,7 @@ all, even if the deleting process is killed; without somebody who can be asked n
 # %% auto #0
 __all__ = ['Deleted', 'delete_run']
 
-# %% ../nbs/38a_deletion.ipynb #4551a770
+# %% ../nbs/38a_deletion.ipynb #d8a4ae05
 import os
 import secrets
 import shutil
@@ -23,7 +23,7 @@ from .core import CheckpointError, ConfigError, ImgclsError, check, checked
 from .runs import Hold, Run, runs_in
 from .runtime import where
 
-# %% ../nbs/38a_deletion.ipynb #0d01bffe
+# %% ../nbs/38a_deletion.ipynb #258124ee
 @dataclass(frozen=True)
 class Deleted:
     "A run that was there."
@@ -38,7 +38,7 @@ def _amount(n_files: int, n_bytes: int) -> str:
     size = f"{n_bytes/1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes:,} bytes"
     return f"{size} in {n_files:,} files"
 
-# %% ../nbs/38a_deletion.ipynb #ded7e6e9
+# %% ../nbs/38a_deletion.ipynb #7bf648e2
 @checked
 def delete_run(
     run: str | Path | Run,              # a name, a folder, or a run
@@ -57,7 +57,7 @@ def delete_run(
     finally: hold.release()
     return Deleted(run.name, len(files), sum(files))
 
-# %% ../nbs/38a_deletion.ipynb #b27214ae
+# %% ../nbs/38a_deletion.ipynb #e055f566
 _PARTS = ("logs", "plots", "weights")       # what every run has from its first moment on
 _BIN = ".deleted"                           # beside the runs; no run, so nobody lists it
 

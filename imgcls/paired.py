@@ -12,7 +12,7 @@ is named and left out; a difference is claimed only where the interval, the boot
 # %% auto #0
 __all__ = ['PairedComparison', 'compare_answers']
 
-# %% ../nbs/26b_paired.ipynb #322fcea1
+# %% ../nbs/26b_paired.ipynb #212330d0
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -33,15 +33,22 @@ from .scores import mean_interval
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/26b_paired.ipynb #4d93d986
+# %% ../nbs/26b_paired.ipynb #d0469aef
+def _bootstrap_counts(lost: int, won: int, n: int, n_resamples: int, seed: int) -> tuple[float, float]:
+    "Percentile interval (95 %) of (won - lost)/n: drawn images are of three kinds, so counts are drawn."
+    kinds = np.random.default_rng(seed).multinomial(n, [lost/n, won/n, max(0.0, 1 - (lost + won)/n)], n_resamples)
+    low, high = np.quantile((kinds[:, 1] - kinds[:, 0])/n, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def _bootstrap(differences: np.ndarray, n_resamples: int, seed: int) -> tuple[float, float]:
     "Percentile interval (95 %) of the mean, images drawn with replacement."
     if not np.isfinite(differences).all(): return -math.inf, math.inf
     n, draw, means = len(differences), np.random.default_rng(seed), []
-    at_once = max(1, 2_000_000//n)          # not all of them in memory
+    at_once = max(1, 1_000_000//n)          # not all of them in memory
     while sum(map(len, means)) < n_resamples:
         rows = min(at_once, n_resamples - sum(map(len, means)))
-        means.append(differences[draw.integers(n, size=(rows, n))].mean(1))
+        means.append(differences[draw.integers(n, size=(rows, n), dtype=np.int32)].mean(1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
 
@@ -51,7 +58,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
-# %% ../nbs/26b_paired.ipynb #12b4b36c
+# %% ../nbs/26b_paired.ipynb #2b2b6840
 @dataclass(frozen=True, eq=False, repr=False)
 class PairedComparison:
     "Two networks on the same images."
@@ -108,7 +115,7 @@ class PairedComparison:
     def _count(self, a: bool, b: bool) -> int:
         return int(((self.images.right_a == a) & (self.images.right_b == b)).sum())
 
-# %% ../nbs/26b_paired.ipynb #2a8207bc
+# %% ../nbs/26b_paired.ipynb #8bb1f5af
 @patch(as_prop=True)
 def flipped(self: PairedComparison) -> "DataFrame":
     "The images that one got right and the other wrong: those that b lost first, the surest mistakes on top."
@@ -116,7 +123,7 @@ def flipped(self: PairedComparison) -> "DataFrame":
     sure = np.where(found.right_a, found.confidence_b, found.confidence_a)
     return found.iloc[np.lexsort((-sure, ~found.right_a.to_numpy(bool)))]
 
-# %% ../nbs/26b_paired.ipynb #1503e3cd
+# %% ../nbs/26b_paired.ipynb #42964845
 @patch(as_prop=True)
 def better(self: PairedComparison) -> str | None:
     "Who is right more often on images of this kind; None: that is not shown."
@@ -124,7 +131,7 @@ def better(self: PairedComparison) -> str | None:
     if self.p_value >= 0.05 or any(low <= 0 <= high for low, high in ends): return None
     return self.names[int(self.accuracy_difference > 0)]
 
-# %% ../nbs/26b_paired.ipynb #8f324f1d
+# %% ../nbs/26b_paired.ipynb #58ae4869
 @patch(as_prop=True)
 def verdict(self: PairedComparison) -> str:
     "One sentence, which claims no more than the interval shows."
@@ -146,7 +153,7 @@ def _signed(value: float, interval: tuple[float, float], digits: int = 4) -> str
 
 def _p(value: float) -> str: return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
-# %% ../nbs/26b_paired.ipynb #01947ca5
+# %% ../nbs/26b_paired.ipynb #a679fa25
 @checked
 def compare_answers(
     a: Evaluation,          # of images that neither network learned from
@@ -166,16 +173,17 @@ def compare_answers(
     check(len(rows) > 0, "The two must have answered about the same images, with the same true classes",
           "; ".join(f"{n:,} {why}" for why, n in left_out.items()), "Evaluate both on the same split.", DataError)
     images = _images(a, b, rows)
-    change = images.right_b.to_numpy(float) - images.right_a.to_numpy(float)
     with np.errstate(invalid="ignore"): loss_change = (images.loss_b - images.loss_a).to_numpy(float)
-    lost, won, n = int((change < 0).sum()), int((change > 0).sum()), len(images)
+    right_a, right_b, n = images.right_a.to_numpy(bool), images.right_b.to_numpy(bool), len(images)
+    lost, won = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     split = a.split if a.split == b.split else None
     return PairedComparison((names[0], names[1]), images, paired_interval(won, lost, n),
-                            _bootstrap(change, n_resamples, seed), _bootstrap(loss_change, n_resamples, seed),
+                            _bootstrap_counts(lost, won, n, n_resamples, seed),
+                            _bootstrap(loss_change, n_resamples, seed),
                             _mcnemar(lost, won), n_resamples, seed, split, left_out, disputed,
                             [*notes, *_classes_apart(a, b, names)])
 
-# %% ../nbs/26b_paired.ipynb #d41e57fe
+# %% ../nbs/26b_paired.ipynb #0fec9bfe
 def _keys(a: Evaluation, b: Evaluation, keys: Sequence[Sequence[Hashable]] | None) -> list[list[Hashable]]:
     "A key for each image of both."
     sides = (a, b)
@@ -227,13 +235,15 @@ def _images(a: Evaluation, b: Evaluation, rows: Sequence[tuple[int, int]]) -> "D
     first, at = sides["a"]
     columns = {} if first.paths is None else {"path": text_column(first.paths[i] for i in at)}
     columns["true"] = text_column(first.class_names[first.targets[i]] for i in at)
-    for key, (side, at) in sides.items(): columns[f"said_{key}"] = text_column(side.labels[i] for i in at)
+    for key, (side, at) in sides.items():
+        labels = side.labels            # made anew at each look
+        columns[f"said_{key}"] = text_column(labels[i] for i in at)
     for key, (side, at) in sides.items(): columns[f"confidence_{key}"] = side.confidence[at]
     for key, (side, at) in sides.items(): columns[f"loss_{key}"] = side.losses[at]
     for key, (side, at) in sides.items(): columns[f"right_{key}"] = side.correct[at]
     return pd.DataFrame(columns)
 
-# %% ../nbs/26b_paired.ipynb #04f111f7
+# %% ../nbs/26b_paired.ipynb #29525b88
 @patch
 def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_details(self)])
 
@@ -257,7 +267,7 @@ def _details(found: PairedComparison) -> list[str]:
 _ALWAYS = ("This is about these weights: another seed of either is another network. Every further split or pair that "
            "is compared is one more test: of twenty in which nothing differs, one may look as if it did.")
 
-# %% ../nbs/26b_paired.ipynb #2c1e292a
+# %% ../nbs/26b_paired.ipynb #c3139188
 @patch
 def _repr_html_(self: PairedComparison) -> str:
     return (tag("p", f"<b>{escaped(self.verdict)}</b>") + html_table(self.table) + html_table(self.numbers)

@@ -1,6 +1,6 @@
 """How are runs listed, compared, deleted and looked at from a shell?
 
-`imgcls-runs` lists runs, shows what one was, compares some, and deletes; `imgcls-visualise` starts TensorBoard, and draws images as the
+`imgcls-runs` lists runs, shows what one was, compares some, deletes, and delivers what waits for a server; `imgcls-visualise` starts TensorBoard, and draws images as the
 network sees them, what a run said of them, and its mistakes. Each is thin: arguments, one call, an exit code (`63_cli`).
 
 Guaranteed: `--help` answers at once, without torch; results go to standard output, everything else to standard error; no picture replaces
@@ -11,7 +11,7 @@ a file unless `--overwrite` says so, and no run is deleted without a question or
 # %% auto #0
 __all__ = ['runs_command', 'visualise_command']
 
-# %% ../nbs/63c_run_commands.ipynb #f07e0f3f
+# %% ../nbs/63c_run_commands.ipynb #01331c94
 import argparse
 import json
 import sys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imgcls.runs import Run
     from imgcls.summaries import Summary
 
-# %% ../nbs/63c_run_commands.ipynb #b8fa55ff
+# %% ../nbs/63c_run_commands.ipynb #76606eee
 def _list(arguments: argparse.Namespace) -> None:
     from imgcls.listing import list_runs
     words = lambda text: [word for word in text.split(",") if word]
@@ -57,7 +57,7 @@ def _records(table: "DataFrame") -> list[dict[str, Any]]:
     columns = {str(name): _known(table[name].tolist()) for name in table}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-# %% ../nbs/63c_run_commands.ipynb #cb16be33
+# %% ../nbs/63c_run_commands.ipynb #ecc2969e
 def _show(arguments: argparse.Namespace) -> None:
     from imgcls.runs import Run
     run = Run.open(arguments.run, arguments.runs)
@@ -97,7 +97,7 @@ def _trained(run: "Run", summary: "Summary") -> dict[str, Any]:
     return {**known, **{key: new for key, (_, new) in changed.items() if not key.startswith("data.")},
             "the rest": f"as by default; all of it is in {run.config_path.name}"}
 
-# %% ../nbs/63c_run_commands.ipynb #c2a13f03
+# %% ../nbs/63c_run_commands.ipynb #24623f3d
 def _data(run: "Run", summary: "Summary") -> dict[str, Any]:
     config = summary.config.get("data", {})
     files = {"data.csv": "every image, its class and split, and a mark of its content",
@@ -135,7 +135,7 @@ def _again(run: "Run", summary: "Summary") -> dict[str, Any]:
             "take care": f"{', '.join(summary.objects)} came from a notebook or program: give the same again"
             if summary.objects else ""}
 
-# %% ../nbs/63c_run_commands.ipynb #3aa6aad9
+# %% ../nbs/63c_run_commands.ipynb #73cd8c12
 def _compare(arguments: argparse.Namespace) -> int:
     from imgcls.core import ImgclsError
     from imgcls.flips import compare
@@ -169,7 +169,7 @@ def _show_flips(found: Any, n: int) -> None:
     show_table({names.get(name, name): flips[name].tolist() for name in flips
                 if name in names or name in ("path", "true")})
 
-# %% ../nbs/63c_run_commands.ipynb #2e379012
+# %% ../nbs/63c_run_commands.ipynb #44e6e307
 def _delete(arguments: argparse.Namespace) -> None:
     from imgcls.deletion import delete_run
     from imgcls.runs import Run
@@ -181,12 +181,17 @@ def _delete(arguments: argparse.Namespace) -> None:
         write(f"{gone or f'Run {run.name!r} is kept.'}\n")
 
 
-def _sync(arguments: argparse.Namespace) -> None:
-    from imgcls import tracking
+def _sync(arguments: argparse.Namespace) -> int:
     from imgcls.runs import Run
-    for run in [Run.open(run, arguments.runs) for run in arguments.run]: write(f"{run.name}: {tracking.sync(run)}\n")
+    from imgcls.tracking import sync
+    left = False
+    for run in [Run.open(run, arguments.runs) for run in arguments.run]:
+        delivered = sync(run, arguments.seconds)
+        left |= not all(delivered)
+        for said in delivered or ["nothing waits to be delivered"]: write(f"{run.name}: {said}\n")
+    return int(left)
 
-# %% ../nbs/63c_run_commands.ipynb #4ad42a5a
+# %% ../nbs/63c_run_commands.ipynb #c51e624a
 def runs_command(
     argv: Sequence[str] | None = None,      # arguments; None: those of the shell
 ) -> int:                                   # exit code
@@ -216,6 +221,7 @@ def runs_command(
     deleted.add_argument("--yes", action="store_true", help="do not ask")
     synced = add("sync", _sync, "deliver what a tracker's server has not got yet")
     synced.add_argument("run", nargs="+", metavar="RUN", help="names or folders")
+    synced.add_argument("--seconds", type=float, default=60, metavar="X", help="how long it is tried; without it 60")
     arguments = parser.parse_args(_joined(argv))
     return ended("imgcls-runs", arguments, lambda: arguments.work(arguments))
 
@@ -243,7 +249,7 @@ def _joined(argv: Sequence[str] | None) -> list[str]:
         words[i:i + 2] = [f"--sort={words[i + 1]}"]
     return words
 
-# %% ../nbs/63c_run_commands.ipynb #d54bed8b
+# %% ../nbs/63c_run_commands.ipynb #1b93c710
 def _tensorboard(arguments: argparse.Namespace) -> None:
     from tensorboard import program
     where, what = _boards(arguments)
@@ -275,7 +281,7 @@ def _boards(arguments: argparse.Namespace) -> tuple[list[str], str]:
                            "colon. Give one RUN, or none for all.")
     return ["--logdir_spec", ",".join(spec)], ", ".join(runs)
 
-# %% ../nbs/63c_run_commands.ipynb #163c5f3e
+# %% ../nbs/63c_run_commands.ipynb #e19e333a
 def _samples(arguments: argparse.Namespace) -> None:
     _check_picture(arguments)
     data, what = _data_of(arguments)
@@ -310,7 +316,7 @@ def _data_of(arguments: argparse.Namespace) -> tuple["ImageData", str]:
     config = load_experiment(word, changes)[0]
     return data_from_config(config.data, config.transforms, config.seed), f"the config {word!r}"
 
-# %% ../nbs/63c_run_commands.ipynb #c6095eaa
+# %% ../nbs/63c_run_commands.ipynb #fa0117c3
 def _predictions(arguments: argparse.Namespace) -> None:
     _check_picture(arguments)
     said, what = _answers(arguments)
@@ -372,7 +378,7 @@ def _save(figure: "Figure", arguments: argparse.Namespace, what: str) -> None:
     save_plot(figure, arguments.out)
     write(f"{arguments.out}: {what}\n")
 
-# %% ../nbs/63c_run_commands.ipynb #dcca94dd
+# %% ../nbs/63c_run_commands.ipynb #05c7778c
 def visualise_command(
     argv: Sequence[str] | None = None,      # arguments; None: those of the shell
 ) -> int:                                   # exit code

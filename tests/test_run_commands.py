@@ -124,6 +124,16 @@ def test_delete_leaves_a_run_that_trains(home, capsys):
     assert "is being trained already" in capsys.readouterr().err and (home/"runs"/"better"/"summary.txt").exists()
 
 
+def test_sync_says_what_is_left(home, capsys, monkeypatch):
+    said = {"base": [True], "better": []}
+    monkeypatch.setattr("imgcls.tracking.sync", lambda run, seconds: said[run.name], raising=False)
+    assert runs_command(["sync", "base", "better", "--seconds", "3"]) == 0
+    assert capsys.readouterr().out == "base: True\nbetter: nothing waits to be delivered\n"
+    said["better"] = [False]
+    assert runs_command(["sync", "base", "better"]) == 1
+    capsys.readouterr()
+
+
 def test_pictures(home, capsys):
     assert visualise_command(["mistakes", "base", "--n", "3"]) == 0
     assert re.fullmatch(r"mistakes\.png: 3 of \d+ mistakes among 40 test images of base\n", capsys.readouterr().out)
