@@ -12,7 +12,7 @@ is named and left out; a difference is claimed only where the interval, the boot
 # %% auto #0
 __all__ = ['PairedComparison', 'compare_answers']
 
-# %% ../nbs/26b_paired.ipynb #212330d0
+# %% ../nbs/26b_paired.ipynb #f456d749
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -33,7 +33,7 @@ from .scores import mean_interval
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/26b_paired.ipynb #d0469aef
+# %% ../nbs/26b_paired.ipynb #f58c1684
 def _bootstrap_counts(lost: int, won: int, n: int, n_resamples: int, seed: int) -> tuple[float, float]:
     "Percentile interval (95 %) of (won - lost)/n: drawn images are of three kinds, so counts are drawn."
     kinds = np.random.default_rng(seed).multinomial(n, [lost/n, won/n, max(0.0, 1 - (lost + won)/n)], n_resamples)
@@ -58,7 +58,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
-# %% ../nbs/26b_paired.ipynb #2b2b6840
+# %% ../nbs/26b_paired.ipynb #ff63b64b
 @dataclass(frozen=True, eq=False, repr=False)
 class PairedComparison:
     "Two networks on the same images."
@@ -115,7 +115,7 @@ class PairedComparison:
     def _count(self, a: bool, b: bool) -> int:
         return int(((self.images.right_a == a) & (self.images.right_b == b)).sum())
 
-# %% ../nbs/26b_paired.ipynb #8bb1f5af
+# %% ../nbs/26b_paired.ipynb #91ba1c55
 @patch(as_prop=True)
 def flipped(self: PairedComparison) -> "DataFrame":
     "The images that one got right and the other wrong: those that b lost first, the surest mistakes on top."
@@ -123,7 +123,7 @@ def flipped(self: PairedComparison) -> "DataFrame":
     sure = np.where(found.right_a, found.confidence_b, found.confidence_a)
     return found.iloc[np.lexsort((-sure, ~found.right_a.to_numpy(bool)))]
 
-# %% ../nbs/26b_paired.ipynb #42964845
+# %% ../nbs/26b_paired.ipynb #0941e0cb
 @patch(as_prop=True)
 def better(self: PairedComparison) -> str | None:
     "Who is right more often on images of this kind; None: that is not shown."
@@ -131,7 +131,7 @@ def better(self: PairedComparison) -> str | None:
     if self.p_value >= 0.05 or any(low <= 0 <= high for low, high in ends): return None
     return self.names[int(self.accuracy_difference > 0)]
 
-# %% ../nbs/26b_paired.ipynb #58ae4869
+# %% ../nbs/26b_paired.ipynb #9162914b
 @patch(as_prop=True)
 def verdict(self: PairedComparison) -> str:
     "One sentence, which claims no more than the interval shows."
@@ -153,7 +153,7 @@ def _signed(value: float, interval: tuple[float, float], digits: int = 4) -> str
 
 def _p(value: float) -> str: return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
-# %% ../nbs/26b_paired.ipynb #a679fa25
+# %% ../nbs/26b_paired.ipynb #965e1b39
 @checked
 def compare_answers(
     a: Evaluation,          # of images that neither network learned from
@@ -183,7 +183,7 @@ def compare_answers(
                             _mcnemar(lost, won), n_resamples, seed, split, left_out, disputed,
                             [*notes, *_classes_apart(a, b, names)])
 
-# %% ../nbs/26b_paired.ipynb #0fec9bfe
+# %% ../nbs/26b_paired.ipynb #6ae8876d
 def _keys(a: Evaluation, b: Evaluation, keys: Sequence[Sequence[Hashable]] | None) -> list[list[Hashable]]:
     "A key for each image of both."
     sides = (a, b)
@@ -243,7 +243,7 @@ def _images(a: Evaluation, b: Evaluation, rows: Sequence[tuple[int, int]]) -> "D
     for key, (side, at) in sides.items(): columns[f"right_{key}"] = side.correct[at]
     return pd.DataFrame(columns)
 
-# %% ../nbs/26b_paired.ipynb #29525b88
+# %% ../nbs/26b_paired.ipynb #eb04745b
 @patch
 def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_details(self)])
 
@@ -267,7 +267,7 @@ def _details(found: PairedComparison) -> list[str]:
 _ALWAYS = ("This is about these weights: another seed of either is another network. Every further split or pair that "
            "is compared is one more test: of twenty in which nothing differs, one may look as if it did.")
 
-# %% ../nbs/26b_paired.ipynb #c3139188
+# %% ../nbs/26b_paired.ipynb #7ef8e67b
 @patch
 def _repr_html_(self: PairedComparison) -> str:
     return (tag("p", f"<b>{escaped(self.verdict)}</b>") + html_table(self.table) + html_table(self.numbers)
