@@ -11,7 +11,7 @@ a file unless `--overwrite` says so, and no run is deleted without a question or
 # %% auto #0
 __all__ = ['runs_command', 'visualise_command']
 
-# %% ../nbs/63c_run_commands.ipynb #01331c94
+# %% ../nbs/63c_run_commands.ipynb #c087d742
 import argparse
 import json
 import sys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imgcls.runs import Run
     from imgcls.summaries import Summary
 
-# %% ../nbs/63c_run_commands.ipynb #76606eee
+# %% ../nbs/63c_run_commands.ipynb #6b27be33
 def _list(arguments: argparse.Namespace) -> None:
     from imgcls.listing import list_runs
     words = lambda text: [word for word in text.split(",") if word]
@@ -57,7 +57,7 @@ def _records(table: "DataFrame") -> list[dict[str, Any]]:
     columns = {str(name): _known(table[name].tolist()) for name in table}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-# %% ../nbs/63c_run_commands.ipynb #ecc2969e
+# %% ../nbs/63c_run_commands.ipynb #4ebc219e
 def _show(arguments: argparse.Namespace) -> None:
     from imgcls.runs import Run
     run = Run.open(arguments.run, arguments.runs)
@@ -97,7 +97,7 @@ def _trained(run: "Run", summary: "Summary") -> dict[str, Any]:
     return {**known, **{key: new for key, (_, new) in changed.items() if not key.startswith("data.")},
             "the rest": f"as by default; all of it is in {run.config_path.name}"}
 
-# %% ../nbs/63c_run_commands.ipynb #24623f3d
+# %% ../nbs/63c_run_commands.ipynb #7023d7b7
 def _data(run: "Run", summary: "Summary") -> dict[str, Any]:
     config = summary.config.get("data", {})
     files = {"data.csv": "every image, its class and split, and a mark of its content",
@@ -135,7 +135,7 @@ def _again(run: "Run", summary: "Summary") -> dict[str, Any]:
             "take care": f"{', '.join(summary.objects)} came from a notebook or program: give the same again"
             if summary.objects else ""}
 
-# %% ../nbs/63c_run_commands.ipynb #73cd8c12
+# %% ../nbs/63c_run_commands.ipynb #91b64c94
 def _compare(arguments: argparse.Namespace) -> int:
     from imgcls.core import ImgclsError
     from imgcls.flips import compare
@@ -169,7 +169,7 @@ def _show_flips(found: Any, n: int) -> None:
     show_table({names.get(name, name): flips[name].tolist() for name in flips
                 if name in names or name in ("path", "true")})
 
-# %% ../nbs/63c_run_commands.ipynb #44e6e307
+# %% ../nbs/63c_run_commands.ipynb #d3c520b7
 def _delete(arguments: argparse.Namespace) -> None:
     from imgcls.deletion import delete_run
     from imgcls.runs import Run
@@ -191,7 +191,7 @@ def _sync(arguments: argparse.Namespace) -> int:
         for said in delivered or ["nothing waits to be delivered"]: write(f"{run.name}: {said}\n")
     return int(left)
 
-# %% ../nbs/63c_run_commands.ipynb #c51e624a
+# %% ../nbs/63c_run_commands.ipynb #c1ae959b
 def runs_command(
     argv: Sequence[str] | None = None,      # arguments; None: those of the shell
 ) -> int:                                   # exit code
@@ -249,7 +249,7 @@ def _joined(argv: Sequence[str] | None) -> list[str]:
         words[i:i + 2] = [f"--sort={words[i + 1]}"]
     return words
 
-# %% ../nbs/63c_run_commands.ipynb #1b93c710
+# %% ../nbs/63c_run_commands.ipynb #eccd20c7
 def _tensorboard(arguments: argparse.Namespace) -> None:
     from tensorboard import program
     where, what = _boards(arguments)
@@ -281,7 +281,7 @@ def _boards(arguments: argparse.Namespace) -> tuple[list[str], str]:
                            "colon. Give one RUN, or none for all.")
     return ["--logdir_spec", ",".join(spec)], ", ".join(runs)
 
-# %% ../nbs/63c_run_commands.ipynb #e19e333a
+# %% ../nbs/63c_run_commands.ipynb #95be380c
 def _samples(arguments: argparse.Namespace) -> None:
     _check_picture(arguments)
     data, what = _data_of(arguments)
@@ -316,7 +316,7 @@ def _data_of(arguments: argparse.Namespace) -> tuple["ImageData", str]:
     config = load_experiment(word, changes)[0]
     return data_from_config(config.data, config.transforms, config.seed), f"the config {word!r}"
 
-# %% ../nbs/63c_run_commands.ipynb #fa0117c3
+# %% ../nbs/63c_run_commands.ipynb #bba456ba
 def _predictions(arguments: argparse.Namespace) -> None:
     _check_picture(arguments)
     said, what = _answers(arguments)
@@ -362,7 +362,8 @@ def _grid(said: "Evaluation", rows: Sequence[int]) -> "Figure":
         pictures.append(ImageOps.contain(image, (400, 400)) if isinstance(image, Image.Image) and max(image.size) > 400
                         else image)
         true, answer = names[said.targets[i]], names[said.predicted[i]]
-        titles.append(f"{answer} {said.confidence[i]:.2f}" + ("" if true == answer else f", true {true}"))
+        titles.append(f"{answer} {said.confidence[i]:.2f}" if true == answer else
+                      f"true {true}, said {answer} {said.confidence[i]:.2f}")
     return image_grid(pictures, titles, size=1.5, title_colors=[PALETTE[0 if said.correct[i] else 1] for i in rows])
 
 
@@ -378,7 +379,7 @@ def _save(figure: "Figure", arguments: argparse.Namespace, what: str) -> None:
     save_plot(figure, arguments.out)
     write(f"{arguments.out}: {what}\n")
 
-# %% ../nbs/63c_run_commands.ipynb #05c7778c
+# %% ../nbs/63c_run_commands.ipynb #27de08ef
 def visualise_command(
     argv: Sequence[str] | None = None,      # arguments; None: those of the shell
 ) -> int:                                   # exit code
