@@ -93,6 +93,7 @@ def _remove(folder: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"The run {folder.name!r} cannot be deleted and is as it was: {error}.") from None
     try: shutil.rmtree(gone)
+    except FileNotFoundError: pass          # another process that deletes a run takes the rest along
     except OSError as error:
         raise ImgclsError(f"The run {folder.name!r} is gone, but not all of its files: {error}. Remove {str(gone)!r} "
                           "by hand.") from None
