@@ -366,7 +366,7 @@ def _grid(said: "Evaluation", rows: Sequence[int]) -> "Figure":
                       f"true {true}, said {answer} {said.confidence[i]:.2f}")
     return image_grid(pictures, titles, size=1.5, title_colors=[PALETTE[0 if said.correct[i] else 1] for i in rows])
 
-
+# %% ../nbs/63c_run_commands.ipynb #ecad9c07
 def _check_picture(arguments: argparse.Namespace) -> None:
     "Known before anything is read."
     if arguments.n < 1: raise CommandError(f"--n must be 1 or more. Got {arguments.n}.")
