@@ -10,6 +10,7 @@ Modules:
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.canvas`: How does one image reach several networks, each in its own size?
+- `imgcls.checking`: What is wrong with these images, before a network learns it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
 - `imgcls.combining`: How do several looks, or several networks, give one answer?

@@ -64,7 +64,7 @@ def look_at(
     finally: pool.shutdown(cancel_futures=True)     # an interrupt does not wait for the rest
 
 
-_ENOUGH = 40        # pixels of the shorter side, to make 32 of
+_ENOUGH = 64        # pixels of the shorter side, to make 32 of: with fewer, what a decoder rounds is seen
 
 
 def _look(path: str, budget: Budget) -> Look | Unreadable:
@@ -98,6 +98,7 @@ class Near:
 
 # %% ../nbs/18a_duplicates.ipynb #c0bdb2d6
 _CROWD = 100        # near images of an image, on average: more are no copies
+_CHAIN = 10         # images: a larger group of copies is one in which most pairs are near
 
 
 @checked
@@ -119,17 +120,14 @@ def find_near(
     if pairs is None:
         return Near([], unjudged, f"an image has more than {_CROWD} near ones on average")
     groups = _groups(len(judged), np.r_[np.c_[first[which], np.arange(len(judged))], first[pairs]])
-    largest = max(map(len, groups), default=0)
-    crowded = len(judged) >= 20 and 2 * largest > len(judged)
-    return Near([[judged[i] for i in group] for group in groups], unjudged,
-                f"{largest:,} of {len(judged):,} images are one chain of near ones" if crowded else "")
+    return Near([[judged[i] for i in group] for group in groups], unjudged, _chained(which, pairs, len(judged)))
 
 
 def _why_unjudged(look: Look) -> str:
     if min(look.width, look.height) < MIN_SIDE: return f"smaller than {MIN_SIDE} pixels"
     return "of nearly one colour" if look.contrast < MIN_CONTRAST else ""
 
-
+# %% ../nbs/18a_duplicates.ipynb #ab7794e5
 def _groups(n: int, pairs: np.ndarray) -> list[list[int]]:
     "What is linked by pairs, directly or by others."
     from scipy.sparse import coo_array
@@ -139,6 +137,18 @@ def _groups(n: int, pairs: np.ndarray) -> list[list[int]]:
     order = np.argsort(of, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(of[order])) + 1)
     return sorted(part.tolist() for part in parts if len(part) > 1)
+
+def _chained(which: np.ndarray, pairs: np.ndarray, n: int) -> str:
+    "Are many images in long chains, whose ends are not near? Equal ones count as one link."
+    n_equal = np.bincount(which.ravel())
+    for_each = {int(i): group for group in _groups(len(n_equal), pairs) for i in group[:1] if len(group) > _CHAIN}
+    home = {i: first for first, group in for_each.items() for i in group}
+    links = dict.fromkeys(for_each, 0)
+    for i, j in {(int(i), int(j)) for i, j in pairs if int(i) in home}: links[home[i]] += i != j
+    sparse = [group for first, group in for_each.items() if 4 * links[first] < len(group) * (len(group) - 1)]
+    caught = int(sum(n_equal[group].sum() for group in sparse))
+    if 10 * caught <= n: return ""
+    return f"{caught:,} of {n:,} images are links of chains whose ends are not near"
 
 # %% ../nbs/18a_duplicates.ipynb #788a3433
 _BLOCK = 1 << 20        # pairs at a time: they stay in the processor's cache
