@@ -13,7 +13,7 @@ training would refuse is looked at all the same."""
 __all__ = ['MANY_TIMES', 'SOME_TIMES', 'FEW_IMAGES', 'FAR_SIZE', 'LONG_SHAPE', 'RARE_MODE', 'BLANK', 'Alike', 'Finding',
            'DataReport', 'check_table', 'check_folder']
 
-# %% ../nbs/18b_checking.ipynb #bc4f7e32
+# %% ../nbs/18b_checking.ipynb #77e869b5
 import base64
 import io
 import os
@@ -33,18 +33,18 @@ from .datasets import ImageTable
 from .duplicates import MIN_SIDE, NEAR_BITS, Look, Near, Unreadable, find_near, look_at
 from .folders import SPLITS, survey
 from .images import decode, natural
-from .markup import escaped, table, tag
+from .markup import CUT, escaped, table, tag
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/18b_checking.ipynb #86e8005a
+# %% ../nbs/18b_checking.ipynb #53c24d1c
 class Alike(NamedTuple):
     "Images that show the same."
     rows: list[int]             # of the report's frame
     words: list[str]            # of each: how far it is from the first one
 
-# %% ../nbs/18b_checking.ipynb #fb161ac5
+# %% ../nbs/18b_checking.ipynb #9038e735
 @dataclass(frozen=True)
 class Finding:
     "Something that was found, and what to do about it."
@@ -56,7 +56,7 @@ class Finding:
     alike: tuple[Alike, ...] = ()   # images to be seen side by side
     rows: tuple[int, ...] = ()      # images to be seen one by one, rows of the report's frame
 
-# %% ../nbs/18b_checking.ipynb #708c08f4
+# %% ../nbs/18b_checking.ipynb #a3f5ab70
 class _Evidence(NamedTuple):
     "What is known of the images."
     frame: "pd.DataFrame"               # columns path, label, split: the images that are there
@@ -76,7 +76,7 @@ class _Evidence(NamedTuple):
         split, label = self.frame["split"].iloc[row], self.frame["label"].iloc[row]
         return f"{split} / {label}" if isinstance(split, str) else label
 
-# %% ../nbs/18b_checking.ipynb #7fd8c140
+# %% ../nbs/18b_checking.ipynb #4a65fd8c
 def _evidence(frame: "pd.DataFrame", root: Path, bits: int, mirrored: bool,
               skipped: Mapping[str, Sequence[str]] | None = None, empty: Sequence[str] = (),
               refused: str = "") -> _Evidence:
@@ -86,7 +86,7 @@ def _evidence(frame: "pd.DataFrame", root: Path, bits: int, mirrored: bool,
     copies = [[there[i] for i in group] for group in equal_files([files[i] for i in there])]
     return _Evidence(frame, looks, copies, find_near(looks, bits, mirrored), skipped or {}, list(empty), refused)
 
-# %% ../nbs/18b_checking.ipynb #a358ddad
+# %% ../nbs/18b_checking.ipynb #f487b352
 def _files(seen: _Evidence) -> Iterator[Finding]:
     bad = [(i, look) for i, look in enumerate(seen.looks) if isinstance(look, Unreadable)]
     if bad:
@@ -125,7 +125,7 @@ def _n(things: Sequence[object] | int, one: str, many: str | None = None) -> str
     n = things if isinstance(things, int) else len(things)
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
-# %% ../nbs/18b_checking.ipynb #92057ba3
+# %% ../nbs/18b_checking.ipynb #ce1f719d
 MANY_TIMES = 10         # images of the largest class for one of the smallest: from here on a warning
 SOME_TIMES = 3          # and a note
 FEW_IMAGES = 10         # of a class to learn from: fewer are a warning
@@ -175,7 +175,7 @@ def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
 
 def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
 
-# %% ../nbs/18b_checking.ipynb #8a141a0e
+# %% ../nbs/18b_checking.ipynb #4694bc36
 def _copies(seen: _Evidence) -> Iterator[Finding]:
     exact = {row: number for number, group in enumerate(seen.copies) for row in group}
     near = [group for group in seen.near.groups if len({exact.get(row, -1 - row) for row in group}) > 1]
@@ -234,7 +234,7 @@ def _distance(seen: _Evidence, one: int, other: int, exact: Mapping[int, int]) -
     straight, turned = (a.bits ^ b.bits).bit_count(), (a.mirrored ^ b.bits).bit_count()
     return f"{straight} bits" if straight <= turned else f"mirrored, {turned} bits"
 
-# %% ../nbs/18b_checking.ipynb #04405e59
+# %% ../nbs/18b_checking.ipynb #4352743f
 FAR_SIZE = 4.0          # times the median of the longer side, or one part of so many
 LONG_SHAPE = 3.0        # longer side by shorter side
 RARE_MODE = 0.1         # share of all images
@@ -251,13 +251,13 @@ def _sizes(seen: _Evidence) -> Iterator[Finding]:
     far = [row for row in rows if not typical / FAR_SIZE < longer[row] < typical * FAR_SIZE]
     long = [row for row in rows if longer[row] > LONG_SHAPE * min(look[row].width, look[row].height)]
     blank = [row for row in rows if look[row].contrast < BLANK]
-    if blank: yield _shown(seen, "warning", "blank", blank, "of one colour", "Is it a lens cap, a failed scan? Remove it.")
+    if blank: yield _shown(seen, "warning", "blank", blank, "of one colour", "A lens cap, a failed scan? Remove it.")
     if tiny:
-        yield _shown(seen, "note", "small", tiny, f"smaller than {MIN_SIDE} pixels", "They were searched for equal files "
-                     "only, not for near copies. A network for photographs sees little in them.")
+        yield _shown(seen, "note", "small", tiny, f"smaller than {MIN_SIDE} pixels", "They were searched for equal "
+                     "files only, not for near copies. A network for photographs sees little in them.")
     if far:
         what = f"{FAR_SIZE:g} times larger or smaller than the others ({typical:,} pixels, the longer side)"
-        yield _shown(seen, "note", "odd_size", far, what, "All are brought to one size, and a thumbnail becomes a blur.")
+        yield _shown(seen, "note", "odd_size", far, what, "All are brought to one size; a thumbnail becomes a blur.")
     if long:
         yield _shown(seen, "note", "odd_shape", long, f"more than {LONG_SHAPE:g} times as long as wide",
                      "Resizing to a square squeezes them.")
@@ -272,8 +272,8 @@ def _modes(seen: _Evidence, look: Mapping[int, Look]) -> Iterator[Finding]:
         told = ", ".join(f"{mode}: {n:,}" for mode, n in sorted(rare.items()))
         odd = [row for row in rows if look[row].mode in rare]
         usual = modes.most_common(1)[0][0]
-        yield _shown(seen, "note", "odd_mode", odd, f"in another mode than {usual} ({told})", "All are converted. Where "
-                     "grey, CMYK or transparency goes with a class, the network learns that instead.")
+        yield _shown(seen, "note", "odd_mode", odd, f"in another mode than {usual} ({told})", "All are converted. "
+                     "Where grey, CMYK or transparency goes with a class, the network learns that instead.")
 
 
 def _shown(seen: _Evidence, severity: Literal["warning", "note"], kind: str, rows: list[int], what: str,
@@ -283,7 +283,7 @@ def _shown(seen: _Evidence, severity: Literal["warning", "note"], kind: str, row
                   for row, look in zip(rows, looks, strict=True))
     return Finding(severity, kind, f"{_n(rows, 'image')} {what}", advice, names, rows=tuple(rows))
 
-# %% ../nbs/18b_checking.ipynb #ed83f23c
+# %% ../nbs/18b_checking.ipynb #c788d5e4
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -338,7 +338,7 @@ def _plain(name: str) -> str:
     "A name on one line, without what would steer a terminal."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
-# %% ../nbs/18b_checking.ipynb #c42276d3
+# %% ../nbs/18b_checking.ipynb #568d2958
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -364,7 +364,7 @@ def _body(report: DataReport, groups: int, rows: int, names: int) -> str:
     size = f"{_n(len(report.frame), 'image')} of {_n(report.frame['label'].nunique(), 'class', 'classes')}"
     head = tag("p", f"{escaped(size)} &nbsp; {badges}", "margin:6px 0 14px")
     pictures = _Thumbnails(report)
-    return head + "".join(_card(finding, pictures, groups, rows, names) for finding in report.findings) + _counts(report)
+    return head + _counts(report) + "".join(_card(one, pictures, groups, rows, names) for one in report.findings)
 
 
 def _badge(severity: str, text: str) -> str:
@@ -400,12 +400,13 @@ def _counts(report: DataReport) -> str:
     right = "text-align:right;font-variant-numeric:tabular-nums"
     rows = [cell("class", "font-weight:600") + "".join(cell(split, f"{right};font-weight:600") for split in counts)]
     rows += [cell(name) + "".join(cell(f"{n:,}", right) for n in row) for name, row in
-             zip(counts.index[:100], counts.to_numpy().tolist(), strict=False)]
-    rest = tag("p", f"and {len(counts) - 100:,} classes more") if len(counts) > 100 else ""
-    return tag("div", table(rows, "font-size:13px") + rest, "margin-top:18px")
+             zip(counts.index[:1000], counts.to_numpy().tolist(), strict=False)]
+    whole = table(rows, "font-size:13px") + (_more(len(counts) - 1000, "name") if len(counts) > 1000 else "")
+    if len(counts) > 12: whole = f"<details><summary>{_n(counts, 'class', 'classes')}</summary>{whole}</details>"
+    return tag("div", whole, "margin:0 0 18px") if len(counts) else ""
 
-# %% ../nbs/18b_checking.ipynb #79c481a9
-_WALL = "display:flex;flex-wrap:wrap;gap:10px;align-items:flex-end;padding:10px 0 6px;"
+# %% ../nbs/18b_checking.ipynb #9434bd4a
+_WALL = "display:flex;flex-wrap:wrap;gap:10px;padding:10px 0 6px;"
 
 
 class _Thumbnails:
@@ -417,21 +418,24 @@ class _Thumbnails:
         path, label, split = self.report.frame[["path", "label", "split"]].iloc[row]
         place = f"{split} / {label}" if isinstance(split, str) else label
         lines = [tag("div", escaped(place), "font-weight:600;overflow-wrap:anywhere"),
-                 tag("div", escaped(path.rsplit("/", 1)[-1]), "overflow-wrap:anywhere;opacity:.8")]
+                 tag("div", escaped(path.rsplit("/", 1)[-1]), f"{CUT}opacity:.8")]
         if words: lines.append(tag("div", escaped(words), "opacity:.8"))
-        return tag("div", self.image(path) + "".join(lines), "width:150px;font-size:11px;line-height:1.35", title=path)
+        return tag("div", self.image(path) + "".join(lines), "width:150px;font-size:11px;line-height:1.4", title=path)
 
     def image(self, path: str) -> str:
-        "144 pixels at most; nothing where it can no longer be read."
-        try: image = decode(os.path.join(self.report.root, path), "RGB", small=True)[0]
-        except DataError: return tag("div", "cannot be read", "height:60px;opacity:.6")
+        "108 pixels high; nothing where it can no longer be read."
+        file = os.path.join(self.report.root, path)
+        try:
+            image, size, _ = decode(file, "RGB", small=True)
+            if max(image.size) < 200 and image.size != size: image = decode(file, "RGB")[0]
+        except DataError: return tag("div", "cannot be read", "height:108px;opacity:.6")
         if max(image.size) < 48: image = ImageOps.scale(image, 96 / max(image.size), Image.Resampling.NEAREST)
-        image.thumbnail((144, 144))
+        image.thumbnail((300, 216))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=80)
         data = base64.b64encode(file.getvalue()).decode()
         return (f'<img alt="{escaped(path)}" src="data:image/jpeg;base64,{data}" '
-                'style="display:block;margin:0 0 3px;max-width:144px">')
+                'style="display:block;margin:0 0 4px;height:108px;max-width:148px;object-fit:contain;object-position:0">')
 
     def group(self, alike: Alike, most: int = 6) -> str:
         shown = [self.picture(row, words) for row, words in zip(alike.rows[:most], alike.words[:most], strict=True)]
@@ -441,7 +445,7 @@ class _Thumbnails:
     def row(self, rows: Sequence[int]) -> str:
         return tag("div", "".join(map(self.picture, rows)), _WALL)
 
-# %% ../nbs/18b_checking.ipynb #27f0c38e
+# %% ../nbs/18b_checking.ipynb #50c52803
 @checked
 def check_table(
     table: ImageTable,          # with or without splits
@@ -458,7 +462,7 @@ def _report(name: str, root: Path, seen: _Evidence) -> DataReport:
     found = [finding for rule in (_files, _copies, _classes, _sizes) for finding in rule(seen)]
     return DataReport(name, root, seen.frame, tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])))
 
-# %% ../nbs/18b_checking.ipynb #125db1f5
+# %% ../nbs/18b_checking.ipynb #79eb6fdd
 @checked
 def check_folder(
     path: str | Path,           # a folder of classes, divided or not, in whatever state; or a CSV of paths and labels
