@@ -65,6 +65,7 @@ Modules:
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
+- `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
