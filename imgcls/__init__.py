@@ -19,6 +19,7 @@ Modules:
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
 - `imgcls.core`: Which words does every other room use?
 - `imgcls.data`: What does a learner learn from?
+- `imgcls.data_commands`: How are images checked and divided from a shell, before anything is trained?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
 - `imgcls.demo`: Can a colleague try it in a browser?

@@ -13,7 +13,7 @@ training would refuse is looked at all the same."""
 __all__ = ['MANY_TIMES', 'SOME_TIMES', 'FEW_IMAGES', 'FAR_SIZE', 'LONG_SHAPE', 'RARE_MODE', 'BLANK', 'Alike', 'Finding',
            'DataReport', 'check_table', 'check_folder']
 
-# %% ../nbs/18b_checking.ipynb #3fa9ffb4
+# %% ../nbs/18b_checking.ipynb #d2a3ad62
 import base64
 import io
 import os
@@ -38,13 +38,13 @@ from .markup import CUT, escaped, table, tag
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/18b_checking.ipynb #2b0cc0bd
+# %% ../nbs/18b_checking.ipynb #7b92d8e7
 class Alike(NamedTuple):
     "Images that show the same."
     rows: list[int]             # of the report's frame
     words: list[str]            # of each: how far it is from the first one
 
-# %% ../nbs/18b_checking.ipynb #36fb8d62
+# %% ../nbs/18b_checking.ipynb #b356cba8
 @dataclass(frozen=True)
 class Finding:
     "Something that was found, and what to do about it."
@@ -56,7 +56,7 @@ class Finding:
     alike: tuple[Alike, ...] = ()   # images to be seen side by side
     rows: tuple[int, ...] = ()      # images to be seen one by one, rows of the report's frame
 
-# %% ../nbs/18b_checking.ipynb #119f223d
+# %% ../nbs/18b_checking.ipynb #e6fe5112
 class _Evidence(NamedTuple):
     "What is known of the images."
     frame: "pd.DataFrame"               # columns path, label, split: the images that are there
@@ -76,7 +76,7 @@ class _Evidence(NamedTuple):
         split, label = self.frame["split"].iloc[row], self.frame["label"].iloc[row]
         return f"{split} / {label}" if isinstance(split, str) else label
 
-# %% ../nbs/18b_checking.ipynb #c94314e3
+# %% ../nbs/18b_checking.ipynb #13df6ed1
 def _evidence(frame: "pd.DataFrame", root: Path, bits: int, mirrored: bool,
               skipped: Mapping[str, Sequence[str]] | None = None, empty: Sequence[str] = (),
               refused: str = "") -> _Evidence:
@@ -86,7 +86,7 @@ def _evidence(frame: "pd.DataFrame", root: Path, bits: int, mirrored: bool,
     copies = [[there[i] for i in group] for group in equal_files([files[i] for i in there])]
     return _Evidence(frame, looks, copies, find_near(looks, bits, mirrored), skipped or {}, list(empty), refused)
 
-# %% ../nbs/18b_checking.ipynb #b1d41658
+# %% ../nbs/18b_checking.ipynb #3e5515f3
 def _files(seen: _Evidence) -> Iterator[Finding]:
     bad = [(i, look) for i, look in enumerate(seen.looks) if isinstance(look, Unreadable)]
     if bad:
@@ -125,7 +125,7 @@ def _n(things: Sequence[object] | int, one: str, many: str | None = None) -> str
     n = things if isinstance(things, int) else len(things)
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
-# %% ../nbs/18b_checking.ipynb #89098b1c
+# %% ../nbs/18b_checking.ipynb #faf85e93
 MANY_TIMES = 10         # images of the largest class for one of the smallest: from here on a warning
 SOME_TIMES = 3          # and a note
 FEW_IMAGES = 10         # of a class to learn from: fewer are a warning
@@ -175,7 +175,7 @@ def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
 
 def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
 
-# %% ../nbs/18b_checking.ipynb #323bffe2
+# %% ../nbs/18b_checking.ipynb #6accc10f
 def _copies(seen: _Evidence) -> Iterator[Finding]:
     exact = {row: number for number, group in enumerate(seen.copies) for row in group}
     near = [group for group in seen.near.groups if len({exact.get(row, -1 - row) for row in group}) > 1]
@@ -234,7 +234,7 @@ def _distance(seen: _Evidence, one: int, other: int, exact: Mapping[int, int]) -
     straight, turned = (a.bits ^ b.bits).bit_count(), (a.mirrored ^ b.bits).bit_count()
     return f"{straight} bits apart" if straight <= turned else f"mirrored, {turned} bits apart"
 
-# %% ../nbs/18b_checking.ipynb #f5867fde
+# %% ../nbs/18b_checking.ipynb #ce3a5321
 FAR_SIZE = 4.0          # times the median of the longer side, or one part of so many
 LONG_SHAPE = 3.0        # longer side by shorter side
 RARE_MODE = 0.1         # share of all images
@@ -283,7 +283,7 @@ def _shown(seen: _Evidence, severity: Literal["warning", "note"], kind: str, row
                   for row, look in zip(rows, looks, strict=True))
     return Finding(severity, kind, f"{_n(rows, 'image')} {what}", advice, names, rows=tuple(rows))
 
-# %% ../nbs/18b_checking.ipynb #88cd1e4b
+# %% ../nbs/18b_checking.ipynb #fbc8aef9
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -338,7 +338,7 @@ def _plain(name: str) -> str:
     "A name on one line, without what would steer a terminal."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
-# %% ../nbs/18b_checking.ipynb #92ad9d2a
+# %% ../nbs/18b_checking.ipynb #ad353ef8
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -405,7 +405,7 @@ def _counts(report: DataReport) -> str:
     if len(counts) > 12: whole = f"<details><summary>{_n(counts, 'class', 'classes')}</summary>{whole}</details>"
     return tag("div", whole, "margin:0 0 18px") if len(counts) else ""
 
-# %% ../nbs/18b_checking.ipynb #35117e11
+# %% ../nbs/18b_checking.ipynb #165ae5dd
 _WALL = "display:flex;flex-wrap:wrap;gap:10px;padding:10px 0 6px;"
 
 
@@ -445,7 +445,7 @@ class _Thumbnails:
     def row(self, rows: Sequence[int]) -> str:
         return tag("div", "".join(map(self.picture, rows)), _WALL)
 
-# %% ../nbs/18b_checking.ipynb #c9d91057
+# %% ../nbs/18b_checking.ipynb #c446584a
 @checked
 def check_table(
     table: ImageTable,          # with or without splits
@@ -462,7 +462,7 @@ def _report(name: str, root: Path, seen: _Evidence) -> DataReport:
     found = [finding for rule in (_files, _copies, _classes, _sizes) for finding in rule(seen)]
     return DataReport(name, root, seen.frame, tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])))
 
-# %% ../nbs/18b_checking.ipynb #757db7e9
+# %% ../nbs/18b_checking.ipynb #09d5826c
 @checked
 def check_folder(
     path: str | Path,           # a folder of classes, divided or not, in whatever state; or a CSV of paths and labels

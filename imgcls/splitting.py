@@ -12,7 +12,7 @@ interrupted is not there at all."""
 # %% auto #0
 __all__ = ['Division', 'split_folder']
 
-# %% ../nbs/18c_splitting.ipynb #b8dc2c42
+# %% ../nbs/18c_splitting.ipynb #909cbd47
 import os
 import re
 import secrets
@@ -38,7 +38,7 @@ from .splits import folds, split_table
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../nbs/18c_splitting.ipynb #e182356d
+# %% ../nbs/18c_splitting.ipynb #091707b6
 def _joined(n: int, relations: Iterable[Sequence[int]]) -> np.ndarray:
     "A number for each of n rows, the same for rows that are linked."
     from scipy.sparse import coo_array
@@ -74,7 +74,7 @@ def _check_all_named(frame: "pd.DataFrame", missing: "pd.Series", where: str) ->
         raise DataError(f"{missing.sum():,} of {len(frame):,} images have no group {where}: "
                         f"{listed(frame['path'][missing])}.")
 
-# %% ../nbs/18c_splitting.ipynb #9c760db0
+# %% ../nbs/18c_splitting.ipynb #30a51a9c
 def _alike(table: ImageTable, looks: Sequence[object], bits: int, notes: list[str]) -> list[list[int]]:
     "Rows that show the same, and equal files."
     near = find_near(looks, bits)
@@ -101,7 +101,7 @@ def _without_bad(table: ImageTable, on_bad_image: str, notes: list[str]) -> tupl
     notes.append(f"{len(bad):,} images cannot be read and were left out:{told}")
     return replace(table, frame=table.frame[good]), [look for look in looks if not isinstance(look, Unreadable)]
 
-# %% ../nbs/18c_splitting.ipynb #67d0b6b2
+# %% ../nbs/18c_splitting.ipynb #9c1b991d
 def _divided(table: ImageTable, group: "pd.Series", by_size: bool, ratios: Sequence[float], n_folds: int | None,
              seed: int) -> dict[str, ImageTable]:
     "The parts: one division, or a fold each."
@@ -130,7 +130,7 @@ def _checked_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
     check(abs(sum(ratios) - 1) < 1e-6, "`ratios` must sum to 1", f"{ratios}, sum {sum(ratios):g}", "0.7 0.15 0.15")
     return (*ratios, 0.0)[:3]
 
-# %% ../nbs/18c_splitting.ipynb #d53bfd3f
+# %% ../nbs/18c_splitting.ipynb #adde9b36
 @dataclass(frozen=True, repr=False, eq=False)
 class Division:
     "A division that was written."
@@ -155,7 +155,7 @@ class Division:
         notes = "".join(f"<p>{escaped(note)}</p>" for note in self.notes)
         return f"<p>{escaped(self.out)}</p>{self.counts().to_html(border=0)}{notes}"
 
-# %% ../nbs/18c_splitting.ipynb #1e835d82
+# %% ../nbs/18c_splitting.ipynb #88fb7ad0
 @checked
 def split_folder(
     raw: str | Path,                # a folder of classes, or a CSV of paths and labels; left as it is
@@ -191,7 +191,7 @@ def split_folder(
                for name, part in parts.items()}
     return Division(out, _written(grouped, out, how, os.path.isfile(raw)), tuple(notes))
 
-# %% ../nbs/18c_splitting.ipynb #adafae3c
+# %% ../nbs/18c_splitting.ipynb #6acad6c6
 def _check_free(out: Path) -> None:
     if not os.path.lexists(out): return
     free = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
@@ -229,7 +229,7 @@ def _told(parts: Mapping[str, ImageTable], group: "pd.Series", ratios: Sequence[
                      for split, ratio in wanted.items() if ratio)
     return [*told, f"Shares: {said}."]
 
-# %% ../nbs/18c_splitting.ipynb #2a2f4c8a
+# %% ../nbs/18c_splitting.ipynb #d3722ca5
 def _written(parts: Mapping[str, ImageTable], out: Path, how: str, from_csv: bool) -> dict[str, ImageTable]:
     "The parts as they are on the disk; `out` appears whole, or not at all."
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def _write_index(part: ImageTable, file: Path) -> None:
         raise DataError("An index would not be read back as it is: the name of a class or of a file begins or ends "
                         "with blanks. Rename it.")
 
-# %% ../nbs/18c_splitting.ipynb #ab635317
+# %% ../nbs/18c_splitting.ipynb #0e226777
 def _write_folder(part: ImageTable, folder: Path, how: str, from_csv: bool) -> None:
     "The images in folders: split/class/name."
     places = [f"{split}/{label}/{_inner(path, label, from_csv)}"
