@@ -366,7 +366,7 @@ def _body(report: DataReport, groups: int, rows: int, names: int) -> str:
     pictures = _Thumbnails(report)
     return head + _counts(report) + "".join(_card(one, pictures, groups, rows, names) for one in report.findings)
 
-
+# %% ../nbs/18b_checking.ipynb #c6388463
 def _badge(severity: str, text: str) -> str:
     return tag("span", escaped(text), f"color:#fff;background:{_COLOURS[severity]};border-radius:10px;padding:1px 9px;"
                "margin-right:6px;font-size:12px;font-weight:600;white-space:nowrap")

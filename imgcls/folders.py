@@ -130,14 +130,6 @@ class _Walk:
                 if os.path.islink(os.path.join(self.root, inner)): self.links.append((inner, label, split))
                 else: pending.append(inner)
 
-    def collect_classes(self, classes: Sequence[tuple[str, str | None]]) -> None:
-        "Take the images of class folders, with their splits."
-        for folder, split in classes:
-            label = posixpath.basename(folder)
-            if os.path.islink(os.path.join(self.root, folder)): self.links.append((folder, label, split))
-            else: self.collect(folder, label, split)
-        self.follow_links()
-
     def follow_links(self) -> None:
         "Now the links, unless they lead to what is listed or to a folder above."
         above, known = os.path.realpath(self.root) + os.sep, set()
@@ -237,11 +229,20 @@ def scan(
     if not os.path.isdir(root): raise DataError(_no_folder(root))
     walk = _Walk(root)
     classes = _class_folders(walk)
-    walk.collect_classes(classes)
+    _collect(walk, classes)
     _check_filled(walk, classes)
     paths = _sorted(walk.images)
     check_utf8(paths, "images")
     return _with_places(walk, paths)
+
+
+def _collect(walk: _Walk, classes: Sequence[tuple[str, str | None]]) -> None:
+    "Take the images of class folders, with their splits."
+    for folder, split in classes:
+        label = posixpath.basename(folder)
+        if os.path.islink(os.path.join(walk.root, folder)): walk.links.append((folder, label, split))
+        else: walk.collect(folder, label, split)
+    walk.follow_links()
 
 
 def _with_places(walk: _Walk, paths: list[str]) -> Found:
@@ -288,7 +289,7 @@ def survey(
         walk.skip("folders beside train", *[folder for folder in folders if folder not in splits])
         classes = [(inner, split) for folder, split in splits.items() for inner in _inside_split(walk, folder)]
     else: classes = [(folder, None) for folder in folders]
-    walk.collect_classes(classes)
+    _collect(walk, classes)
     filled = [f"{images.folder}/" for images in walk.images]
     empty = [folder for folder, _ in classes if not any(inner.startswith(f"{folder}/") for inner in filled)]
     return _with_places(walk, _readable(walk, _sorted(walk.images))), empty
