@@ -471,16 +471,25 @@ def check_folder(
 ) -> DataReport:                # shows itself; false where there is an error
     "Look at all images of a folder, also where training would refuse it."
     import pandas as pd
-    path = Path(path)
-    read = ImageTable.from_csv if os.path.isfile(path) else ImageTable.from_folder
-    if read == ImageTable.from_folder: found, empty = survey(path)
-    try: table, refused = read(path), ""
-    except DataError as error: table, refused = None, str(error)
-    if os.path.isfile(path):
-        if table is not None: return check_table(table, str(path), bits, mirrored)
-        frame, root, skipped, empty = pd.DataFrame(columns=["path", "label", "split"]), path.parent, {}, []
-    else:
-        splits = pd.Series(found.splits, dtype=object)
-        frame = pd.DataFrame({"path": found.paths, "label": found.labels, "split": splits})
-        root, skipped = path, found.skipped
-    return _report(str(path), root, _evidence(frame, root, bits, mirrored, skipped, empty, refused))
+    if os.path.isfile(path): return _check_csv(Path(path), bits, mirrored)
+    found, empty = survey(path)
+    splits = pd.Series(found.splits, dtype=object)
+    frame = pd.DataFrame({"path": found.paths, "label": found.labels, "split": splits})
+    seen = _evidence(frame, Path(path), bits, mirrored, found.skipped, empty, _refusal(path))
+    return _report(str(path), Path(path), seen)
+
+
+def _refusal(folder: str | Path) -> str:
+    "What training says to a folder; '' where it takes it."
+    try: ImageTable.from_folder(folder)
+    except DataError as error: return str(error)
+    return ""
+
+
+def _check_csv(file: Path, bits: int, mirrored: bool) -> DataReport:
+    import pandas as pd
+    try: table = ImageTable.from_csv(file)
+    except DataError as error:
+        nothing = pd.DataFrame(columns=["path", "label", "split"])
+        return _report(str(file), file.parent, _evidence(nothing, file.parent, bits, mirrored, refused=str(error)))
+    return check_table(table, str(file), bits, mirrored)
