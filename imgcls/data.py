@@ -36,11 +36,13 @@ from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
 from .cache import PixelCache, open_cache
+from .checking import DataReport, check_table
 from .config import FREE, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
 from .core import near_miss
 from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, TargetKind, as_dataset, cache_of
 from .datasets import check_files, read_targets
+from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
 from .loaders import Batches
@@ -706,6 +708,18 @@ def _check_groups(table: ImageTable, column: str | None) -> None:
     told = f"{int(torn.sum()):,} of {len(torn):,} in several"
     check(not torn.any(), f"Images of one {column!r} must be in one split", told,
           "Divide them by group, or make the data without `group_column`.", DataError)
+
+# %% ../nbs/19_data.ipynb #5711c9ba
+@patch
+@checked
+def check(
+    self: ImageData,
+    bits: int = NEAR_BITS,      # of 64, by which near copies may differ, 0 to 16
+    mirrored: bool = True,      # is a mirror image a copy?
+) -> DataReport:                # shows itself; false where there is an error
+    "Look for copies, rare classes and odd images."
+    source = next((place for place in (self.config.csv, self.config.data_dir) if place not in (None, OBJECTS)), None)
+    return check_table(_table_of(self, "Checks"), source, bits, mirrored)
 
 # %% ../nbs/19_data.ipynb #a7f40ec2
 @patch
