@@ -21,6 +21,7 @@ Modules:
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
 - `imgcls.demo`: Can a colleague try it in a browser?
+- `imgcls.describing`: What is a set of images, in numbers?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
