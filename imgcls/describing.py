@@ -12,7 +12,7 @@ many, and how far it may be off; what is not known is there by name, with the re
 __all__ = ['MEASURED_IMAGES', 'MEASURED_PIXELS', 'Spread', 'SizeStatistics', 'PixelStatistics', 'Copies', 'DataDescription',
            'describe_data', 'about_data']
 
-# %% ../nbs/19a_describing.ipynb #d701a4e8
+# %% ../nbs/19a_describing.ipynb #cefc089b
 import hashlib
 import json
 import math
@@ -41,7 +41,7 @@ from .seeding import permutation
 from .settings import get_logger
 from .transforms import build_transform
 
-# %% ../nbs/19a_describing.ipynb #73f889a6
+# %% ../nbs/19a_describing.ipynb #9dc458bf
 @dataclass(frozen=True)
 class Spread:
     "Of a number for each image: the least, the middle, the most."
@@ -49,7 +49,7 @@ class Spread:
     median: float
     most: float
 
-
+# %% ../nbs/19a_describing.ipynb #1dd29bcf
 @dataclass(frozen=True)
 class SizeStatistics:
     "How large the image files are, upright."
@@ -78,7 +78,7 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _rounded(value: float) -> float: return value if isinstance(value, int) else round(value, 4)
 
-# %% ../nbs/19a_describing.ipynb #36d092aa
+# %% ../nbs/19a_describing.ipynb #5ec4fa86
 MEASURED_IMAGES = 512               # at most
 MEASURED_PIXELS = 300_000_000       # of files that are decoded: 2 to 3 seconds
 _FEWEST = 16                        # images; with less the error would say little
@@ -120,7 +120,7 @@ def _summed(moments: Tensor, of: int, data: ImageData) -> PixelStatistics:      
     columns = (tuple(round(value, 6) for value in numbers.tolist()) for numbers in (mean, std, *errors))
     return PixelStatistics(*columns, n, of, data.config.mode, data.transforms.test.resize)
 
-# %% ../nbs/19a_describing.ipynb #3b34ee15
+# %% ../nbs/19a_describing.ipynb #ba2345b9
 def _pixels(data: ImageData, remember: Path) -> PixelStatistics:
     "Measured, or remembered from an earlier time."
     dataset: ImageDataset = data.dataset("train")
@@ -164,14 +164,14 @@ def _remember(file: Path, known: dict[str, dict[str, Any]], key: str, found: Pix
     try: write_atomic(file, json.dumps(kept))
     except OSError as error: get_logger().info(f"What was measured of the images cannot be remembered: {error}")
 
-# %% ../nbs/19a_describing.ipynb #d68e330b
+# %% ../nbs/19a_describing.ipynb #fbaa8ec1
 @dataclass(frozen=True)
 class Copies:
     "Files that are equal to another one, byte for byte."
     files: int                          # that have an equal
     across_splits: int                  # of them, those that have it in another split
 
-
+# %% ../nbs/19a_describing.ipynb #d6371410
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DataDescription:
     "A set of images in numbers; what is None is not known, and `unknown` says why."
@@ -206,7 +206,7 @@ _HEAD = """\
 #   mean_error, std_error: standard errors, 0 where every image was measured.
 # fingerprint: of split, file name and class of every image, in order; content: of split, class and bytes."""
 
-# %% ../nbs/19a_describing.ipynb #b7f7aaeb
+# %% ../nbs/19a_describing.ipynb #173cf1a5
 @checked
 def describe_data(
     data: ImageData,                    # from files, or datasets of your own
@@ -260,7 +260,7 @@ def _pixels_or_why(data: ImageData, unknown: dict[str, str]) -> PixelStatistics 
         unknown["pixels"] = f"it could not be measured: {error}"
         get_logger().warning(f"The pixels of the images could not be measured for data.yaml: {error}")
 
-# %% ../nbs/19a_describing.ipynb #91391531
+# %% ../nbs/19a_describing.ipynb #2237a13a
 def _marks(data: ImageData, manifest: str | Path | None) -> list[tuple[str, str, str]]:
     "Split, class and content of every image."
     table = data.table
@@ -284,7 +284,7 @@ def _copies(marks: Sequence[tuple[str, str, str]]) -> Copies:
     equal = [found for found in splits.values() if len(found) > 1]
     return Copies(sum(map(len, equal)), sum(len(found) for found in equal if len({*found}) > 1))
 
-# %% ../nbs/19a_describing.ipynb #6930c110
+# %% ../nbs/19a_describing.ipynb #5df6be57
 @checked
 def about_data(
     found: DataDescription,     # what `describe_data` said
@@ -322,7 +322,7 @@ def _pixels_in_words(pixels: PixelStatistics | None) -> dict[str, str]:
 def _with_errors(values: Sequence[float], errors: Sequence[float]) -> str:
     return ", ".join(f"{v:.4f}" + (f" ± {e:.4f}" if e else "") for v, e in zip(values, errors, strict=True))
 
-# %% ../nbs/19a_describing.ipynb #082c1d1d
+# %% ../nbs/19a_describing.ipynb #62f38211
 @patch
 def _repr_html_(self: DataDescription) -> str:
     import pandas as pd
