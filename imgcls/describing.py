@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def _measured(dataset: ImageDataset, order: Sequence[int]) -> list[Tensor]:
 
 
 def _name_of(data: ImageData, paths: Sequence[str], stamps: Sequence[list[int]]) -> str:
-    who = [PIL.__version__, torchvision.__version__, data.config.mode, repr(data.transforms.test), data.sizes["train"]]
+    shape = repr(replace(data.transforms.test, normalize=None))         # it is measured before
+    who = [PIL.__version__, torchvision.__version__, data.config.mode, shape, data.sizes["train"]]
     return hashlib.blake2b(json.dumps([who, paths, stamps]).encode(), digest_size=12).hexdigest()
 
 
