@@ -13,7 +13,7 @@ their numbers: a place to begin, not the best there is."""
 # %% auto #0
 __all__ = ['Advice', 'Suggestion', 'suggest']
 
-# %% ../nbs/57_beginning.ipynb #73a32d1a
+# %% ../nbs/57_beginning.ipynb #bd9958b4
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from .settings import find_settings
 from .splits import split_table
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, PHASES, TransformsConfig
 
-# %% ../nbs/57_beginning.ipynb #19d72f2c
+# %% ../nbs/57_beginning.ipynb #05a8e53d
 class Advice(NamedTuple):
     "A key of the config, what to set it to, and why."
     key: str
@@ -77,7 +77,7 @@ def _found(config: DataConfig, home: Path) -> ImageTable:
         if within: error.add_note(f"There is one folder in it. Is it {within!r} that is meant?")
         raise
 
-# %% ../nbs/57_beginning.ipynb #abf0b048
+# %% ../nbs/57_beginning.ipynb #22f7b0a7
 def _parts(images: ImageTable) -> Iterator[Advice]:
     "Which shares to set aside, where the data is not divided."
     if "val" in images.splits: return
@@ -93,7 +93,7 @@ def _parts(images: ImageTable) -> Iterator[Advice]:
     if smallest > 2: yield Advice("data.test_ratio", 0.15, "there is no test: a share that nothing is chosen by")
     else: yield Advice("data.test_ratio", 0.0, f"the class {name} has 2 images: one to learn, one to choose by")
 
-# %% ../nbs/57_beginning.ipynb #909ea531
+# %% ../nbs/57_beginning.ipynb #56ebac7a
 _LEAST, _MOST = 32, 224     # pixels a side: the networks here shrink by up to 32; ImageNet's were made for 224
 _GREY_MODES = ("1", "L", "LA", "La", "F")
 
@@ -148,7 +148,7 @@ def _normalization(found: DataDescription, pretrained: bool) -> Iterator[Advice]
         yield Advice(f"transforms.{phase}.normalize.std", tuple(round(value, 3) or 1.0 for value in std),
                      _once(phase, "as the mean"))
 
-# %% ../nbs/57_beginning.ipynb #f965c749
+# %% ../nbs/57_beginning.ipynb #d88a8bfb
 _KEPT = {"resnet18": 443, "simple_cnn": 777}    # bytes for the backward pass, for each pixel of an image; float32
 _MEMORY = 1_000_000_000                         # bytes that a batch may keep
 _BATCHES = (8, 128)                             # images, the least and the most
@@ -170,7 +170,7 @@ def _length(n_train: int, side: int, network: str, pretrained: bool) -> Iterator
     yield Advice("training.num_epochs", epochs,
                  f"{epochs * steps:,} steps in all ({wanted:,} are aimed at, in {least} to {most} epochs)")
 
-# %% ../nbs/57_beginning.ipynb #ffdf8987
+# %% ../nbs/57_beginning.ipynb #2be172a2
 def _network(side: int, pretrained: bool) -> list[Advice]:
     small = side <= 64 and not pretrained
     if small:
@@ -203,7 +203,7 @@ def _balance(found: DataDescription) -> Iterator[Advice]:
     yield Advice("training.metrics", ("balanced_accuracy",), "the mean over classes: a rare class is seen in it")
     if "val" in found.images: yield Advice("training.monitor", "val_balanced_accuracy", "chooses the best epoch by it")
 
-# %% ../nbs/57_beginning.ipynb #e0bbf0ff
+# %% ../nbs/57_beginning.ipynb #bbf11b26
 def _concerns(found: DataDescription, seen: Audit, skipped: Mapping[str, Sequence[str]]) -> Iterator[str]:
     "What a person should look at."
     if len(seen.bad):
@@ -234,7 +234,7 @@ def _few(found: DataDescription) -> Iterator[str]:
     if found.imbalance and found.imbalance >= 100:
         yield "With class weights an image of the smallest class counts a hundred times as much: see to its labels."
 
-# %% ../nbs/57_beginning.ipynb #9355544c
+# %% ../nbs/57_beginning.ipynb #4f98006d
 @dataclass(frozen=True, repr=False)
 class Suggestion:
     "An experiment to begin with."
@@ -249,7 +249,7 @@ class Suggestion:
         images = f"{sum(self.found.images.values()):,} images of {self.found.n_classes:,} classes"
         return f"Suggestion for {images}: {values}"
 
-# %% ../nbs/57_beginning.ipynb #7d21088a
+# %% ../nbs/57_beginning.ipynb #161ddaa2
 @checked
 def suggest(
     data: str | Path,                   # a folder of images, a CSV file, or the name of a sample
@@ -304,7 +304,7 @@ def _described(divided: ImageTable, config: DataConfig, look: TransformsConfig) 
     else: return found, []
     return described("L"), [Advice("data.mode", "L", f"{why}: one channel")]
 
-# %% ../nbs/57_beginning.ipynb #7396c459
+# %% ../nbs/57_beginning.ipynb #0425dd52
 def _clean(text: str) -> str:
     "A name can't end the comment that it stands in."
     return "".join(sign if sign.isprintable() else "?" for sign in text)
@@ -331,7 +331,7 @@ def _key_lines(config: ExperimentConfig, reasons: Mapping[str, str]) -> Iterator
         beside = f"{line:<40}  # {_clean(reasons[key])}"
         yield from [beside] if len(beside) <= 116 else [*_comment(reasons[key], indent), line]
 
-# %% ../nbs/57_beginning.ipynb #406893df
+# %% ../nbs/57_beginning.ipynb #c899f6a5
 @patch
 def yaml(self: Suggestion) -> str:
     "The file, with what was found at the top and a reason beside each key."
@@ -364,7 +364,7 @@ def _class_lines(found: DataDescription) -> Iterator[str]:
     for name, word in words.items():
         yield f"#   {word:<{width}}" + "".join(f"{found.counts[split].get(name, 0):>9,}" for split in splits)
 
-# %% ../nbs/57_beginning.ipynb #7b911fda
+# %% ../nbs/57_beginning.ipynb #2e8c2470
 @patch
 @checked
 def save(
@@ -381,7 +381,7 @@ def save(
         write_atomic(path, self.yaml())
     return path
 
-# %% ../nbs/57_beginning.ipynb #cfe93d26
+# %% ../nbs/57_beginning.ipynb #e0eb1aed
 @patch
 def _repr_html_(self: Suggestion) -> str:
     values, left = leaves(self.config), "text-align:left;vertical-align:top"

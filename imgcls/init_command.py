@@ -11,7 +11,7 @@ what was found instead is said."""
 # %% auto #0
 __all__ = ['init_command']
 
-# %% ../nbs/63d_init.ipynb #06169bc4
+# %% ../nbs/63d_init.ipynb #730696c8
 import argparse
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .cli import CommandError, command_parser, ended, say, write
 if TYPE_CHECKING:
     from imgcls.beginning import Suggestion
 
-# %% ../nbs/63d_init.ipynb #51c016ae
+# %% ../nbs/63d_init.ipynb #53941997
 def init_command(
     argv: Sequence[str] | None = None,      # arguments; None: those of the shell
 ) -> int:                                   # exit code

@@ -51,20 +51,20 @@ def test_odd_folders_train(tmp_path: Path, monkeypatch):
     "What is suggested can be trained, whatever the images are like: an epoch, with a smaller network."
     (tmp_path/"settings.ini").write_text("[imgcls]\n")
     monkeypatch.chdir(tmp_path)
-    many = {f"class {i}": 3 for i in range(200)}
+    many = {f"class {i}": 3 for i in range(60)}
     folders = {
         "tiny": pictures(tmp_path/"tiny", [(1, 1), (2, 3)], a=5, b=5),
         "long": pictures(tmp_path/"long", [(300, 20), (20, 300)], cat=4, dog=4),
-        "mixed": pictures(tmp_path/"mixed", [(2000, 1500), (10, 10)], cat=2, dog=2),
+        "mixed": pictures(tmp_path/"mixed", [(600, 400), (10, 10)], cat=2, dog=2),
         "single": pictures(tmp_path/"single", [(40, 40)], cat=1, dog=1),
         "grey": pictures(tmp_path/"grey", [(40, 40)], "L", cat=40, dog=3),
         "many": pictures(tmp_path/"many", [(8, 8)], **many)}
     for name, folder in folders.items():
-        written = suggest(folder).save(f"{name}.yaml")
-        config, _ = load_experiment(written)
+        suggestion = suggest(folder)
+        written = suggestion.save(f"{name}.yaml")
+        assert load_experiment(written)[0] == suggestion.config, name
         small = {"training.num_epochs": 1, "model.architecture": "tiny_net", "training.trackers": []}
         learn = Learner.from_config(written, own={"progress": "pipe", "name": name}, **small)
-        assert learn.data.sizes == suggest(folder).found.images, name
-        assert config.transforms.train.normalize == learn.data.transforms.train.normalize
+        assert learn.data.sizes == suggestion.found.images, name
         learn.fit()
         assert learn.state.epoch == 1, name
