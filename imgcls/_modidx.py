@@ -107,6 +107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls.beginning._experiment': ('beginning.html#_experiment', 'imgcls/beginning.py'),
                                   'imgcls.beginning._few': ('beginning.html#_few', 'imgcls/beginning.py'),
                                   'imgcls.beginning._found': ('beginning.html#_found', 'imgcls/beginning.py'),
+                                  'imgcls.beginning._imbalance': ('beginning.html#_imbalance', 'imgcls/beginning.py'),
                                   'imgcls.beginning._is_grey': ('beginning.html#_is_grey', 'imgcls/beginning.py'),
                                   'imgcls.beginning._key_lines': ('beginning.html#_key_lines', 'imgcls/beginning.py'),
                                   'imgcls.beginning._length': ('beginning.html#_length', 'imgcls/beginning.py'),

@@ -13,7 +13,7 @@ their numbers: a place to begin, not the best there is."""
 # %% auto #0
 __all__ = ['Advice', 'Suggestion', 'suggest']
 
-# %% ../nbs/57_beginning.ipynb #bd9958b4
+# %% ../nbs/57_beginning.ipynb #2a6ffaaf
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from .settings import find_settings
 from .splits import split_table
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, PHASES, TransformsConfig
 
-# %% ../nbs/57_beginning.ipynb #05a8e53d
+# %% ../nbs/57_beginning.ipynb #f854492f
 class Advice(NamedTuple):
     "A key of the config, what to set it to, and why."
     key: str
@@ -77,7 +77,7 @@ def _found(config: DataConfig, home: Path) -> ImageTable:
         if within: error.add_note(f"There is one folder in it. Is it {within!r} that is meant?")
         raise
 
-# %% ../nbs/57_beginning.ipynb #22f7b0a7
+# %% ../nbs/57_beginning.ipynb #060623e9
 def _parts(images: ImageTable) -> Iterator[Advice]:
     "Which shares to set aside, where the data is not divided."
     if "val" in images.splits: return
@@ -93,7 +93,7 @@ def _parts(images: ImageTable) -> Iterator[Advice]:
     if smallest > 2: yield Advice("data.test_ratio", 0.15, "there is no test: a share that nothing is chosen by")
     else: yield Advice("data.test_ratio", 0.0, f"the class {name} has 2 images: one to learn, one to choose by")
 
-# %% ../nbs/57_beginning.ipynb #56ebac7a
+# %% ../nbs/57_beginning.ipynb #c5e64690
 _LEAST, _MOST = 32, 224     # pixels a side: the networks here shrink by up to 32; ImageNet's were made for 224
 _GREY_MODES = ("1", "L", "LA", "La", "F")
 
@@ -148,7 +148,7 @@ def _normalization(found: DataDescription, pretrained: bool) -> Iterator[Advice]
         yield Advice(f"transforms.{phase}.normalize.std", tuple(round(value, 3) or 1.0 for value in std),
                      _once(phase, "as the mean"))
 
-# %% ../nbs/57_beginning.ipynb #d88a8bfb
+# %% ../nbs/57_beginning.ipynb #d66be6a7
 _KEPT = {"resnet18": 443, "simple_cnn": 777}    # bytes for the backward pass, for each pixel of an image; float32
 _MEMORY = 1_000_000_000                         # bytes that a batch may keep
 _BATCHES = (8, 128)                             # images, the least and the most
@@ -170,7 +170,7 @@ def _length(n_train: int, side: int, network: str, pretrained: bool) -> Iterator
     yield Advice("training.num_epochs", epochs,
                  f"{epochs * steps:,} steps in all ({wanted:,} are aimed at, in {least} to {most} epochs)")
 
-# %% ../nbs/57_beginning.ipynb #2be172a2
+# %% ../nbs/57_beginning.ipynb #9b20802a
 def _network(side: int, pretrained: bool) -> list[Advice]:
     small = side <= 64 and not pretrained
     if small:
@@ -196,14 +196,21 @@ def _network(side: int, pretrained: bool) -> list[Advice]:
 _STRONG = 4     # times as many images in the largest class as in the smallest
 
 
+def _imbalance(found: DataDescription) -> float:
+    "In all parts together: in train alone a class of four images may have three or two."
+    totals = [sum(counts[name] for counts in found.counts.values()) for name in found.counts["train"]]
+    return max(totals) / min(totals)
+
+
 def _balance(found: DataDescription) -> Iterator[Advice]:
-    if not found.imbalance or found.imbalance < _STRONG: return
-    why = f"the largest class has {found.imbalance:.3g} times the images of the smallest (from {_STRONG} on)"
+    times = _imbalance(found)
+    if times < _STRONG: return
+    why = f"the largest class has {times:.3g} times the images of the smallest (from {_STRONG} on)"
     yield Advice("loss.class_weights", "balanced", f"{why}: each class counts alike")
     yield Advice("training.metrics", ("balanced_accuracy",), "the mean over classes: a rare class is seen in it")
     if "val" in found.images: yield Advice("training.monitor", "val_balanced_accuracy", "chooses the best epoch by it")
 
-# %% ../nbs/57_beginning.ipynb #bbf11b26
+# %% ../nbs/57_beginning.ipynb #177b467f
 def _concerns(found: DataDescription, seen: Audit, skipped: Mapping[str, Sequence[str]]) -> Iterator[str]:
     "What a person should look at."
     if len(seen.bad):
@@ -227,14 +234,14 @@ def _few(found: DataDescription) -> Iterator[str]:
     if few:
         named = ", ".join(f"{name!r} {n}" for name, n in sorted(few.items(), key=lambda pair: pair[1])[:5])
         yield (f"{len(few):,} of {found.n_classes:,} classes have fewer than {_ENOUGH} training images: {named}"
-               f"{', ...' if len(few) > 5 else ''}.")
+               f"{', ...' if len(few) > 5 else '.'}")
     if "val" not in found.images: yield "There is no validation part: nothing says which epoch is the best."
     elif "test" not in found.images:
         yield "There is no test part: the accuracy of the epoch that validation chose flatters a little."
-    if found.imbalance and found.imbalance >= 100:
+    if _imbalance(found) >= 100:
         yield "With class weights an image of the smallest class counts a hundred times as much: see to its labels."
 
-# %% ../nbs/57_beginning.ipynb #4f98006d
+# %% ../nbs/57_beginning.ipynb #ad1fdac6
 @dataclass(frozen=True, repr=False)
 class Suggestion:
     "An experiment to begin with."
@@ -249,7 +256,7 @@ class Suggestion:
         images = f"{sum(self.found.images.values()):,} images of {self.found.n_classes:,} classes"
         return f"Suggestion for {images}: {values}"
 
-# %% ../nbs/57_beginning.ipynb #161ddaa2
+# %% ../nbs/57_beginning.ipynb #9dc0632c
 @checked
 def suggest(
     data: str | Path,                   # a folder of images, a CSV file, or the name of a sample
@@ -304,7 +311,7 @@ def _described(divided: ImageTable, config: DataConfig, look: TransformsConfig) 
     else: return found, []
     return described("L"), [Advice("data.mode", "L", f"{why}: one channel")]
 
-# %% ../nbs/57_beginning.ipynb #0425dd52
+# %% ../nbs/57_beginning.ipynb #f40ad013
 def _clean(text: str) -> str:
     "A name can't end the comment that it stands in."
     return "".join(sign if sign.isprintable() else "?" for sign in text)
@@ -331,7 +338,7 @@ def _key_lines(config: ExperimentConfig, reasons: Mapping[str, str]) -> Iterator
         beside = f"{line:<40}  # {_clean(reasons[key])}"
         yield from [beside] if len(beside) <= 116 else [*_comment(reasons[key], indent), line]
 
-# %% ../nbs/57_beginning.ipynb #c899f6a5
+# %% ../nbs/57_beginning.ipynb #6c2eb9eb
 @patch
 def yaml(self: Suggestion) -> str:
     "The file, with what was found at the top and a reason beside each key."
@@ -364,7 +371,7 @@ def _class_lines(found: DataDescription) -> Iterator[str]:
     for name, word in words.items():
         yield f"#   {word:<{width}}" + "".join(f"{found.counts[split].get(name, 0):>9,}" for split in splits)
 
-# %% ../nbs/57_beginning.ipynb #2e8c2470
+# %% ../nbs/57_beginning.ipynb #6d4f1aa2
 @patch
 @checked
 def save(
@@ -381,7 +388,7 @@ def save(
         write_atomic(path, self.yaml())
     return path
 
-# %% ../nbs/57_beginning.ipynb #e0eb1aed
+# %% ../nbs/57_beginning.ipynb #85af9152
 @patch
 def _repr_html_(self: Suggestion) -> str:
     values, left = leaves(self.config), "text-align:left;vertical-align:top"
