@@ -32,12 +32,12 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .config import to_dict, yaml_lines
-from .core import DataError, ImgclsError, RawImage, check, checked, fits, write_atomic
+from .core import DataError, RawImage, check, checked, fits, write_atomic
 from .data import OBJECTS, ImageData
 from .datasets import ImageDataset
 from .manifests import contents, file_stamp, memory_file, read_rows
 from .markup import escaped, facts, html_table
-from .seeding import permutation
+from .seeding import permutation, preserve_rng
 from .settings import get_logger
 from .transforms import build_transform
 
@@ -132,14 +132,15 @@ def _pixels(data: ImageData, remember: Path) -> PixelStatistics:
     if key in known: return PixelStatistics(**known[key])
     plain = dataset.with_transform(build_transform(data.transforms.test, "test"))
     plain.pixel_cache = None            # pixels of evaluation, which training may never ask for
-    found = _summed(torch.stack(_measured(plain, order)), total, data)
+    yours = bool(data.transforms.test.extra)        # a step of yours may not bear threads, and may change
+    found = _summed(torch.stack(_measured(plain, order, yours)), total, data)
     settled = max(max(stamp[1:]) for stamp in stamps) < time.time_ns() - 2_000_000_000     # a change shows
-    if settled and not data.transforms.test.extra: _remember(remember, known, key, found)
+    if settled and not yours: _remember(remember, known, key, found)
     return found
 
 
-def _measured(dataset: ImageDataset, order: Sequence[int]) -> list[Tensor]:
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+def _measured(dataset: ImageDataset, order: Sequence[int], in_turn: bool) -> list[Tensor]:
+    pool = ThreadPoolExecutor(1 if in_turn else min(4, os.cpu_count() or 1))
     try: return list(pool.map(lambda i: _moments(dataset.varied(i)), order))
     finally: pool.shutdown(cancel_futures=True)
 
@@ -256,10 +257,11 @@ def _pixels_or_why(data: ImageData, unknown: dict[str, str]) -> PixelStatistics 
     elif data.own_transforms: unknown["pixels"] = "transforms passed as objects: only they know what the network gets"
     elif not isinstance(data.dataset("train"), ImageDataset): unknown["pixels"] = _OWN
     if "pixels" in unknown: return None
-    try: return _pixels(data, memory_file(data.table.root, "pixels"))
-    except (ImgclsError, OSError) as error:
-        unknown["pixels"] = f"it could not be measured: {error}"
-        get_logger().warning(f"The pixels of the images could not be measured for data.yaml: {error}")
+    try:
+        with preserve_rng(): return _pixels(data, memory_file(data.table.root, "pixels"))
+    except Exception as error:      # of a file, or of a step of yours
+        unknown["pixels"] = f"they could not be measured: {type(error).__name__}: {error}"
+        get_logger().warning(f"The pixels of the images could not be measured: {type(error).__name__}: {error}")
 
 # %% ../nbs/19a_describing.ipynb #2237a13a
 def _marks(data: ImageData, manifest: str | Path | None) -> list[tuple[str, str, str]]:
