@@ -26,6 +26,7 @@ from .assembly import Given, Setup, assemble, settle
 from .config import diff, dump_yaml, free_keys, from_dict, override, to_dict
 from .core import CheckpointError, DataError, check, checked, write_atomic
 from .data import OBJECTS, DataConfig, ImageData, check_contents, load_manifest, save_manifest
+from .describing import describe_data
 from .experiment import ExperimentConfig, load_experiment
 from .keeping import load_last, restore
 from .networks import count_parameters
@@ -59,7 +60,7 @@ def begin_record(
         hold.take()
         record = Record(run, hold, describe(setup))
         run.snapshot(record.summary.environment)
-        with writing(run.folder/"data.csv"): save_manifest(setup.data, run.folder/"data.csv")
+        _write_images(setup.data, run)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)       # nothing half made
         hold.release()
@@ -68,6 +69,14 @@ def begin_record(
         listed = replace(setup.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
         setup.config = replace(setup.config, data=listed)
     return record
+
+# %% ../nbs/52_records.ipynb #4d03298b
+def _write_images(data: ImageData, run: Run) -> None:
+    "Which images they are, and what they are in numbers; the latter is read by people only."
+    files = run.folder/"data.csv"
+    with writing(files): save_manifest(data, files)
+    found = describe_data(data, files if data.table is not None else None)
+    with writing(run.data_yaml): write_atomic(run.data_yaml, found.yaml())
 
 # %% ../nbs/52_records.ipynb #c95a384d
 @checked
