@@ -22,7 +22,7 @@ import re
 import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -324,9 +324,9 @@ _YAML_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "t
 # %% ../nbs/02_config.ipynb #becad1f2
 def arguments_of(
     name: str,              # the field of the same section that may hold an import path
-) -> Any:
-    "A field for the arguments of what is named: a dict, whose keys stand beside the section's own."
-    return field(default_factory=dict, metadata={"arguments_of": name})
+) -> Mapping[str, Any]:
+    "`metadata` of a field for the arguments of what is named: a dict, whose keys stand beside the section's own."
+    return types.MappingProxyType({"arguments_of": name})
 
 
 @cache

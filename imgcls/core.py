@@ -281,19 +281,20 @@ def is_path(
 def imported(
     path: str,              # 'mymodule.MyNet'
     what: str,              # it is, for the message: 'A network'
+    hint: str = "",         # what else may have been meant, where there is no such module
 ) -> Any:
     "The class or function of an import path."
     module, dot, name = path.rpartition(".")
     if not (dot and all(part.isidentifier() for part in path.split("."))):
         raise ConfigError(f"{what} must be given as module.name. Got {path!r}.")
-    found = _module(module, path)
+    found = _module(module, path, hint)
     if not hasattr(found, name):
         raise ConfigError(f"The module {module!r} ({getattr(found, '__file__', None) or 'built in'}) has no {name!r}."
                           f"{near_miss(name, vars(found))}")
     return getattr(found, name)
 
 
-def _module(name: str, path: str) -> types.ModuleType:
+def _module(name: str, path: str, hint: str = "") -> types.ModuleType:
     "A module, sought in the current folder first: a command does not look there by itself."
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -303,7 +304,8 @@ def _module(name: str, path: str) -> types.ModuleType:
         gone = error.name or name
         if not f"{name}.".startswith(f"{gone}."):
             raise ConfigError(f"{name} needs {gone}, which is not installed.") from error
-        raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed.") from None
+        raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed. {hint}".rstrip()
+                          ) from None
     except Exception as error:
         raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
     finally: sys.path.remove(here)
@@ -314,7 +316,7 @@ def _module(name: str, path: str) -> types.ModuleType:
     return found
 
 # %% ../nbs/00_core.ipynb #1044bcf0
-_SOURCES: dict[str, tuple[types.ModuleType, str | None]] = {}       # module -> it, and its source when it was first seen
+_SOURCES: dict[str, tuple[types.ModuleType, str | None]] = {}       # by module: its source when it was first seen
 
 
 def source_of(
@@ -424,6 +426,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __contains__(self, name: object) -> bool: return isinstance(name, str) and name in self._builders
     def __iter__(self) -> Iterator[str]: return iter(self._builders)
     def __len__(self) -> int: return len(self._builders)
+
+    def imports(
+        self,
+        name: object,       # what a config says
+    ) -> bool:
+        "Is it an import path, and no name of this registry?"
+        return is_path(name) and name not in self._builders
 
     @checked
     def __call__(
