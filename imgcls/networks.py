@@ -279,8 +279,8 @@ class NetworkRegistry(Registry):
 
 networks = NetworkRegistry("network", {"simple_cnn": simple_cnn, "tiny_net": tiny_net}, hint=(
     "There are simple_cnn, tiny_net and torchvision's classifiers; imgcls.networks.networks() lists them. A network of "
-    "timm or of your own is passed as an object: timm.create_model(name, num_classes=...); yours may also be named by its "
-    "import path: mymodule.MyNet."))
+    "timm or of your own is passed as an object: timm.create_model(name, num_classes=...); or your module is named, "
+    "mymodule.MyNet."))
 
 # %% ../nbs/20_networks.ipynb #38bb7e12
 _CLASSES, _CHANNELS = ("n_classes", "num_classes"), ("in_channels", "in_chans")
