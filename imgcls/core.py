@@ -11,8 +11,9 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
            'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
-           'fits', 'in_words', 'is_path', 'imported', 'source_of', 'arguments_for', 'meanings', 'explain_methods',
-           'Registry', 'write_atomic', 'sync_folder', 'temporary_for', 'sweep', 'is_gone', 'verify_archive']
+           'fits', 'in_words', 'is_path', 'imported', 'source_of', 'changed_sources', 'arguments_for',
+           'name_and_arguments', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
+           'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
@@ -333,6 +334,13 @@ def source_of(
     _SOURCES[module.__name__] = module, digest
     return digest
 
+# %% ../nbs/00_core.ipynb #bd0732bd
+def changed_sources(
+    before: Mapping[str, Any],      # import path -> what `source_of` said
+) -> dict[str, tuple[Any, Any]]:    # import path -> before, now
+    "Whose source file is another one by now."
+    return {path: (digest, now) for path, digest in before.items() if (now := source_of(path)) != digest}
+
 # %% ../nbs/00_core.ipynb #6b9511a1
 @checked
 def arguments_for(
@@ -372,6 +380,17 @@ def _check_plain(path: str, name: str, value: Any, hint: Any) -> None:
     "A list may become anything; a number or a text is what the annotation says, or is wrong."
     if isinstance(value, (list, dict)) or hint is inspect.Parameter.empty: return
     check(fits(value, hint), f"`{name}` of {path} must be {in_words(hint)}", value)
+
+# %% ../nbs/00_core.ipynb #5091ca45
+def name_and_arguments(
+    entry: Any,             # 'mymodule.MyStep', or {'type': 'mymodule.MyStep', 'width': 3}
+    what: str,              # it is, for the message: 'A step'
+) -> tuple[str, dict[str, Any]]:
+    "The parts of an entry."
+    if isinstance(entry, str): return entry, {}
+    named = isinstance(entry, Mapping) and isinstance(entry.get("type"), str)
+    check(named, f"{what} is a name, or keys and values with the name as `type`", entry)
+    return entry["type"], {key: value for key, value in entry.items() if key != "type"}
 
 # %% ../nbs/00_core.ipynb #5763d689
 def meanings(

@@ -12,7 +12,8 @@ says which of them have changed."""
 
 # %% auto #0
 __all__ = ['OBJECTS', 'WORTH_KEEPING', 'DataConfig', 'ImageData', 'load_table', 'data_from_table', 'data_from_config',
-           'sample_digits', 'sample_photos', 'save_manifest', 'load_manifest', 'check_contents']
+           'sample_digits', 'sample_photos', 'named_dataset', 'NamedDataset', 'data_from_dataset', 'save_manifest',
+           'load_manifest', 'check_contents']
 
 # %% ../nbs/19_data.ipynb #7d61e47e
 import hashlib
@@ -36,11 +37,11 @@ from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
 from .cache import PixelCache, open_cache
-from .config import FREE, from_dict, override
-from .core import ArgumentError, ConfigError, DataError, Images, check, checked, listed
-from .core import near_miss
-from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, TargetKind, as_dataset, cache_of
-from .datasets import check_files, read_targets
+from .config import FREE, arguments_of, from_dict, override
+from .core import ArgumentError, ConfigError, DataError, Images, arguments_for, check, checked, imported
+from .core import listed, near_miss
+from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, OwnDataset, TargetKind, as_dataset
+from .datasets import cache_of, check_files, read_targets
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
 from .loaders import Batches
@@ -66,6 +67,7 @@ class DataConfig:
     "Which images, and how they are divided."
     data_dir: str | None = None         # folder, from here or in the data folder; None: beside the CSV, or the digits
     csv: str | None = None              # table of paths and labels instead of class folders
+    dataset: str | None = None          # a class of yours instead of files, by import path: mymodule.MyData
     path_column: str = "path"           # the CSV's column of paths
     label_column: str = "label"         # the CSV's column of classes
     split_column: str = "split"         # the CSV's column of splits, if it has one
@@ -78,6 +80,7 @@ class DataConfig:
     cache: Literal["auto", "disk", "ram", "off"] = field(default="auto", metadata=FREE)  # where decoded images are kept
     num_workers: int | Literal["auto"] | None = field(default=None, metadata=FREE)  # that load; None: settings.ini's
     worker_timeout: float = field(default=120.0, metadata=FREE)     # seconds of silence before workers are replaced
+    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("dataset"))   # of a dataset of yours
 
     def __post_init__(self):
         for name in ("val_ratio", "test_ratio"): _check_share(name, getattr(self, name))
@@ -93,7 +96,10 @@ class DataConfig:
               near_miss(self.cache, _CACHES).strip())
         check(self.mode in ["RGB", "L"], "`mode` must be 'RGB' or 'L' (grey)", self.mode)
         check(self.on_bad_image in ["error", "skip"], "`on_bad_image` must be 'error' or 'skip'", self.on_bad_image)
-        if self.csv is None: _check_no_columns(self)
+        if self.dataset is not None: named_dataset(self)
+        elif self.csv is None: _check_no_columns(self)
+        check(self.dataset is not None or not self.arguments, "Arguments are for a `dataset` with an import path",
+              self.arguments)
 
 # %% ../nbs/19_data.ipynb #82739aac
 def _check_share(name: str, value: Any) -> None:
@@ -234,7 +240,8 @@ def eval_transform(self: ImageData) -> Callable[[Any], Tensor]:
     "What is done to an image for validation, testing and prediction."
     known = [self._eval_transform, *(getattr(self.datasets.get(split), "transform", None) for split in ("val", "test"))]
     transform = next((transform for transform in known if transform is not None), None)
-    if transform is None and self.table is not None: transform = build_transform(self.transforms.test, "test")
+    if transform is None and (self.table is not None or self.config.dataset):
+        transform = build_transform(self.transforms.test, "test")
     if transform is not None: return _Grey(transform) if self.config.mode == "L" else transform
     raise DataError("How an image becomes a tensor is known to your datasets only. Say it: "
                     "ImageData(..., eval_transform=...).")
@@ -292,7 +299,7 @@ def colours(
     split: str,                 # whose pipeline
 ) -> Images:                    # in [0, 1]
     "Images brought back to what an eye can see."
-    if self.table is not None and not self.own_transforms:
+    if (self.table is not None or self.config.dataset) and not self.own_transforms:
         normalize = getattr(self.transforms, split).normalize
         return images if normalize is None else denormalize(images, normalize.mean, normalize.std)
     return stretched(images)                # transforms of yours cannot be undone
@@ -472,6 +479,9 @@ def data_from_config(
 ) -> ImageData:
     "Find the images that a config names."
     config = config or DataConfig()
+    if config.dataset is not None:
+        check(not own, "A `dataset` gets the transforms of the config", [*own])
+        return data_from_dataset(config, transforms)
     return data_from_table(load_table(config, find_settings().data, seed), config, transforms, **own)
 
 # %% ../nbs/19_data.ipynb #1f482ef2
@@ -580,7 +590,8 @@ def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> Da
 def _arguments(way: str) -> list[str]:
     "What can be said to one of the ways in: its own arguments, and the keys of the config that make sense there."
     own = [name for name in inspect.signature(getattr(ImageData, way)).parameters if name != "options"]
-    elsewhere = {"csv", "split_seed", *own} | (set() if way == "from_csv" else {"data_dir", *_COLUMNS})
+    elsewhere = {"csv", "dataset", "arguments", "split_seed", *own}
+    if way != "from_csv": elsewhere |= {"data_dir", *_COLUMNS}
     return own + [field.name for field in fields(DataConfig) if field.name not in elsewhere]
 
 # %% ../nbs/19_data.ipynb #fdd06f4e
@@ -633,6 +644,68 @@ def sample_photos(
 ) -> ImageData:
     "Tiles of two photographs, two classes: quick to try things on, too easy to prove anything."
     return ImageData.from_folder(write_photos(find_settings().data/"photos"), size, **options)
+
+# %% ../nbs/19_data.ipynb #91236698
+def named_dataset(
+    config: DataConfig,             # with `dataset`
+) -> tuple[Callable[..., Dataset], dict[str, Any]]:     # the class, and its arguments beside split and transform
+    "The class of a dataset that a config names; what else the config says of the data, it must take."
+    path, made = config.dataset, imported(config.dataset, "A dataset")
+    fits = isinstance(made, type) and issubclass(made, Dataset) and hasattr(made, "__len__")
+    check(fits, f"{path} must be a class of torch.utils.data.Dataset with a length", made, "Nothing else is called on "
+          "behalf of a config.")
+    takes = inspect.signature(made).parameters
+    check("transform" in takes and ("split" in takes or "train" in takes), f"{path} must take `transform`, and `split` "
+          "or `train`", ", ".join(takes), "The config's transforms make a tensor of an image; one object is one split.")
+    own = [f.name for f in fields(config) if not f.metadata and f.name not in ("dataset", "mode")]
+    said = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(DataConfig, name)}
+    offered = dict.fromkeys(("transform", "split", "train"))
+    arguments = arguments_for(made, path, {**said, **config.arguments}, offered)
+    return made, {name: value for name, value in arguments.items() if name not in offered}
+
+
+class NamedDataset(OwnDataset):
+    "One split of a dataset that a config names; it can be made again with another transform."
+
+    def __init__(
+        self,
+        config: DataConfig,             # with `dataset`
+        split: str,                     # 'train', 'val' or 'test'
+        transform: Callable[[Any], Tensor],     # image -> float tensor
+        n_classes: int = 10**9,         # how many there are; not known before the first one is made
+    ):
+        made, arguments = named_dataset(config)
+        told = {"split": split, "train": split == "train"}
+        takes = inspect.signature(made).parameters
+        dataset = made(**{k: v for k, v in told.items() if k in takes}, transform=transform, **arguments)
+        super().__init__(dataset, split, n_classes)
+        self.config = config
+
+    def with_transform(self, transform: Callable[[Any], Tensor]) -> "NamedDataset":
+        "The same images seen in another way."
+        return NamedDataset(self.config, self.name, transform, self.n_classes)
+
+# %% ../nbs/19_data.ipynb #d837bc92
+def data_from_dataset(
+    config: DataConfig,             # with `dataset`
+    transforms: TransformsConfig | None = None,     # what is done to each image
+) -> ImageData:
+    "The splits of a dataset that a config names."
+    transforms, (made, _) = transforms or TransformsConfig(), named_dataset(config)
+    splits = tuple(getattr(made, "splits", ("train", "val")))
+    known = {"train"} <= {*splits} <= {*SPLITS}
+    check(known, f"`splits` of {config.dataset} must be train, and perhaps val and test", splits)
+    datasets = {split: NamedDataset(config, split, _pipeline(transforms, split, config.mode)) for split in splits}
+    names = next((getattr(datasets["train"].dataset, name) for name in ("class_names", "classes")
+                  if hasattr(datasets["train"].dataset, name)), None)
+    check(names is not None, f"{config.dataset} must say the names of its classes, as `class_names`", "none",
+          error=DataError)
+    for dataset in datasets.values(): dataset.n_classes = len(names)
+    data = ImageData(datasets, list(names), config=config, transforms=transforms)
+    channels = {"RGB": 3, "L": 1}[config.mode]
+    check(data.n_channels == channels, f"An image of {config.dataset} must have {channels} channels: `mode` is "
+          f"{config.mode!r}", data.n_channels, "mode: RGB is three, mode: L is one.", DataError)
+    return data
 
 # %% ../nbs/19_data.ipynb #aa33f52c
 @patch
