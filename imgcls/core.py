@@ -446,10 +446,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __iter__(self) -> Iterator[str]: return iter(self._builders)
     def __len__(self) -> int: return len(self._builders)
 
-    def imports(
-        self,
-        name: object,       # what a config says
-    ) -> bool:
+    def imports(self, name: object) -> bool:
         "Is it an import path, and no name of this registry?"
         return is_path(name) and name not in self._builders
 

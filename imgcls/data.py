@@ -663,7 +663,7 @@ def named_dataset(
     arguments = arguments_for(made, path, {**said, **config.arguments}, offered)
     return made, {name: value for name, value in arguments.items() if name not in offered}
 
-
+# %% ../nbs/19_data.ipynb #a9bca9df
 class NamedDataset(OwnDataset):
     "One split of a dataset that a config names; it can be made again with another transform."
 

@@ -195,7 +195,7 @@ def _in_short(changed: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in changed.items() if key not in ALIASES["size"]}
     return rest | {"size": height if height == width else (height, width)}
 
-
+# %% ../nbs/50_experiment.ipynb #4734b0f7
 def _base(config: Layer | Sequence[Layer] | None) -> ExperimentConfig:
     if isinstance(config, Sequence) and not isinstance(config, str):
         return merge_configs(ExperimentConfig, [_layer(one, i) for i, one in enumerate(config)])

@@ -72,7 +72,7 @@ training:
   trackers: []
   callbacks: [{type: mycode.Counts, first: 100}]
 """
-CODE = "from imgcls import train; train(['base.yaml', 'train.yaml'], 'seed=5', own={'name': 'mine', 'progress': 'pipe'})"
+CODE = "from imgcls import train; train(['base.yaml', 'train.yaml'], 'seed=5', own={'name': 'mine'})"
 
 
 def test_code_of_the_user_is_found_again_from_the_shell(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
