@@ -103,3 +103,37 @@ def test_code_of_the_user_is_found_again_from_the_shell(workspace: Workspace, mo
     assert begun.run_summary.notes[-1].startswith("begins with the weights of run mine: best.safetensors, epoch ")
     sys.modules.pop("mycode")
     Path("mycode.py").unlink()
+
+
+DATASET = '''
+from PIL import Image
+from torch.utils.data import Dataset
+
+class Shades(Dataset):
+    splits, class_names = ("train", "val", "test"), ["dark", "light"]
+    def __init__(self, split: str, transform, n: int): self.transform, self.n = transform, n * 2 ** (split == "train")
+    def __len__(self): return self.n
+    def __getitem__(self, i): return self.transform(Image.new("RGB", (12, 12), (90 + 60 * (i % 2) + i,) * 3)), i % 2
+'''
+
+
+def test_a_dataset_of_the_user_is_found_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(workspace.folder)
+    Path("mydata.py").write_text(DATASET)
+    from imgcls import Learner, load_predictor
+    small = {phase: {"resize": [12, 12]} for phase in ("train", "val", "test")}
+    config = {"data": {"dataset": "mydata.Shades", "n": 16}, "transforms": small, "model": {"architecture": "tiny_net"},
+              "training": {"num_epochs": 2, "batch_size": 8, "trackers": []}}
+    straight = Learner.from_config(config, own={"name": "straight", "progress": "pipe"}).fit()
+    half = Learner.from_config(config, own={"name": "half", "progress": "pipe"}).fit(1)
+    opened = Learner.from_run("half", progress="pipe")
+    assert opened.objects == {} and opened.data.fingerprint == half.data.fingerprint
+    opened.plan(2).fit()
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(value, opened.network.state_dict()[name]), name
+    said = opened.evaluate("test", "last")
+    answers = load_predictor("half", "last").evaluate(opened.data, split="test")
+    assert (answers.probabilities == said.probabilities).all()
+    assert Learner.retrain("half", own={"progress": "pipe"}).data.sizes == {"train": 32, "val": 16, "test": 16}
+    with pytest.raises(ValueError, match=r"mydata\.Shades has no argument 'm'"):
+        Learner.from_config(config, **{"data.m": 3})
