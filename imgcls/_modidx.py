@@ -1607,6 +1607,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.networks.NetworkRegistry.__repr__': ( 'networks.html#networkregistry.__repr__',
                                                                                'imgcls/networks.py'),
                                  'imgcls.networks.NetworkRegistry._load': ('networks.html#networkregistry._load', 'imgcls/networks.py'),
+                                 'imgcls.networks.NetworkRegistry.imports': ('networks.html#networkregistry.imports', 'imgcls/networks.py'),
                                  'imgcls.networks.NetworkRegistry.register': ( 'networks.html#networkregistry.register',
                                                                                'imgcls/networks.py'),
                                  'imgcls.networks.NetworkRegistry.source': ('networks.html#networkregistry.source', 'imgcls/networks.py'),

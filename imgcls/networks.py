@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from .checkpointing import VERSION, load_weights_file
 from .config import arguments_of
 from .core import CheckpointError, DataError, ImgclsError, Registry, arguments_for, check, checked
-from .core import imported, near_miss, verify_archive
+from .core import imported, is_path, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -261,6 +261,8 @@ class NetworkRegistry(Registry):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._builders or name in self._load())
+
+    def imports(self, name: object) -> bool: return is_path(name) and name not in self   # timm's names have dots
 
     def __iter__(self) -> Iterator[str]: return iter(self._load())
     def __len__(self) -> int: return len(self._load())
