@@ -16,7 +16,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +23,15 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, Mix
-from .callbacks import Scheduling, StopOnNaN, lr_factor
+from .callbacks import Scheduling, StopOnNaN, callback_builder, lr_factor
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
-from .experiment import ALIASES, ExperimentConfig, TrainingConfig, load_experiment
+from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment
 from .history import Event
 from .losses import as_loss, build_loss
 from .metrics import Metric, build_metrics
-from .networks import build_network, evaluating, head_of, trained_names
+from .networks import build_network, evaluating, head_of, networks, trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
 from .runtime import Runtime
 from .seeding import preserve_rng
@@ -106,7 +105,7 @@ def check_callbacks(
 # %% ../nbs/51_assembly.ipynb #9117b5a0
 @checked
 def settle(
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None,   # as for `load_experiment`
+    config: Layer | Sequence[Layer] | None,     # as for `load_experiment`
     data: ImageData,                # its part of the config is what it was made with
     given: Given,                   # objects beside it
     arguments: Mapping[str, Any],   # settings by their key; None: not given
@@ -179,7 +178,7 @@ def make_state(
     runtime = Runtime.create(device, chosen.precision, chosen.channels_last, chosen.compile)
     network = given.network or build_network(config.model, data.n_classes, config.seed, len(image))
     runtime.prepare(network)
-    if given.network is not None: _check_reads(network, image, runtime)
+    if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(config.loss, data.class_counts())
     head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
@@ -247,9 +246,13 @@ def make_callbacks(
         (chosen.mixup_alpha or chosen.cutmix_alpha, lambda: Mix(n_classes, chosen.mixup_alpha, chosen.cutmix_alpha)),
         (chosen.ema_decay, lambda: EMA(chosen.ema_decay)),
         (chosen.early_stopping, lambda: EarlyStopping(chosen.early_stopping))]
-    return [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),
-            FollowNetwork(config.optimizer, given.optimizer), *(make() for wanted, make in wished if wanted),
-            *given.callbacks]
+    standard = [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),
+                FollowNetwork(config.optimizer, given.optimizer), *(make() for wanted, make in wished if wanted)]
+    named = [callback_builder(entry)() for entry in chosen.callbacks]
+    names = [callback.name for callback in [*standard, *named]]
+    twice = [callback.name for callback in named if names.count(callback.name) > 1]
+    check(not twice, "Each callback must have a `name` of its own: its state is saved under it", twice)
+    return [*standard, *named, *given.callbacks]
 
 # %% ../nbs/51_assembly.ipynb #7c4d7edf
 @dataclass(kw_only=True)
@@ -263,6 +266,7 @@ class Setup:
     changed: dict[str, Any]         # what was set, by dotted key
     planned: int                    # where `fit()` goes, epochs
     notes: list[str] = field(default_factory=list)      # what the config does not say, for the summary of the run
+    layers: tuple[str, ...] = ()    # what the config was merged of; empty: of one file, or of none
     waiting: dict[str, Any] = field(default_factory=dict)       # saved states of callbacks that are not here yet
     heard: list[Callback] | None = None     # whose states the last training kept; None: it has not trained here
 
@@ -271,7 +275,7 @@ class Setup:
         "What was not made from the config, by name."
         own = {}
         if self.data.own_transforms: own["data"] = "with transforms passed as objects"
-        if self.data.table is None: own["data"] = "datasets passed as objects"
+        if self.data.table is None and self.data.config.dataset is None: own["data"] = "datasets passed as objects"
         return {**self.given.names(), **own}
 
     @property

@@ -14,13 +14,13 @@ resumed."""
 __all__ = ['write_report', 'write_reports', 'train']
 
 # %% ../nbs/56_pipeline.ipynb #bec951e6
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .core import ConfigError, check, checked, write_atomic
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig
+from .experiment import Layer
 from .learner import Learner
 from .predictions import with_interval
 from .runs import Run
@@ -93,15 +93,19 @@ def _track(learner: Learner, figures: Mapping[str, Any]) -> None:
 # %% ../nbs/56_pipeline.ipynb #9c30633c
 @checked
 def train(
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
-    # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
+    config: Layer | Sequence[Layer] | None = None,
+    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
     *overrides: str,                    # 'lr=0.01', as on the command line
     resume: Run | str | Path | None = None,     # a run to go on with, instead of a config
+    retrain: Run | str | Path | None = None,    # a run whose weights a new one begins with, with its config or this one
     own: Mapping[str, Any] | None = None,   # for Learner(...): network, loss, callbacks, name, runs, progress
     **changes: Any,                     # config keys: lr=0.01, batch_size=32
 ) -> Learner:                           # trained; `.run` is its folder, `.run_summary` how it went
     "From a config to a trained, evaluated, reported classifier."
-    if resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
+    check(resume is None or retrain is None, "`resume` goes on with a run and `retrain` begins a new one",
+          (resume, retrain), "Give one of them.")
+    if retrain is not None: learner = Learner.retrain(retrain, *overrides, config=config, own=own, **changes)
+    elif resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
     else: learner = _resumed(resume, config, overrides, changes, own)
     log = get_logger()
     log.info(repr(learner))
