@@ -26,7 +26,7 @@ from .data import DataConfig
 from .keeping import parse_every
 from .losses import LossConfig
 from .markup import escaped, table, tag
-from .metrics import metrics as metric_builders
+from .metrics import check_metric
 from .networks import ModelConfig
 from .optimizers import OptimizerConfig, SchedulerConfig
 from .runtime import Compile
@@ -49,7 +49,7 @@ class TrainingConfig:
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
-    metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
+    metrics: tuple[str, ...] = ()       # more metrics beside loss and accuracy: names, import paths (mymodule.f)
     trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # where it is followed; []: nowhere
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
@@ -67,7 +67,7 @@ class TrainingConfig:
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
-        for name in self.metrics: metric_builders[name]     # an unknown name is refused here
+        for name in self.metrics: check_metric(name)        # an unknown name is refused here
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
 
 # %% ../nbs/50_experiment.ipynb #52bef571

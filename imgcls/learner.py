@@ -131,7 +131,7 @@ class Learner(_Parts):
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
-        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy
+        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy: names, functions, torchmetrics
         callbacks: Iterable[Callback] = (),         # yours, beside the standard ones
         config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,    # None: the defaults
         name: str | None = None,                    # of the run; None: made from what you changed
@@ -485,6 +485,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
+    evaluation.metrics = self.setup.measured
     return evaluation
 
 

@@ -45,7 +45,9 @@ def list_runs(
     rows = [_row(run, summary, status) for run, summary, status in found]
     for row, unlike in zip(rows, _unlike_most([_knobs(run, summary) for run, summary, _ in found]), strict=True):
         row["differs"] = unlike
-    return _table_of_runs()(rows, columns=list(_COLUMNS)).sort_values(["started", "name"], ignore_index=True)
+    more = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)      # metrics of some runs
+    runs = _table_of_runs()(rows, columns=[*_COLUMNS[:-1], *more, "differs"])
+    return runs.sort_values(["started", "name"], ignore_index=True)
 
 
 def _read(run: Run) -> tuple[Summary, str]:
@@ -67,7 +69,19 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
             "val_accuracy": best.get("val_accuracy", math.nan), "val_interval": _interval(best, "val_accuracy"),
             "test_accuracy": test.get("accuracy", math.nan), "test_interval": _interval(test, "accuracy"),
             "monitor": summary.monitor, "best": best.get(summary.monitor, math.nan),
-            "duration": _duration(summary), "started": summary.started}
+            "duration": _duration(summary), "started": summary.started, **_more_metrics(best, "val_"),
+            **_more_metrics({f"test_{name}": value for name, value in test.items()}, "test_")}
+
+
+_USUAL = {"accuracy", "loss", "images", "weights"}
+
+
+def _more_metrics(result: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    "What a run measured beside accuracy and loss, each with its interval, where there is one."
+    names = [name for name in result if name.startswith(phase) and isinstance(result[name], float)
+             and name.removeprefix(phase) not in _USUAL]
+    return {key: value for name in names for key, value in
+            ((name, result[name]), (f"{name}_interval", _interval(result, name))) if value != ""}
 
 
 def _interval(result: Mapping[str, Any], name: str) -> str:
@@ -150,6 +164,7 @@ def _texts(runs: "DataFrame") -> dict[str, list[str]]:     # empty: it is no lis
     shown = runs[-MOST_ROWS:]
     texts = {str(name): [_text(str(name), value) for value in shown[name]] for name in shown.columns}
     for split in ("val", "test"): _put_below(texts, f"{split}_accuracy", f"{split}_interval")
+    for name in [*texts]: _put_below(texts, name, f"{name}_interval")
     if set(texts.get("monitor", [""])) == {"val_accuracy"}:
         texts = {name: column for name, column in texts.items() if name not in ("monitor", "best")}
     return {name: column for name, column in texts.items() if name == "name" or any(column)}
@@ -250,10 +265,14 @@ def _results(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     def row(value: Callable[[Summary], str]) -> list[str]: return [value(summary) for summary in summaries]
 
     rows = {"status": row(_status), "epochs": row(_epochs), "duration": row(_duration)}
-    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor)]):
+    more = [name for s in summaries for name in _more_metrics(s.best, "val_") if not name.endswith("_interval")]
+    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor), *more]):
         rows[_best_label(metric, summaries)] = [result_in_words(s.best, metric) for s in summaries]
     for split in dict.fromkeys(split for s in summaries for split in s.final):
-        rows[f"{split} accuracy"] = [result_in_words(s.final.get(split, {}), "accuracy") for s in summaries]
+        results = [s.final.get(split, {}) for s in summaries]
+        more = [name for result in results for name in _more_metrics(result, "") if not name.endswith("_interval")]
+        for name in dict.fromkeys(["accuracy", *more]):
+            rows[f"{split} {name.replace('_', ' ')}"] = [result_in_words(result, name) for result in results]
     notes = row(lambda s: "; ".join(s.notes))       # labels that were mended, say
     return rows | ({"notes": notes} if len(set(notes)) > 1 else {})
 

@@ -4,7 +4,7 @@
 validation chose (`53_answering`). It is what the command line calls, and what a notebook calls for a run that
 needs no watching.
 
-Guaranteed: every report says which weights it is about, every accuracy comes with its 95 % interval, all reports on a
+Guaranteed: every report says which weights it is about, every number comes with its 95 % interval (or says why it has none), all reports on a
 split are made of one pass over its images, and a run that was interrupted or failed says so in its summary and can be
 resumed."""
 
@@ -40,7 +40,8 @@ def write_report(
     about = f"{run.name}: {what}, {len(evaluation)} images, {evaluation.weights}"
     files = [run.report_path(name), run.confusion_matrix_path(name), run.predictions_path(name)]
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n")
+    more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
+    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
     evaluation.save_confusion_matrix(files[1])
     evaluation.to_csv(files[2])
     return files
@@ -74,7 +75,16 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
     "What the summary says of a split: every number with its interval."
     return {"weights": evaluation.weights, "images": len(evaluation),
             "accuracy": evaluation.accuracy, "accuracy_interval": [*evaluation.accuracy_interval],
-            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval]}
+            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval], **_measured(evaluation)}
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    "The run's other metrics; how many resamples the intervals are of."
+    found = {}
+    for name, one in evaluation.measure().items():
+        found[name] = one.value
+        if one.interval: found |= {f"{name}_interval": [*one.interval], f"{name}_resamples": one.n_resamples}
+    return found
 
 # %% ../nbs/56_pipeline.ipynb #dc9713ac
 def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> None:
