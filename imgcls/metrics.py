@@ -14,8 +14,9 @@ not 0 or NaN; a set of metrics over logits that are not numbers gives NaN and co
 
 # %% auto #0
 __all__ = ['metrics', 'FOREIGN_METRICS', 'Metric', 'Loss', 'labels_of', 'LabelMetric', 'Accuracy', 'TopAccuracy',
-           'balanced_accuracy', 'macro_f1', 'MatrixMetric', 'FunctionMetric', 'LabelFunction', 'from_sklearn',
-           'TorchMetric', 'auroc', 'calibration_error', 'check_metric', 'LostImages', 'Metrics', 'build_metrics']
+           'balanced_accuracy', 'macro_f1', 'matthews', 'MatrixMetric', 'FunctionMetric', 'LabelFunction',
+           'from_sklearn', 'TorchMetric', 'auroc', 'calibration_error', 'check_metric', 'LostImages', 'Metrics',
+           'build_metrics']
 
 # %% ../nbs/22_metrics.ipynb #2d300b50
 import copy
@@ -242,6 +243,17 @@ def macro_f1(
     touched = counts.double().sum(0) + counts.double().sum(1)
     f1 = 2 * counts.diagonal().double() / touched.clamp(min=1)
     return f1.sum() / (touched > 0).sum()
+
+# %% ../nbs/22_metrics.ipynb #4557f2b3
+@checked
+def matthews(
+    counts: Tensor,  # images by right class (rows) and predicted class (columns)
+) -> Tensor:         # in [-1, 1]; 0 by chance, and where all images are of one class or predicted as one
+    "Matthews' correlation of right and predicted classes. Source: Gorodkin 2004, eq. 8."
+    counts = counts.double()
+    right, said, n = counts.sum(1), counts.sum(0), counts.sum()
+    spread = ((n**2 - said @ said) * (n**2 - right @ right)).sqrt()
+    return (counts.trace() * n - right @ said) / spread.where(spread > 0, 1)
 
 # %% ../nbs/22_metrics.ipynb #3dda3e94
 class MatrixMetric(LabelMetric):
@@ -694,7 +706,7 @@ metrics = Registry("metric", {
     **dict.fromkeys(("macro_f1", "f1"), lambda n_classes: MatrixMetric(macro_f1, n_classes)),
     "weighted_f1": _sklearn("f1_score", "weighted_f1", average="weighted", zero_division=0),
     **{name: _sklearn(f"{name}_score", name, **_MACRO) for name in ("precision", "recall", "jaccard")},
-    "mcc": _sklearn("matthews_corrcoef", "mcc"),
+    "mcc": lambda n_classes: MatrixMetric(matthews, n_classes, "mcc"),
     "cohen_kappa": _sklearn("cohen_kappa_score", "cohen_kappa"),
     "quadratic_kappa": _sklearn("cohen_kappa_score", "quadratic_kappa", weights="quadratic"),
     "auroc": lambda n_classes: FunctionMetric(auroc, "auroc", True),

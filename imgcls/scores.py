@@ -363,7 +363,7 @@ def measure(
     built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names))
     whole = _numbers(built, self, np.arange(len(self)), strict=True)
     size = self.probabilities.size
-    n = n_resamples if n_resamples is not None else 0 if size > _MOST or not built else min(1000, max(100, 10**7//size))
+    n = n_resamples if n_resamples is not None else 0 if size > _MOST or not built else min(500, max(100, 4*10**6//size))
     found = Measures({name: _measured(self, built, name, value, draws)
                       for (name, value), draws in zip(whole.items(), _drawn(built, self, n), strict=True)})
     if usual: self._measures = found
