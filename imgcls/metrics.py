@@ -414,7 +414,7 @@ def reset(self: FunctionMetric) -> None:
 def _identity(self: FunctionMetric) -> str:
     return Metric._identity(self) if self.mean else f"{self.name}[{self.of} of all images]"
 
-
+# %% ../nbs/22_metrics.ipynb #2df4a00c
 @patch
 def merge(
     self: FunctionMetric,
@@ -424,7 +424,7 @@ def merge(
     Metric.merge(self, other)
     self.kept = [*self.kept, *other.kept]
 
-
+# %% ../nbs/22_metrics.ipynb #41c9505d
 @patch
 def state_dict(self: FunctionMetric) -> dict[str, Any]:
     "Everything seen, as plain numbers and CPU tensors."
@@ -434,7 +434,7 @@ def state_dict(self: FunctionMetric) -> dict[str, Any]:
         kept = dict(zip(("said", "targets"), (part.cpu() for part in self.kept[0]), strict=True))
     return Metric.state_dict(self) | ({} if self.mean else {"kept": kept})
 
-
+# %% ../nbs/22_metrics.ipynb #27b77bc8
 @patch
 def load_state_dict(
     self: FunctionMetric,
@@ -577,7 +577,7 @@ class TorchMetric(Metric):
 
     def _identity(self) -> str: return f"{self.name}[{type(self.source).__module__}.{type(self.source).__name__}]"
 
-
+# %% ../nbs/22_metrics.ipynb #dd1bafa0
 def _like_torchmetrics(one: Any) -> bool:
     needs = ("update", "compute", "reset", "state_dict", "load_state_dict")
     return not isinstance(one, (type, Metric)) and all(callable(getattr(one, name, None)) for name in needs)
@@ -607,7 +607,7 @@ def merge(
     _called(self.name, join, there, given="another part of the images")
     self.metric._computed = None            # what torchmetrics remembers of compute()
 
-
+# %% ../nbs/22_metrics.ipynb #e5c18095
 @patch
 def state_dict(self: TorchMetric) -> dict[str, Any]:
     "Everything seen, as plain numbers and CPU tensors."
@@ -627,7 +627,7 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Mapping): return {key: _on_cpu(one) for key, one in value.items()}
     return [_on_cpu(one) for one in value] if isinstance(value, (list, tuple)) else value
 
-
+# %% ../nbs/22_metrics.ipynb #97b0c7fa
 @patch
 def load_state_dict(
     self: TorchMetric,
@@ -881,7 +881,7 @@ def build_metrics(
         if not any(_same(metric, other) for other in built): built.append(metric)
     return Metrics(built)
 
-
+# %% ../nbs/22_metrics.ipynb #2a75979d
 def _build(one: object, n_classes: int) -> list[Metric]:
     "The metrics that are meant: several where it is a collection of torchmetrics."
     if isinstance(one, str): one = _by_name(one, n_classes)
@@ -913,7 +913,7 @@ def _made(kind: type, n_classes: int) -> Any:
     options = {name: value for name, value in options.items() if name in _parameters(kind)}
     return _called(kind.__name__, functools.partial(kind, **options), given=f"{options}")
 
-
+# %% ../nbs/22_metrics.ipynb #e98f4537
 def _of_torchmetrics(one: Any) -> list[Metric]:
     "Each member of a collection by its key; a key that is only the class's name is written as ours are."
     if not hasattr(one, "items"): return [TorchMetric(one)]
@@ -936,7 +936,7 @@ def _check_classes(metric: TorchMetric, n_classes: int) -> None:
           "a metric of two classes" if metric.binary else asked,
           f"Try {type(metric.source).__name__.replace('Binary', 'Multiclass')}(num_classes={n_classes}).")
 
-
+# %% ../nbs/22_metrics.ipynb #a5e89f9d
 def _same(one: Metric, other: Metric) -> bool:
     "Is it the same number of the same stream?"
     return (type(one) is type(other) and one._identity() == other._identity()

@@ -35,11 +35,12 @@ def write_report(
     name: str,                      # of the images: 'test', or of other ones that are fit for a file's name
     evaluation: Evaluation,         # what came out
 ) -> list[Path]:                    # what was written: report, confusion matrix, a row an image
-    "Write down in a run's folder how it answered."
+    "Write down in a run's folder how it answered; an evaluation that has no metrics gets those that the config names."
     what = f"{name} split" if name == evaluation.split else name
     about = f"{run.name}: {what}, {len(evaluation)} images, {evaluation.weights}"
     files = [run.report_path(name), run.confusion_matrix_path(name), run.predictions_path(name)]
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
+    if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
     more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
     write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
     evaluation.save_confusion_matrix(files[1])

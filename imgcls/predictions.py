@@ -54,7 +54,6 @@ class Predictions:
     agreement: Any = None                   # how far a strategy's answers are the standard ones; None: they are those
     kept: tuple[np.ndarray | None, list[list[str]] | None] | None = None    # accepted and sets, where a file says them
     logits: Tensor | None = None            # what the network gave, on the CPU; whoever asked the network sets it
-    metrics: Sequence[Any] = ()             # what the run measures beside accuracy and loss; whoever knows sets it
 
     @checked
     def __init__(
@@ -314,7 +313,8 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     known = {} if whole.targets is None else {"targets": whole.targets[rows], "losses": losses}
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
-    new.agreement, new.moved_to, new.metrics = whole.agreement, whole.moved_to, whole.metrics
+    new.agreement, new.moved_to = whole.agreement, whole.moved_to
+    if known: new.metrics = whole.metrics
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 class Scores(Predictions):
     "What a network said about images whose class is known."
 
+    metrics: Sequence[Any] = ()             # what the run measures beside accuracy and loss; whoever knows sets it
+
     @checked
     def __init__(
         self,
@@ -363,7 +365,8 @@ def measure(
     built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names))
     whole = _numbers(built, self, np.arange(len(self)), strict=True)
     size = self.probabilities.size
-    n = n_resamples if n_resamples is not None else 0 if size > _MOST or not built else min(500, max(100, 4*10**6//size))
+    usually = 0 if size > _MOST or not built else min(500, max(100, 4*10**6//size))
+    n = usually if n_resamples is None else n_resamples
     found = Measures({name: _measured(self, built, name, value, draws)
                       for (name, value), draws in zip(whole.items(), _drawn(built, self, n), strict=True)})
     if usual: self._measures = found
@@ -397,7 +400,7 @@ def _numbers(metrics: Metrics, scores: Scores, rows: np.ndarray, strict: bool = 
             found[name] = math.nan
     return found
 
-
+# %% ../nbs/25_scores.ipynb #bf80b69c
 def _measured(scores: Scores, metrics: Metrics, name: str, value: float, draws: np.ndarray) -> Measured:
     known, notes = draws[~np.isnan(draws)], []
     n, enough = len(scores), len(known) >= max(100, len(draws)/2)
