@@ -16,6 +16,7 @@ Modules:
 - `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
 - `imgcls.config`: How is an experiment's configuration read, checked, changed, compared and saved?
+- `imgcls.control`: How is a training steered from a terminal, or from anywhere else that can write a file?
 - `imgcls.core`: Which words does every other room use?
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?

@@ -35,6 +35,7 @@ from .assembly import Given, Setup, assemble, check_callbacks, first_image, sett
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
+from .control import ControlFile
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
@@ -377,7 +378,10 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     listeners = [*kept, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     if background: return _train_behind(learner, listeners, saver, claim)
-    _run_loop(learner, [*listeners, *progress_callbacks(learner.progress)])
+    control = next((one for one in listeners if isinstance(one, Control)), None)       # one of yours
+    steering = [] if control else [control := Control(saver.save)]
+    _run_loop(learner, [*listeners, *progress_callbacks(learner.progress), *steering,
+                        ControlFile(run.control_path, control)])
     return learner
 
 
@@ -590,7 +594,7 @@ def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCh
     began, tables = threading.Event(), []           # tables: those shown while it trains; see `_ipython_display_`
 
     def work() -> None:
-        try: _run_loop(learner, [*listeners, *shown, control], began)
+        try: _run_loop(learner, [*listeners, *shown, control, ControlFile(learner.run.control_path, control)], began)
         finally:
             began.set()
             claim.release()
