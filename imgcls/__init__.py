@@ -63,6 +63,7 @@ Modules:
 - `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?

@@ -33,6 +33,7 @@ from .runs import Hold, Run, run_name, writing
 from .runtime import environment, exactness_differences
 from .seeding import preserve_rng
 from .settings import find_settings, get_logger
+from .sources import save_sources
 from .summaries import Summary
 from .training import state_dict
 
@@ -59,6 +60,7 @@ def begin_record(
         hold.take()
         record = Record(run, hold, describe(setup))
         run.snapshot(record.summary.environment)
+        save_sources(run)
         with writing(run.folder/"data.csv"): save_manifest(setup.data, run.folder/"data.csv")
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)       # nothing half made
