@@ -96,22 +96,22 @@ class ControlFile(Callback):
         self.path, self.control = Path(path), control
         self._text, self._said, self._clear = "", asdict(Steering()), False
         self._mark, self._sure, self._coming = None, False, ("", 0.0)
-        self._next, self._told = 0.0, ""
+        self._told = ""
 
     def on_fit_start(self, state: State) -> None:
         self._begin(state)
-        self.control.source = self.look
+        self.control.source, self.control.next_look = self.look, 0.0
 
     def on_fit_end(self, state: State) -> None:
-        self.control.source = None
+        self.control.source, self.control.next_look = None, math.inf
         self._guarded(self._mirror, state)
 
     def look(self, state: State) -> None:
         "Do what the file asks for now, and let it say what was done; `Control` calls it."
-        if time.monotonic() < self._next: return
+        if time.monotonic() < self.control.next_look: return
         started = time.perf_counter()
         self._guarded(self._exchange, state)
-        self._next = time.monotonic() + min(50 * (time.perf_counter() - started), 0.5)
+        self.control.next_look = time.monotonic() + min(50 * (time.perf_counter() - started), 0.5)
 
     def _guarded(self, what: Any, state: State) -> None:
         "A disk that fails does not end a training."

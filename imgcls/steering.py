@@ -15,10 +15,12 @@ __all__ = ['Control', 'Replay', 'Background', 'Mistakes', 'ControlPanel']
 # %% ../nbs/42_steering.ipynb #50afc2a4
 import atexit
 import html
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -52,7 +54,8 @@ class Control(Callback):
         self.paused = False             # does it pause, or will after the step at hand?
         self.waiting = False            # does it pause now?
         self._save, self._changed, self._saved = save or _nothing, changed or _nothing, saved or _nothing
-        self.source: Callable[[State], None] | None = None      # asked before each look, and while it pauses
+        self.source: Callable[[State], None] | None = None      # asked for more wishes, also while it pauses
+        self.next_look = math.inf       # when the source shall be asked again, as `time.monotonic` counts
         self._why, self._factor, self._to_save = None, None, False
 
     def pause(self) -> None:
@@ -68,10 +71,16 @@ class Control(Callback):
         self._to_save = True
 
     def on_batch_end(self, state: State) -> None:
-        if not state.in_step: self._look(state)
+        if not state.in_step and self._is_asked(): self._look(state)
 
-    def on_val_batch_end(self, state: State) -> None: self._look(state, may_save=False)
+    def on_val_batch_end(self, state: State) -> None:
+        if self._is_asked(): self._look(state, may_save=False)
+
     def on_epoch_end(self, state: State) -> None: self._look(state)
+
+    def _is_asked(self) -> bool:            # at each batch, so that is all it costs
+        return (self.paused or self._why is not None or self._factor is not None or self._to_save
+                or time.monotonic() >= self.next_look)
 
 
 def _nothing(state: State) -> None: "For who does not want to be told."
