@@ -2,7 +2,8 @@
 
 A run folder holds a small file, `control.yaml`, from the first step on. Whoever changes it while the run trains steers it, as the
 buttons of the panel do (`42_steering`): a factor for the learning rate, pause, save, stop. An editor will do, or a
-shell on the other side of an SSH connection; nothing has to be asked for, and nothing has to run beside it.
+shell on the other side of an SSH connection; nothing has to be asked for, and nothing has to run beside it. (EDflow has this as its
+`RuntimeInputHook`.)
 
 Guaranteed: a change is made between two steps and is an event of the history with its step, so `Replay` makes the
 run again, bit for bit; what cannot be understood is named once in the log and changes nothing; a file left over from

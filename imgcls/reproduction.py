@@ -56,7 +56,7 @@ class Differing:
         change = "" if self.then is None and self.now is None else f": {self.then!r}, now {self.now!r}"
         return f"{self.where}: {self.what}{change}"
 
-
+# %% ../nbs/55a_reproduction.ipynb #3c730540
 @dataclass(frozen=True)
 class Reproduction:
     "A run that was made once more, and how the two compare."
