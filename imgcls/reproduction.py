@@ -26,7 +26,7 @@ from .callbacks import what_is_trained
 from .checkpointing import weights_hash
 from .config import diff, free_keys, from_dict, override
 from .core import CheckpointError, ConfigError, DataError, ImgclsError, check, checked
-from .data import ImageData, check_contents, data_from_table, load_manifest
+from .data import ImageData, check_contents, data_from_config, data_from_table, load_manifest
 from .datasets import ImageTable, check_files
 from .experiment import ExperimentConfig, load_experiment
 from .history import Event, History
@@ -194,6 +194,7 @@ def _listed_images(manifest: Path, config: ExperimentConfig, folder: str | Path 
                    ) -> ImageData | list[Differing]:
     "Those that data.csv names, perhaps in another folder; or what is wrong with them."
     try:
+        if getattr(config.data, "dataset", None): return data_from_config(config.data, config.transforms, config.seed)
         if folder is None: return load_manifest(manifest, config.data, config.transforms, told=False)
         table, marks = read_manifest(manifest)
         table = replace(table, root=_new_root(table, Path(folder)))
@@ -303,7 +304,13 @@ def _compared(run: Run, learner: Learner, saved: Mapping[str, Any], best: str | 
     hashes = {"best": (best, _answering_hash(again.best)), "last": (_hash_of(saved), _hash_of(there))}
     if best is None: del hashes["best"]                 # there was none, or it is gone
     rows = sorted((*machine, *before), key=lambda row: not row.moves_bits)
-    numbers = _history_of(saved).difference(_history_of(there))
+    histories = _history_of(saved), _history_of(there)
+    numbers = histories[0].difference(histories[1])
+    firsts = [history.steps["loss"].iloc[:1].tolist() for history in histories]
+    if firsts[0] != firsts[1]:
+        notes = "; ".join(run.summary().notes) or "none"
+        asked = f"the first step is another: did it begin with other weights? Its notes: {notes}"
+        rows = [Differing("config", asked), *rows]
     return Reproduction(run, again, saved["step"], hashes, numbers, tuple(rows))
 
 
