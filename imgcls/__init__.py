@@ -20,6 +20,7 @@ Modules:
 - `imgcls.data`: What does a learner learn from?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
+- `imgcls.delivery`: How does news of a training reach a server that may be away?
 - `imgcls.demo`: Can a colleague try it in a browser?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
