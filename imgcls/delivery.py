@@ -117,27 +117,34 @@ def deliver(
 ) -> bool:                              # has everything arrived?
     "Tell what is there and what comes, until that is all or the time is up."
     pause, away, deadline = 0.5, False, None
-    while True:
-        patience = ended()                      # asked first: what was added before it was said is read below
+
+    def late() -> bool:
+        nonlocal deadline
+        patience = ended()
         if patience is not None and deadline is None: deadline = time.monotonic() + patience
+        return deadline is not None and time.monotonic() >= deadline
+
+    while True:
+        late()
+        last = deadline is not None             # what was added before the end was said is read now
         try:
-            _send_all(buffer, sender, say)
+            if not _send_all(buffer, sender, say, late): return False
             if away: say("info", "The server answers again: all that was kept has been delivered.")
             pause, away = 0.5, False
-            if deadline is not None: return True
+            if last: return True
         except Away as error:
             if not away: say("warning", f"{error} Training goes on; what is to be told is kept in {buffer.lines} "
                                         "and delivered when the server answers.")
             pause, away = min(2 * pause, longest), True
-        until = time.monotonic() + pause
-        while time.monotonic() < min(until, deadline or until):
-            if deadline is None and ended() is not None: break
-            time.sleep(0.1)
-        if deadline is not None and time.monotonic() >= deadline: return False
+        until, before = time.monotonic() + pause, deadline
+        while time.monotonic() < until and not late() and deadline == before: time.sleep(0.1)
+        if away and late(): return False
 
 
-def _send_all(buffer: Buffer, sender: Callable[[dict[str, Any]], Any], say: Callable[[str, str], None]) -> None:
+def _send_all(buffer: Buffer, sender: Callable[[dict[str, Any]], Any], say: Callable[[str, str], None],
+              late: Callable[[], bool]) -> bool:        # all? else the time was up
     for entry, end in buffer.entries(buffer.delivered):
+        if late(): return False
         try:
             if entry is not None: sender(entry)
         except Refused as error:
@@ -145,6 +152,7 @@ def _send_all(buffer: Buffer, sender: Callable[[dict[str, Any]], Any], say: Call
             say("warning", f"The server refused what it was told of {entry['kind']} ({error}). It is kept in "
                            f"{buffer.folder/'refused.jsonl'}.")
         buffer.delivered = end
+    return True
 
 # %% ../nbs/36a_delivery.ipynb #94571d8a
 class Courier:
@@ -194,10 +202,10 @@ class Courier:
     def finish(
         self,
         patience: float,            # seconds for what is left
-    ) -> None:                      # no process is left
+    ) -> int | None:                # its exit code, as of `work`; None: there was no process. None is left
         "Deliver the rest, but not for ever."
         process, self._process = self._process, None
-        if process is None: return
+        if process is None: return None
         try:
             with suppress(OSError), process.stdin as pipe: pipe.write(f"{patience}\n".encode())
             process.wait(patience + 5)          # one call may be in flight, and Python has to end
@@ -205,6 +213,7 @@ class Courier:
         finally:
             if process.poll() is None: process.kill()
             process.wait()
+        return process.returncode
 
 # %% ../nbs/36a_delivery.ipynb #38deee7c
 ORPHANED = 60.0     # seconds for what is left, where the training was killed

@@ -27,9 +27,11 @@ from .keeping import parse_every
 from .losses import LossConfig
 from .markup import escaped, table, tag
 from .metrics import metrics as metric_builders
+from .mlflow_tracking import MLflowConfig
 from .networks import ModelConfig
 from .optimizers import OptimizerConfig, SchedulerConfig
 from .runtime import Compile
+from .tracking import gradient_steps
 from .transforms import TransformsConfig
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
@@ -50,13 +52,16 @@ class TrainingConfig:
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
-    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # where it is followed; []: nowhere
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)
+    # where it is followed: names, or import paths such as mymodule.MyTracker; []: nowhere
+    gradient_norms: str | None = field(default=None, metadata=FREE)     # told to trackers: epoch, 100 steps; None: not
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
         parse_every(self.checkpoint_every)
+        gradient_steps(self.gradient_norms)
         for name in ("clip_norm", "early_stopping"):
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
@@ -83,6 +88,7 @@ class ExperimentConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    mlflow: MLflowConfig = field(default_factory=MLflowConfig)
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)

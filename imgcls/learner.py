@@ -62,7 +62,7 @@ from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
-from .tracking import Tracking, build_trackers, trackers
+from .tracking import GradientNorms, Tracker, TrackerLike, Tracking, build_trackers, check_trackers
 from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
@@ -133,6 +133,7 @@ class Learner(_Parts):
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
         metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy
         callbacks: Iterable[Callback] = (),         # yours, beside the standard ones
+        trackers: Iterable[TrackerLike] | None = None,      # names or classes; []: none; None: the config's
         config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,    # None: the defaults
         name: str | None = None,                    # of the run; None: made from what you changed
         runs: str | Path | None = None,             # folder of all runs; None: the workspace's
@@ -144,11 +145,11 @@ class Learner(_Parts):
         _check_lr(lr)
         if name is not None: check_run_name(name)
         given, settings, named = sort_out(network, loss, optimizer, metrics, callbacks)
-        arguments = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
-                     "weights": weights, **settings}
+        followed, classes = _sorted_trackers(trackers)
+        arguments = {"training.trackers": followed, "lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler, "weights": weights, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
-        for tracker in chosen.training.trackers: trackers[tracker]      # an unknown one is refused here
-        self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress)
+        check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
+        self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress, trackers=classes)
 
 
 def _check_texts(**values: Any) -> None:
@@ -160,6 +161,17 @@ def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
+
+def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]]:
+    "Names for the config, and classes beside it; None: nothing was said."
+    if trackers is None: return None, []
+    check(isinstance(trackers, Iterable) and not isinstance(trackers, str), "`trackers` must be a list", trackers,
+          "Try trackers=['tensorboard'].")
+    listed = list(trackers)
+    wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
+    check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
+    return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
+
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
 def _begin(
@@ -169,13 +181,23 @@ def _begin(
     name: str | None = None,
     runs: str | Path | None = None,
     progress: str | None = None,
+    trackers: Iterable[TrackerLike] = (),       # classes; names are in the config
 ) -> None:
     "A learner of these parts."
     setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
     self.setup, self.record = setup, record
-    self.name, self.runs, self.progress = name, runs, progress
+    self.name, self.runs, self.progress, self.own_trackers = name, runs, progress, [*trackers]
     self.background: Background | None = None
     self._asked: Answering | None = None        # it remembers the checkpoint that answered last
+
+
+@patch
+def trackers(
+    self: Learner,
+) -> list[Tracker]:
+    "Those of its run, made anew: where a training is told, and what came out of it."
+    check(self.run is not None, "Trackers belong to a run", "no fit yet", "Call fit() first.")
+    return build_trackers([*self.config.training.trackers, *self.own_trackers], self.run)
 
 # %% ../nbs/55_learner.ipynb #ea92d666
 @patch
@@ -373,8 +395,9 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
-    tracking = Tracking(build_trackers(setup.config.training.trackers, run), run.name, to_dict(setup.config))
-    listeners = [*kept, tracking, saver,
+    norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
+    tracking = Tracking(learner.trackers(), run.name, to_dict(setup.config), run=run, gradients=next(iter(norms), None))
+    listeners = [*kept, *norms, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     if background: return _train_behind(learner, listeners, saver, claim)
     _run_loop(learner, [*listeners, *progress_callbacks(learner.progress)])
@@ -440,7 +463,9 @@ def from_run(
     check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
-    free = {key: own.pop(key) for key in ("num_workers", "device", "trackers") if key in own}
+    followed, classes = _sorted_trackers(own.pop("trackers", None))
+    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
                                       own.get("metrics") or (), own.get("callbacks") or ())
@@ -448,7 +473,8 @@ def from_run(
           "Only objects are given again.")
     setup, record = reopen(Run.open(run, place.get("runs")), data, given, free)
     learner = cls.__new__(cls)
-    learner._begin(setup, record, **place)
+    check_trackers([*setup.config.training.trackers, *classes])
+    learner._begin(setup, record, **place, trackers=classes)
     return learner
 
 # %% ../nbs/55_learner.ipynb #d33405ec

@@ -18,15 +18,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .core import ConfigError, check, checked, write_atomic
+import numpy as np
+
+from .assembly import first_image
+from .core import ConfigError, ImgclsError, check, checked, write_atomic
 from .evaluation import Evaluation
 from .experiment import ExperimentConfig
 from .learner import Learner
+from .plots import image_grid
 from .predictions import with_interval
 from .runs import Run
 from .settings import get_logger, log_file
 from .summaries import Summary
-from .tracking import build_trackers, log_figures
+from .tracking import Results, Tracker, log_results, run_files
 
 # %% ../nbs/56_pipeline.ipynb #a2f12982
 @checked
@@ -63,9 +67,8 @@ def write_reports(
             get_logger().info(f"{split} accuracy {with_interval(evaluation.accuracy, evaluation.accuracy_interval)} on "
                               f"{len(evaluation)} images ({evaluation.weights})")
         _say_if_flattering(summary, results)
-        _track(learner, {f"confusion_matrix_{split}": evaluation.plot_confusion_matrix().figure
-                         for split, evaluation in results.items()})
         run.write_summary(summary)
+        _track(learner, results, weights)
     finally: hold.release()
     return results
 
@@ -86,9 +89,33 @@ def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> N
     if note not in summary.notes: summary.notes.append(note)
 
 
-def _track(learner: Learner, figures: Mapping[str, Any]) -> None:
-    "The figures, wherever the run is followed."
-    log_figures(build_trackers(learner.config.training.trackers, learner.run), figures, learner.state.step)
+def _track(learner: Learner, results: Mapping[str, Evaluation], weights: str | None) -> None:
+    "What came out, wherever the run is followed."
+    trackers, run = learner.trackers(), learner.run
+    if not trackers: return
+    numbers = {f"final/{split}_{name}": getattr(evaluation, name)
+               for split, evaluation in results.items() for name in ("accuracy", "loss")}
+    figures = {f"confusion_matrix_{split}": evaluation.plot_confusion_matrix().figure
+               for split, evaluation in results.items()}
+    grids = {f"mistakes_{split}": _mistakes(evaluation) for split, evaluation in results.items()}
+    figures |= {name: grid for name, grid in grids.items() if grid is not None}
+    asked = any(type(tracker).log_model is not Tracker.log_model for tracker in trackers)
+    model = (learner.predictor(weights), first_image(learner.data)[None]) if asked else None
+    log_results(trackers, Results(step=learner.state.step, status=learner.run_summary.status, metrics=numbers,
+                                  figures=figures, files=run_files(run), model=model))
+
+
+def _mistakes(evaluation: Evaluation, most: int = 16) -> Any:       # a figure; None: there is none to show
+    "The worst mistakes as one picture."
+    wrong = np.flatnonzero(~evaluation.correct)
+    worst = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:most]
+    if not len(worst): return None
+    names, said = evaluation.class_names, evaluation.predicted
+    titles = [f"{names[evaluation.targets[i]]}, said {names[said[i]]}" for i in worst]
+    try: return image_grid([evaluation.image(int(i)) for i in worst], titles)
+    except ImgclsError as error:        # images that cannot be opened any more
+        get_logger().warning(f"No picture of the mistakes for trackers: {error}")
+        return None
 
 # %% ../nbs/56_pipeline.ipynb #9c30633c
 @checked
