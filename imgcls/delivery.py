@@ -208,7 +208,7 @@ class Courier:
         if process is None: return None
         try:
             with suppress(OSError), process.stdin as pipe: pipe.write(f"{patience}\n".encode())
-            process.wait(patience + 5)          # one call may be in flight, and Python has to end
+            process.wait(patience and patience + 5)     # one call may be in flight, and Python has to end
         except subprocess.TimeoutExpired: pass
         finally:
             if process.poll() is None: process.kill()

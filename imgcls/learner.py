@@ -146,7 +146,8 @@ class Learner(_Parts):
         if name is not None: check_run_name(name)
         given, settings, named = sort_out(network, loss, optimizer, metrics, callbacks)
         followed, classes = _sorted_trackers(trackers)
-        arguments = {"training.trackers": followed, "lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler, "weights": weights, **settings}
+        arguments = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
+                     "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
         self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress, trackers=classes)

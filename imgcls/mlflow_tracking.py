@@ -14,7 +14,7 @@ stays in the folder, and it is said how to deliver it."""
 # %% auto #0
 __all__ = ['MLflowConfig', 'MLflow']
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #9c735f0d
+# %% ../nbs/37a_mlflow_tracking.ipynb #85714632
 import copy
 import getpass
 import importlib.util
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from imgcls.predictor import Predictor
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #458eee83
+# %% ../nbs/37a_mlflow_tracking.ipynb #5cd74dab
 @dataclass(frozen=True, kw_only=True)
 class MLflowConfig:
     "What the tracker `mlflow` does."
@@ -66,7 +66,7 @@ class MLflowConfig:
               "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for it.")
         check(self.register is None or self.log_model, "`register` needs `log_model`", self.log_model)
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #1890728e
+# %% ../nbs/37a_mlflow_tracking.ipynb #98f8612a
 _BOUNDED = {        # MLflow waits for minutes by itself; what the environment says is left as it is
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "GIT_PYTHON_REFRESH": "quiet"}
@@ -75,6 +75,7 @@ _STATUSES = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KIL
 
 class MLflow(Tracker):
     "Parameters, metrics, artefacts and the model, by way of a file in the run's folder."
+    courier: type[Courier] = Courier            # who delivers
 
     @checked
     def __init__(
@@ -116,7 +117,7 @@ class MLflow(Tracker):
                if self._is_new(as_name(name), step, value)}
         if new: self._tell({"kind": "metrics", "step": step, "metrics": new}, sync=True)
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #501e019c
+# %% ../nbs/37a_mlflow_tracking.ipynb #83455240
 def _circumstances(run: Run) -> dict[str, Any]:
     "Machine, code and data, from the run's own files."
     found: dict[str, Any] = {}
@@ -137,7 +138,7 @@ def _narrowed(tree: Mapping[str, Any], widest: int = 20) -> dict[str, Any]:
     return {key: value if not isinstance(value, Mapping) else as_value(value) if len(value) > widest
             else _narrowed(value, widest) for key, value in tree.items()}
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #12c7deec
+# %% ../nbs/37a_mlflow_tracking.ipynb #f0000471
 class _Told:
     "What a buffer has been told before: parameters, and numbers that a resumed run tells again."
 
@@ -156,7 +157,7 @@ class _Told:
         known = self.numbers.get((name, step))
         return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #917cc38c
+# %% ../nbs/37a_mlflow_tracking.ipynb #3b69c835
 @patch
 def _open(self: MLflow, run_name: str = "", config: Mapping[str, Any] | None = None, step: float = math.inf) -> None:
     "Where it goes, settled once for a run: a resumed one goes on there."
@@ -196,7 +197,7 @@ def _tags(run: Run) -> dict[str, str]:
         if commit: tags["mlflow.source.git.commit"] = str(commit)
     return tags
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #a7fe1caa
+# %% ../nbs/37a_mlflow_tracking.ipynb #ba251d0b
 @patch
 def _tell(self: MLflow, entry: Mapping[str, Any], sync: bool = False) -> None:
     "A line in the buffer; all that training waits for."
@@ -209,7 +210,7 @@ def _tell(self: MLflow, entry: Mapping[str, Any], sync: bool = False) -> None:
 @patch
 def _send(self: MLflow) -> None:
     folder = (self._target or {}).get("cwd", ".")
-    self._courier = Courier(self.buffer, "imgcls.mlflow_delivery:MLflowSender", folder, _BOUNDED)
+    self._courier = self.courier(self.buffer, "imgcls.mlflow_delivery:MLflowSender", folder, _BOUNDED)
     self._courier.start()
 
 
@@ -236,7 +237,7 @@ def _tell_params(self: MLflow, values: Mapping[str, Any]) -> None:
     if other: self._tell({"kind": "tags", "tags": other})
     self._told.params |= new
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #1be2d5d2
+# %% ../nbs/37a_mlflow_tracking.ipynb #249b0ddd
 @patch
 def log_artifacts(self: MLflow, files: Sequence[Path]) -> None:
     seen = {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
@@ -246,7 +247,7 @@ def log_artifacts(self: MLflow, files: Sequence[Path]) -> None:
     entries = {place.as_posix(): "" if place.parent == Path() else place.parent.as_posix() for place in places}
     if entries: self._tell({"kind": "files", "files": entries})
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #7ca7cb36
+# %% ../nbs/37a_mlflow_tracking.ipynb #0c6e9e65
 @patch
 def log_figures(self: MLflow, figures: Mapping[str, "Figure"], step: int) -> None:
     if self._told is None: self._open()
@@ -257,7 +258,7 @@ def log_figures(self: MLflow, figures: Mapping[str, "Figure"], step: int) -> Non
         figure.savefig(path, bbox_inches="tight")
         self._tell({"kind": "files", "files": {path.relative_to(self.run.folder).as_posix(): "figures"}})
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #41a40acc
+# %% ../nbs/37a_mlflow_tracking.ipynb #b1564e2a
 @patch
 def finish(self: MLflow, status: str) -> None:
     if self._told is None and not self.folder.is_dir(): return      # nothing was ever told
@@ -276,7 +277,7 @@ def finish(self: MLflow, status: str) -> None:
         f"MLflow: {left} lines could not be delivered; they are kept in {self.buffer.lines}. Later, imgcls-runs sync "
         f"{self.run.name} delivers them, or imgcls.tracking.sync({self.run.name!r}).")
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #99fe819b
+# %% ../nbs/37a_mlflow_tracking.ipynb #da8a6c9a
 @patch
 def log_model(self: MLflow, predictor: "Predictor", images: Images) -> None:
     if self._told is None: self._open()
@@ -303,7 +304,7 @@ def _save_model(network: torch.nn.Module, images: Any, logits: Any, folder: Path
         shutil.rmtree(folder, ignore_errors=True)
         mlflow.save_model(network, str(folder), **about, serialization_format="pickle")
 
-# %% ../nbs/37a_mlflow_tracking.ipynb #523f7dd7
+# %% ../nbs/37a_mlflow_tracking.ipynb #52b4afbb
 @patch
 def sync(self: MLflow, seconds: float) -> Delivery | None:
     before = self.buffer.left()
