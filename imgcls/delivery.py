@@ -221,21 +221,34 @@ ORPHANED = 60.0     # seconds for what is left, where the training was killed
 
 def work() -> int:          # exit code: 0 all has arrived, 1 something is left, 4 somebody else delivers it
     "What the process does: `folder module:function` are its arguments."
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
     folder, path = sys.argv[1:]
     buffer, ended = Buffer(folder), _listen()
     with suppress(OSError, AttributeError): os.nice(5)      # training comes first
-    try:
-        with FileLock(buffer.folder/".lock", timeout=0), _voice(buffer) as say:
-            sender = None
+    lock = FileLock(buffer.folder/".lock")
+    if not _acquired(lock, ended): return 4
+    with lock, _voice(buffer) as say:
+        sender = None
 
-            def send(entry: dict[str, Any]) -> None:
-                nonlocal sender
-                if sender is None: sender = _named(path)(buffer.folder)     # slow to import: only if there is something
-                sender(entry)
+        def send(entry: dict[str, Any]) -> None:
+            nonlocal sender
+            if sender is None: sender = _named(path)(buffer.folder)     # slow to import: only if there is something
+            sender(entry)
 
-            return 0 if deliver(buffer, send, ended, say) else 1
-    except Timeout: return 4
+        return 0 if deliver(buffer, send, ended, say) else 1
+
+
+def _acquired(lock: Any, ended: Callable[[], float | None]) -> bool:
+    "One after the other: that of a training that was killed may still be at work."
+    from filelock import Timeout
+    deadline = None
+    while True:
+        with suppress(Timeout):
+            lock.acquire(timeout=0.5)
+            return True
+        patience = ended()
+        if patience is not None and deadline is None: deadline = time.monotonic() + patience
+        if deadline is not None and time.monotonic() >= deadline: return False
 
 
 def _named(path: str) -> Callable[..., Any]:
@@ -249,7 +262,7 @@ def _listen() -> Callable[[], float | None]:
     told: list[float] = []
 
     def read() -> None:
-        line = sys.stdin.buffer.readline().strip()
+        line = os.read(0, 100).strip()          # not by sys.stdin, whose lock would be held when Python ends
         told.append(float(line) if line else ORPHANED)
         time.sleep(told[0] + 30)
         os._exit(1)                             # a call that never returns

@@ -52,8 +52,7 @@ class TrainingConfig:
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
-    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)
-    # where it is followed: names, or import paths such as mymodule.MyTracker; []: nowhere
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # names or import paths; []: none
     gradient_norms: str | None = field(default=None, metadata=FREE)     # told to trackers: epoch, 100 steps; None: not
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 

@@ -69,7 +69,19 @@ class _Calls:
     def _params(self, entry: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
         params = [Param(key, value) for key, value in entry["params"].items()]
-        for i in range(0, len(params), 100): self.client.log_batch(self.run_id, params=params[i:i + 100])
+        for i in range(0, len(params), 100):
+            try:
+                with _answered(""): self.client.log_batch(self.run_id, params=params[i:i + 100])
+            except Refused: self._one_by_one(params[i:i + 100])
+
+    def _one_by_one(self, params: list[Any]) -> None:
+        "One that is refused (`mlflow run` told another value) keeps none of the others away."
+        refused = []
+        for param in params:
+            try:
+                with _answered(""): self.client.log_batch(self.run_id, params=[param])
+            except Refused as error: refused.append(f"{param.key}: {error}")
+        if refused: raise Refused("; ".join(refused))
 
     def _tags(self, entry: Mapping[str, Any]) -> None:
         for key, value in entry["tags"].items(): self.client.set_tag(self.run_id, key, value)

@@ -109,6 +109,7 @@ class MLflow(Tracker):
         self._tell({"kind": "steps", "name": "training_loss", "steps": steps, "values": values})
 
     def log_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        if "num_classes" not in self._told.params: self._tell_params(_counts(self.run))
         values = {name: value for name, value in row.items() if name not in ("epoch", "step", "lr", "seconds")}
         self.log_metrics({"learning_rate": row["lr"]} | values, epoch)
 
@@ -125,12 +126,16 @@ def _circumstances(run: Run) -> dict[str, Any]:
         if not path.is_file(): continue
         content = parse_yaml(path.read_text(encoding="utf-8"), path.name)
         if isinstance(content, Mapping): found |= flattened(_narrowed(content), f"{prefix}.")
-    with suppress(CheckpointError):
-        summary = run.summary()
-        found |= {f"{split}_samples": n for split, n in summary.dataset_sizes.items()}
-        found |= {f"parameters.{name}": n for name, n in summary.parameters.items()}
-        if summary.n_classes: found["num_classes"] = summary.n_classes
     return found
+
+
+def _counts(run: Run) -> dict[str, int]:
+    "From the summary, which is there once training has begun."
+    try: summary = run.summary()
+    except CheckpointError: return {}
+    found = {f"{split}_samples": n for split, n in summary.dataset_sizes.items()}
+    found |= {f"parameters.{name}": n for name, n in summary.parameters.items()}
+    return found | ({"num_classes": summary.n_classes} if summary.n_classes else {})
 
 
 def _narrowed(tree: Mapping[str, Any], widest: int = 20) -> dict[str, Any]:
