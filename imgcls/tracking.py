@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from fastcore.basics import patch
 
 from .config import parse_yaml
 from .core import Images, Registry, check, checked, imported
@@ -97,12 +98,6 @@ class Tracker:
         self,
         status: str,                        # completed, stopped, interrupted or failed
     ) -> None: "At the end of training, whatever ended it, also after its own error; and after reports."
-
-    def sync(
-        self,
-        seconds: float,                     # to try it for, >= 0
-    ) -> "Delivery | None":                 # None: it keeps nothing
-        "Deliver what it could not deliver before."
 
 # %% ../nbs/37_tracking.ipynb #fa6b3119
 class TensorBoard(Tracker):
@@ -292,7 +287,7 @@ class Tracking(Callback):
     def _tell(self, what: str, *arguments: Any) -> None:
         self._well = [tracker for tracker in self._well if _told(tracker, what, *arguments)]
 
-
+# %% ../nbs/37_tracking.ipynb #1f888b29
 def _told(tracker: Tracker, what: str, *arguments: Any) -> bool:
     "Call a method of a tracker: did it work? An error is a warning."
     try: getattr(tracker, what)(*arguments)
@@ -406,6 +401,14 @@ class Delivery:
 
     def __bool__(self) -> bool: return self.left == 0
     def __repr__(self) -> str: return f"{self.tracker}: {self.says}"
+
+# %% ../nbs/37_tracking.ipynb #2ecc7916
+@patch
+def sync(
+    self: Tracker,
+    seconds: float,             # to try it for, >= 0
+) -> Delivery | None:           # None: it keeps nothing
+    "Deliver what it could not deliver before."
 
 # %% ../nbs/37_tracking.ipynb #85d38ce8
 @checked
