@@ -124,7 +124,7 @@ def _answered(server: str, opening: bool = False) -> Iterator[None]:
     except Refused: raise
     except MlflowException as error:
         code = error.get_http_status_code()
-        said = f"{str(error).splitlines()[0][:300]}"
+        said = str(error).partition("\n")[0].partition(" (Caused by")[0][:300]
         if not opening and 400 <= code < 500 and code not in (401, 403, 408, 429): raise Refused(said) from error
         raise Away(f"The MLflow server {server} cannot be reached ({said}).") from error
     except Exception as error:          # of the network, the database or the disk

@@ -151,7 +151,7 @@ def test_the_registered_model_answers(server: Server, trained: Workspace, tmp_pa
     assert [version.run_id for version in versions] == [followed(server, "whole").info.run_id]
     place = client(server).download_artifacts(followed(server, "whole").info.run_id, "model", str(tmp_path))
     model = mlflow.pyfunc.load_model(place)
-    assert model.predict(np.zeros((3, 1, 8, 8), np.float32)).shape == (3, 10)
+    assert model.predict(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 10)
     assert model.metadata.metadata["class_names"] == [str(i) for i in range(10)]
     assert client(server).get_model_version("digits", "1").source.endswith("/model")
 
@@ -172,7 +172,7 @@ def test_killed_and_resumed_it_is_one_run_with_everything_once(server: Server, t
 
 def test_a_server_that_is_killed_delays_nothing_and_gets_everything(server: Server, trained: Workspace):
     code = SETUP + """
-learn = learner('through', 60, callbacks=[Slow(0.02)], wait=60.0)
+learn = learner('through', 30, callbacks=[Slow(0.02)], wait=120.0)
 class Tell(Callback):
     def on_epoch_end(self, state): print('epoch', state.epoch, flush=True)
 learn.fit(callbacks=[Tell()])
@@ -180,19 +180,19 @@ print('longest', Slow.longest, flush=True)
 """
     process = trained.launch(sys.executable, "-c", code)
     lines = iter(process.stdout.readline, "")
-    told = [line for line in lines if line.startswith("epoch 1\n")]
+    assert next(line for line in lines if line == "epoch 1\n")
     while "through" not in {run.info.run_name for run in client(server).search_runs(["0"])}: time.sleep(0.2)
     server.kill()
     time.sleep(2)
     server.start()
     out, errors = output_of(process)
     assert process.returncode == 0, errors
-    assert told is not None and float(out.split("longest")[1]) < 2, out
+    assert float(out.split("longest")[1]) < 5, out           # a request would wait for 10 s
     assert errors.count("cannot be reached") == 1 and errors.count("answers again") == 1, errors
     server.wait()
     run = followed(server, "through")
-    assert steps(server, run) == list(range(1, 60 * 10 + 1))
-    assert steps(server, run, "val_loss") == list(range(1, 61)) and run.info.status == "FINISHED"
+    assert steps(server, run) == list(range(1, 301))
+    assert steps(server, run, "val_loss") == list(range(1, 31)) and run.info.status == "FINISHED"
 
 
 def test_nobody_listens(workspace: Workspace):
@@ -202,7 +202,8 @@ started = time.monotonic()
 learner('lonely', 2, uri='http://127.0.0.1:9', wait=3.0).fit()
 print(time.monotonic() - started)
 import threading
-assert threading.active_count() == 1, threading.enumerate()
+assert not [thread for thread in threading.enumerate() if thread is not threading.main_thread()
+            and not thread.name.startswith('tqdm')], threading.enumerate()
 (delivery,) = sync('lonely', seconds=0.5)
 assert not delivery and delivery.delivered == 0 and delivery.left > 5, delivery
 """
