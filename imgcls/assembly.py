@@ -30,7 +30,7 @@ from .data import ImageData
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment
 from .history import Event
 from .losses import as_loss, build_loss
-from .metrics import Metric, build_metrics
+from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
 from .networks import build_network, evaluating, head_of, networks, trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
 from .runtime import Runtime
@@ -45,7 +45,7 @@ class Given:
     network: nn.Module | None = None                # None: the config's
     loss: Callable[[Logits, Targets], Tensor] | None = None                     # None: the config's
     optimizer: Callable[..., torch.optim.Optimizer] | None = None   # takes parameter groups; None: the config's
-    metrics: tuple[Metric | Callable, ...] = ()     # beside those that the config names
+    metrics: tuple[Any, ...] = ()                   # metrics, functions, ..., beside those that the config names
     callbacks: tuple[Callback, ...] = ()            # beside the standard ones
 
     def names(self) -> dict[str, str]:
@@ -60,7 +60,8 @@ class Given:
 
 
 def _name_of(value: Any) -> str:
-    return getattr(value, "__name__", None) or type(value).__name__
+    own = value.name if isinstance(value, Metric | LabelFunction) else getattr(value, "__name__", None)
+    return own or type(value).__name__
 
 # %% ../nbs/51_assembly.ipynb #1b067843
 def sort_out(
@@ -72,7 +73,7 @@ def sort_out(
 ) -> tuple[Given, dict[str, Any], list[str]]:       # the objects, the settings, the names of metrics
     "Objects apart from names."
     _check_kinds(network, loss, optimizer)
-    if isinstance(metrics, str) or callable(metrics): metrics = [metrics]
+    if isinstance(metrics, str | Metric) or callable(metrics): metrics = [metrics]
     check(isinstance(metrics, Iterable), "`metrics` must be a list of names and functions", metrics)
     metrics = list(metrics)
     parts = {"network": network, "loss": loss, "optimizer": optimizer}
@@ -183,12 +184,13 @@ def make_state(
     head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
     names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
+    n_outputs = config.model.num_classes or data.n_classes
     state = State(
         network, build_optimizer(network, config.optimizer, head, given.optimizer), as_loss(loss).to(runtime.device),
         data.batches("train", chosen.batch_size, shuffle=True, **options),
         data.batches("val", chosen.batch_size, **options) if "val" in data.datasets else None,
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
-        train_metrics=build_metrics(names, data.n_classes), val_metrics=build_metrics(names, data.n_classes),
+        train_metrics=build_metrics(names, n_outputs), val_metrics=build_metrics(names, n_outputs),
         trained=trained_names(network))
     state.history.monitor = _checked_monitor(chosen.monitor, state)
     return state
@@ -204,8 +206,13 @@ def _checked_monitor(monitor: str, state: State) -> str:
     name = monitor.removeprefix("val_").removeprefix("train_")
     known = state.train_metrics.directions.get(name, state.history.higher_is_better(monitor))
     check(known is not None, "`monitor` must be a metric that says whether more of it is better", monitor,
-          f"Try metrics=[FunctionMetric({name}, higher_is_better=False)], from imgcls.metrics.")
+          f"Try metrics=[{_kind_of(state, name)}({name}, higher_is_better=False)], from imgcls.metrics.")
     return monitor
+
+
+def _kind_of(state: State, name: str) -> str:
+    "What says the direction of a metric that doesn't."
+    return "TorchMetric" if isinstance(state.train_metrics.get(name), TorchMetric) else "FunctionMetric"
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(
@@ -277,6 +284,11 @@ class Setup:
         if self.data.own_transforms: own["data"] = "with transforms passed as objects"
         if self.data.table is None and self.data.config.dataset is None: own["data"] = "datasets passed as objects"
         return {**self.given.names(), **own}
+
+    @property
+    def measured(self) -> tuple[Any, ...]:
+        "What is measured beside accuracy and loss: names and objects."
+        return *self.config.training.metrics, *self.given.metrics
 
     @property
     def n_outputs(self) -> int:

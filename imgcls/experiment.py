@@ -27,10 +27,12 @@ from .data import DataConfig
 from .keeping import parse_every
 from .losses import LossConfig, losses
 from .markup import escaped, table, tag
-from .metrics import metrics as metric_builders
+from .metrics import check_metric, metrics as metric_builders
+from .mlflow_tracking import MLflowConfig
 from .networks import ModelConfig, networks
 from .optimizers import OptimizerConfig, SchedulerConfig, optimizers, schedulers
 from .runtime import Compile
+from .tracking import gradient_steps
 from .transforms import PHASES, TransformsConfig, transforms
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
@@ -50,15 +52,17 @@ class TrainingConfig:
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
-    metrics: tuple[str, ...] = ()       # more metrics by name, beside loss and accuracy
+    metrics: tuple[str, ...] = ()       # more metrics beside loss and accuracy: names, import paths (mymodule.f)
     callbacks: tuple[str | dict[str, Any], ...] = ()    # yours, by import path: mymodule.MyCallback
-    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # where it is followed; []: nowhere
+    trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # names or import paths; []: none
+    gradient_norms: str | None = field(default=None, metadata=FREE)     # told to trackers: epoch, 100 steps; None: not
     checkpoint_every: str | None = "300 s"      # also save inside an epoch: 300 s, 500 steps; None: not
 
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
         parse_every(self.checkpoint_every)
+        gradient_steps(self.gradient_norms)
         for name in ("clip_norm", "early_stopping"):
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
@@ -69,7 +73,7 @@ class TrainingConfig:
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
-        for name in self.metrics: metric_builders[name]     # an unknown name is refused here
+        for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
 
@@ -86,6 +90,7 @@ class ExperimentConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    mlflow: MLflowConfig = field(default_factory=MLflowConfig)
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)

@@ -35,6 +35,7 @@ from .assembly import Given, Setup, assemble, check_callbacks, first_image, sett
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
+from .control import ControlFile
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
@@ -62,7 +63,7 @@ from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
-from .tracking import Tracking, build_trackers, trackers
+from .tracking import GradientNorms, Tracker, TrackerLike, Tracking, build_trackers, check_trackers
 from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
@@ -131,8 +132,9 @@ class Learner(_Parts):
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
-        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy
+        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy: names, functions, torchmetrics
         callbacks: Iterable[Callback] = (),         # yours, beside the standard ones
+        trackers: Iterable[TrackerLike] | None = None,      # names or classes; []: none; None: the config's
         config: Layer | Sequence[Layer] | None = None,      # several are merged; None: the defaults
         name: str | None = None,                    # of the run; None: made from what you changed
         runs: str | Path | None = None,             # folder of all runs; None: the workspace's
@@ -144,13 +146,14 @@ class Learner(_Parts):
         _check_lr(lr)
         if name is not None: check_run_name(name)
         given, settings, named = sort_out(network, loss, optimizer, metrics, callbacks)
+        followed, classes = _sorted_trackers(trackers)
         arguments = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
-                     "weights": weights, **settings}
+                     "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
-        for tracker in chosen.training.trackers: trackers[tracker]      # an unknown one is refused here
+        check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
         setup = assemble(data, chosen, given, changed)
         setup.layers = layers_of(config)
-        self._begin(setup, name=name, runs=runs, progress=progress)
+        self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
 
 
 def _check_texts(**values: Any) -> None:
@@ -162,6 +165,17 @@ def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
+
+def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]]:
+    "Names for the config, and classes beside it; None: nothing was said."
+    if trackers is None: return None, []
+    check(isinstance(trackers, Iterable) and not isinstance(trackers, str), "`trackers` must be a list", trackers,
+          "Try trackers=['tensorboard'].")
+    listed = list(trackers)
+    wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
+    check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
+    return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
+
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
 def _begin(
@@ -171,13 +185,23 @@ def _begin(
     name: str | None = None,
     runs: str | Path | None = None,
     progress: str | None = None,
+    trackers: Iterable[TrackerLike] = (),       # classes; names are in the config
 ) -> None:
     "A learner of these parts."
     setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
     self.setup, self.record = setup, record
-    self.name, self.runs, self.progress = name, runs, progress
+    self.name, self.runs, self.progress, self.own_trackers = name, runs, progress, [*trackers]
     self.background: Background | None = None
     self._asked: Answering | None = None        # it remembers the checkpoint that answered last
+
+
+@patch
+def trackers(
+    self: Learner,
+) -> list[Tracker]:
+    "Those of its run, made anew: where a training is told, and what came out of it."
+    check(self.run is not None, "Trackers belong to a run", "no fit yet", "Call fit() first.")
+    return build_trackers([*self.config.training.trackers, *self.own_trackers], self.run)
 
 # %% ../nbs/55_learner.ipynb #ea92d666
 @patch
@@ -376,11 +400,15 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
-    tracking = Tracking(build_trackers(setup.config.training.trackers, run), run.name, to_dict(setup.config))
-    listeners = [*kept, tracking, saver,
+    norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
+    tracking = Tracking(learner.trackers(), run.name, to_dict(setup.config), run=run, gradients=next(iter(norms), None))
+    listeners = [*kept, *norms, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     if background: return _train_behind(learner, listeners, saver, claim)
-    _run_loop(learner, [*listeners, *progress_callbacks(learner.progress)])
+    control = next((one for one in listeners if isinstance(one, Control)), None)       # one of yours
+    steering = [] if control else [control := Control(saver.save)]
+    _run_loop(learner, [*listeners, *progress_callbacks(learner.progress), *steering,
+                        ControlFile(run.control_path, control)])
     return learner
 
 
@@ -444,7 +472,9 @@ def from_run(
     check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
-    free = {key: own.pop(key) for key in ("num_workers", "device", "trackers") if key in own}
+    followed, classes = _sorted_trackers(own.pop("trackers", None))
+    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
                                       own.get("metrics") or (), own.get("callbacks") or ())
@@ -452,7 +482,8 @@ def from_run(
           "Only objects are given again.")
     setup, record = reopen(Run.open(run, place.get("runs")), data, given, free)
     learner = cls.__new__(cls)
-    learner._begin(setup, record, **place)
+    check_trackers([*setup.config.training.trackers, *classes])
+    learner._begin(setup, record, **place, trackers=classes)
     return learner
 
 # %% ../nbs/55_learner.ipynb #50693b25
@@ -535,6 +566,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
+    evaluation.metrics = self.setup.measured
     return evaluation
 
 
@@ -640,7 +672,7 @@ def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCh
     began, tables = threading.Event(), []           # tables: those shown while it trains; see `_ipython_display_`
 
     def work() -> None:
-        try: _run_loop(learner, [*listeners, *shown, control], began)
+        try: _run_loop(learner, [*listeners, *shown, control, ControlFile(learner.run.control_path, control)], began)
         finally:
             began.set()
             claim.release()

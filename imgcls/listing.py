@@ -53,7 +53,8 @@ def list_runs(
     known = [k | _measured(summary) | row | {"_epochs": summary.epoch, "_duration": summary.seconds}
              for (_, summary, _), k, row in zip(found, knobs, rows, strict=True)]
     chosen = _chosen(known, [where] if isinstance(where, str) else where, [sort] if isinstance(sort, str) else sort)
-    names = {name: _key(name, known) for name in columns or _COLUMNS}
+    more = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)      # metrics of some runs
+    names = {name: _key(name, known) for name in columns or (*_COLUMNS[:-1], *more, _COLUMNS[-1])}
     shown = [[run.get(key, math.nan) for key in names.values()] for run in chosen]
     return _table_of_runs()(shown, columns=list(names))
 
@@ -77,7 +78,19 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
             "val_accuracy": best.get("val_accuracy", math.nan), "val_interval": _interval(best, "val_accuracy"),
             "test_accuracy": test.get("accuracy", math.nan), "test_interval": _interval(test, "accuracy"),
             "monitor": summary.monitor, "best": best.get(summary.monitor, math.nan),
-            "duration": _duration(summary), "started": summary.started}
+            "duration": _duration(summary), "started": summary.started, **_more_metrics(best, "val_"),
+            **_more_metrics({f"test_{name}": value for name, value in test.items()}, "test_")}
+
+
+_USUAL = {"accuracy", "loss", "images", "weights"}
+
+
+def _more_metrics(result: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    "What a run measured beside accuracy and loss, each with its interval, where there is one."
+    names = [name for name in result if name.startswith(phase) and isinstance(result[name], float)
+             and name.removeprefix(phase) not in _USUAL]
+    return {key: value for name in names for key, value in
+            ((name, result[name]), (f"{name}_interval", _interval(result, name))) if value != ""}
 
 
 def _measured(summary: Summary) -> dict[str, Any]:
@@ -239,6 +252,7 @@ def _texts(runs: "DataFrame") -> dict[str, list[str]]:     # empty: it is no lis
     shown = runs[-MOST_ROWS:]
     texts = {str(name): [_text(str(name), value) for value in shown[name]] for name in shown.columns}
     for split in ("val", "test"): _put_below(texts, f"{split}_accuracy", f"{split}_interval")
+    for name in [*texts]: _put_below(texts, name, f"{name}_interval")
     if set(texts.get("monitor", [""])) == {"val_accuracy"}:
         texts = {name: column for name, column in texts.items() if name not in ("monitor", "best")}
     return {name: column for name, column in texts.items() if name == "name" or any(column)}
@@ -339,10 +353,14 @@ def _results(summaries: Sequence[Summary]) -> dict[str, list[str]]:
     def row(value: Callable[[Summary], str]) -> list[str]: return [value(summary) for summary in summaries]
 
     rows = {"status": row(_status), "epochs": row(_epochs), "duration": row(_duration)}
-    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor)]):
+    more = [name for s in summaries for name in _more_metrics(s.best, "val_") if not name.endswith("_interval")]
+    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor), *more]):
         rows[_best_label(metric, summaries)] = [result_in_words(s.best, metric) for s in summaries]
     for split in dict.fromkeys(split for s in summaries for split in s.final):
-        rows[f"{split} accuracy"] = [result_in_words(s.final.get(split, {}), "accuracy") for s in summaries]
+        results = [s.final.get(split, {}) for s in summaries]
+        more = [name for result in results for name in _more_metrics(result, "") if not name.endswith("_interval")]
+        for name in dict.fromkeys(["accuracy", *more]):
+            rows[f"{split} {name.replace('_', ' ')}"] = [result_in_words(result, name) for result in results]
     notes = row(lambda s: "; ".join(s.notes))       # labels that were mended, say
     return rows | ({"notes": notes} if len(set(notes)) > 1 else {})
 

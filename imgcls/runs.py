@@ -121,6 +121,10 @@ class Run:
     @property
     def patch_path(self) -> Path: return self.folder/"code.patch"
     @property
+    def code(self) -> Path: return self.folder/"code"                   # the script or notebook, and your modules
+    @property
+    def control_path(self) -> Path: return self.folder/"control.yaml"   # steers it while it trains
+    @property
     def log_path(self) -> Path: return self.folder/"logs"/"train.log"
     @property
     def tensorboard(self) -> Path: return self.folder/"tensorboard"
