@@ -1,7 +1,7 @@
 """What do you see while it trains?
 
 The same run shows itself where it is: in a notebook, one output that updates in place and stays as a
-table and a picture; in a terminal, a bar; in a pipe, plain lines. Within an epoch it tells the loss of the
+table and a picture; in a terminal, a line at the bottom with a bar; in a pipe, plain lines. Within an epoch it tells the loss of the
 last steps and the time left. The best epoch is the one with the best value of the history's monitor.
 
 Guaranteed: at most four updates a second, and between two drawings passes a hundred times as long as the last
@@ -16,6 +16,7 @@ __all__ = ['RECENT', 'epoch_line', 'clock', 'Pace', 'LogEpochs', 'LogSteps', 'ba
 # %% ../nbs/41_progress.ipynb #5e0eb2b1
 import html
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -314,7 +315,7 @@ def write(
 
 # %% ../nbs/41_progress.ipynb #9680746c
 class TerminalProgress(Callback):
-    "A tqdm bar for each epoch."
+    "A line at the bottom of a terminal, with a bar for each epoch."
     order = Order.SHOW
 
     @checked
@@ -322,31 +323,67 @@ class TerminalProgress(Callback):
         self,
         file: Any = None,           # where to draw; None: stderr
     ):
-        self.file, self._bar = file, None
+        self.file, self._live = file, None
 
-    def on_fit_start(self, state: State) -> None: self._pace, self._next = Pace(state), 0.0
+    def on_fit_start(self, state: State) -> None:
+        self._pace, self._next, self._validated = Pace(state), 0.0, None        # batches; None: it trains
+        self._live = _live(self.file)
 
-    def on_epoch_start(self, state: State) -> None:
-        from tqdm import tqdm
-        self._bar = tqdm(total=state.n_batches, initial=state.batch, unit="batch", leave=False,
-                         desc=f"epoch {state.epoch + 1}/{state.n_epochs}", mininterval=0.25,
-                         file=self.file or sys.stderr, dynamic_ncols=True)
+    def on_epoch_start(self, state: State) -> None: self._draw(state, now=True)
 
     def on_batch_end(self, state: State) -> None:
         self._pace.step(state)
-        now = time.monotonic()
-        if now >= self._next:
-            self._bar.set_postfix_str(self._pace.words(state), refresh=False)
-            self._next = max(now + 0.25, time.monotonic() + 100 * (time.monotonic() - now))
-        self._bar.update()
+        self._draw(state)
 
     def on_val_start(self, state: State) -> None:
-        self._bar.set_postfix_str(self._pace.words(state, "validating"))
+        self._validated = 0
+        self._draw(state, now=True)
 
-    def on_epoch_end(self, state: State) -> None: self._bar.close()
+    def on_val_batch_end(self, state: State) -> None:
+        self._validated += 1
+        self._draw(state)
+
+    def on_val_end(self, state: State) -> None: self._validated = None
 
     def on_fit_end(self, state: State) -> None:
-        if self._bar is not None: self._bar.close()
+        if self._live is not None: self._live.stop()
+
+    def _draw(self, state: State, now: bool = False) -> None:
+        started = time.monotonic()
+        if started < self._next and not now: return
+        self._live.update(_bar_line(state, self._pace, self._validated, self._live.console.width), refresh=True)
+        self._next = max(started + 0.25, time.monotonic() + 100 * (time.monotonic() - started))
+
+
+def _live(file: Any) -> Any:        # a started rich.live.Live
+    "What is printed meanwhile passes above it. A thread of its own would cost the training time; so it has none."
+    from rich.console import Console
+    from rich.live import Live
+    console = Console(file=file, stderr=file is None, markup=False, emoji=False, highlight=False)
+    live = Live(console=console, auto_refresh=False, transient=True, redirect_stderr=file is None,
+                redirect_stdout=file is None and sys.stdout is not None and sys.stdout.isatty())
+    live.start()
+    console.show_cursor(True)
+    return live
+
+# %% ../nbs/41_progress.ipynb #c284e534
+def _bar_line(
+    state: State,
+    pace: Pace,
+    validated: int | None,      # batches; None: it trains
+    width: int,                 # of the terminal, characters
+) -> Any:                       # for rich to draw, on one line
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+    done, total = (state.batch, state.n_batches) if validated is None else (validated, _length(state.val_batches))
+    words = pace.words(state, "" if validated is None else "validating")
+    line = Table.grid(padding=(0, 1), expand=True)
+    for ratio in (None, None, None, 1): line.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
+    line.add_row(Text(f"epoch {state.epoch + 1}/{state.n_epochs}"),
+                 ProgressBar(max(total, 1), done, width=max(4, min(30, width // 5))), Text(f"{done}/{total}"),
+                 Text(words))
+    return line
 
 # %% ../nbs/41_progress.ipynb #80b28e3a
 @checked
@@ -356,7 +393,8 @@ def progress_callbacks(
 ) -> list[Callback]:
     "What shows progress here."
     kind = where() if kind is None else kind
+    drawn = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     choices = {"notebook": [NotebookProgress], "shell": [lambda: NotebookProgress(live=False)],
-               "terminal": [] if background else [TerminalProgress], "pipe": [LogSteps]}
+               "terminal": [] if background else [TerminalProgress if drawn else LogSteps], "pipe": [LogSteps]}
     check(kind in choices, f"`progress` must be one of {', '.join(choices)}", kind)
     return [LogEpochs(), *[make() for make in choices[kind]]]
