@@ -43,10 +43,11 @@ def command_parser(
     parser = argparse.ArgumentParser(**{
         "prog": command, "description": said, "allow_abbrev": False, "conflict_handler": "resolve",
         "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
-    parser.add_argument("--version", action="version", version=f"imgcls {__version__}")
-    parser.add_argument("--debug", action="store_true", help="on an error show the traceback too")
-    parser.add_argument("--print_completion", action=_PrintCompletion, metavar="SHELL", choices=SHELLS,
-                        help="print what bash, zsh or tcsh needs to complete this command's words")
+    every = parser.add_argument_group("of every command")
+    every.add_argument("--version", action="version", version=f"imgcls {__version__}")
+    every.add_argument("--debug", action="store_true", help="on an error show the traceback too")
+    every.add_argument("--print_completion", action=_PrintCompletion, metavar="SHELL", choices=SHELLS,
+                       help="print what bash, zsh or tcsh needs to complete this command's words")
     return parser
 
 
@@ -279,7 +280,7 @@ def train_parser() -> argparse.ArgumentParser:
     for name, flags in FLAGS.items():
         for flag, meaning in flags.items():
             groups[name].add_argument(f"--{flag}", help=meaning, metavar="FOLDER" if flag == "data_dir" else "X")
-    parser._action_groups.sort(key=lambda group: group.title == "options")      # what all commands have comes last
+    parser._action_groups.sort(key=lambda group: group.title == "of every command")         # last
     return parser
 
 
