@@ -150,7 +150,7 @@ def in_terminal(folder: Path, environment: dict[str, str], *command: str) -> tup
         os.execvpe(command[0], command, environment)
     size = lambda columns: fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     size(100)
-    said, end, pressed = b"", time.monotonic() + 100, False
+    said, end, pressed = b"", time.monotonic() + 200, False
     try:
         while time.monotonic() < end:
             if not select.select([terminal], [], [], 1)[0]: continue
