@@ -21,9 +21,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -264,11 +264,12 @@ def environment(
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     found = Environment(
         imgcls=_version("imgcls"), python=platform.python_version(), platform=platform.platform(),
-        machine=platform.machine(), cpus=os.cpu_count(), threads=torch.get_num_threads(),
+        machine=platform.machine(), cpu=_cpu(), cpus=os.cpu_count(), memory=_memory(),
+        threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(), torch=str(torch.__version__),
         torchvision=_version("torchvision"), numpy=_version("numpy"), pillow=_version("pillow"),
         gpus=[f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
-        cuda=torch.version.cuda or torch.version.hip,
+        cuda=torch.version.cuda or torch.version.hip, gpu_driver=_gpu_driver() if gpus else None,
         cudnn=torch.backends.cudnn.version() if gpus else None,
         cudnn_benchmark=torch.backends.cudnn.benchmark,
         **_float32(),
@@ -283,7 +284,7 @@ def environment(
     found |= {f"git_{key}": value for key, value in git_state().items()}
     return found
 
-
+# %% ../nbs/05_runtime.ipynb #4a78e88b
 def _float32() -> dict[str, Any]:
     "How float32 is meant; torch refuses the old question once the new `fp32_precision` was set."
     b = torch.backends
@@ -307,6 +308,42 @@ def _compiler(device: torch.device) -> str | None:
 def _version(package: str) -> str | None:
     try: return version(package)
     except PackageNotFoundError: return None
+
+# %% ../nbs/05_runtime.ipynb #691d25ee
+@cache
+def _cpu() -> str | None:
+    "The processor's name, as it calls itself."
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.M)
+        if found: return found[1].strip()
+    if sys.platform == "darwin": return _said_by("sysctl", "-n", "machdep.cpu.brand_string")
+    return platform.processor() or None
+
+
+@cache
+def _memory() -> str | None:
+    "Main memory of the machine, or as much of it as this container may use."
+    sizes = []
+    with suppress(OSError, ValueError, AttributeError):     # no sysconf on Windows
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError): sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return f"{min(sizes) / 2**30:.1f} GiB" if sizes else None
+
+
+@cache
+def _gpu_driver() -> str | None:
+    "The version of NVIDIA's driver: from a file where there is one, else from its tool."
+    with suppress(OSError):
+        found = re.search(r"Module\s+(?:for \S+\s+)?(\d[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        if found: return found[1]
+    said = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.partition("\n")[0] if said else None
+
+
+def _said_by(*command: str) -> str | None:
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired): return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 # %% ../nbs/05_runtime.ipynb #7a15a69a
 _MOVES_BITS = ("imgcls", "machine", "threads", "cpu_capability", "torch", "torchvision", "numpy",

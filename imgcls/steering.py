@@ -15,10 +15,12 @@ __all__ = ['Control', 'Replay', 'Background', 'Mistakes', 'ControlPanel']
 # %% ../nbs/42_steering.ipynb #50afc2a4
 import atexit
 import html
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -52,6 +54,8 @@ class Control(Callback):
         self.paused = False             # does it pause, or will after the step at hand?
         self.waiting = False            # does it pause now?
         self._save, self._changed, self._saved = save or _nothing, changed or _nothing, saved or _nothing
+        self.source: Callable[[State], None] | None = None      # asked for more wishes, also while it pauses
+        self.next_look = math.inf       # when the source shall be asked again, as `time.monotonic` counts
         self._why, self._factor, self._to_save = None, None, False
 
     def pause(self) -> None:
@@ -67,10 +71,16 @@ class Control(Callback):
         self._to_save = True
 
     def on_batch_end(self, state: State) -> None:
-        if not state.in_step: self._look(state)
+        if not state.in_step and self._is_asked(): self._look(state)
 
-    def on_val_batch_end(self, state: State) -> None: self._look(state, may_save=False)
+    def on_val_batch_end(self, state: State) -> None:
+        if self._is_asked(): self._look(state, may_save=False)
+
     def on_epoch_end(self, state: State) -> None: self._look(state)
+
+    def _is_asked(self) -> bool:            # at each batch, so that is all it costs
+        return (self.paused or self._why is not None or self._factor is not None or self._to_save
+                or time.monotonic() >= self.next_look)
 
 
 def _nothing(state: State) -> None: "For who does not want to be told."
@@ -96,19 +106,34 @@ def set_lr_factor(
     check(0 < factor <= sys.float_info.max, "The factor must be a number > 0", factor)
     self._factor = float(factor)
 
+# %% ../nbs/42_steering.ipynb #c9284411
+@patch
+def asked(self: Control, state: State) -> dict[str, Any]:     # lr_factor, pause, save, stop
+    "How it steers: what was asked for last, done already or not."
+    factor = lr_factor(state.history) if self._factor is None else self._factor
+    return {"lr_factor": factor, "pause": self.paused, "save": self._to_save, "stop": self._why is not None}
+
 # %% ../nbs/42_steering.ipynb #9f11c5d5
 @patch
 def _look(self: Control, state: State, may_save: bool = True) -> None:
     "Do what was wished, and wait while it pauses."
+    if self.source is not None: self.source(state)
     self._grant(state, may_save)
     if not self.paused or state.stop_reason: return
     self.waiting = True
     self._note(state, may_save, Event.PAUSED)
     while self.paused and not state.stop_reason:
-        state.idle += give_way(lambda: self.paused and not self._has_wish(may_save))
+        state.idle += give_way(lambda: self._holds(state, may_save))
         self._grant(state, may_save)
     self.waiting = False
     if not state.stop_reason: self._note(state, may_save, Event.CONTINUED)
+
+
+@patch
+def _holds(self: Control, state: State, may_save: bool) -> bool:
+    "Does the pause last? An interrupt ends it, too."
+    if self.source is not None: self.source(state)
+    return self.paused and not state.stop_reason and not self._has_wish(may_save)
 
 
 @patch

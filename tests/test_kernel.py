@@ -1,4 +1,5 @@
 "The interrupt button in a real Jupyter kernel: one line, queued cells do not run, and resume goes on."
+import os
 import re
 import time
 from pathlib import Path
@@ -33,7 +34,10 @@ def run(client, code: str, interrupt=None) -> tuple[str, list[dict]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupt_button(tmp_path: Path, workers: int):
     (tmp_path/"settings.ini").write_text("[imgcls]\n")
-    manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path))
+    notebook = tmp_path/"mine.ipynb"
+    notebook.write_text('{"cells": [{"cell_type": "code", "source": "learn.fit()", "outputs": ["a picture"]}]}')
+    told = {**os.environ, "JPY_SESSION_NAME": str(notebook)}        # as Jupyter's server does
+    manager, client = jupyter_client.manager.start_new_kernel(cwd=str(tmp_path), env=told)
     try:
         assert run(client, SETUP.format(workers=workers))[0] == "ok"
 
@@ -53,6 +57,10 @@ def test_interrupt_button(tmp_path: Path, workers: int):
         last = [s for s in shown if s["kind"].endswith("display_data")][-1]["data"]
         assert "Interrupted at" in last["text/plain"] and "<img alt=" in last["text/html"]
         assert run(client, "assert learn.state.status == 'interrupted', learn.state.status")[0] == "ok"
+        code = next(tmp_path.glob("runs/*/code"))                   # the notebook, and the cells that were run
+        assert "a picture" not in (code/"mine.ipynb").read_text()
+        cells = (code/"cells.py").read_text()
+        assert all(text in cells for text in ("# %% [1]", "sample_digits(size=16)", "learn.fit()")), cells
         status, shown = run(client, "learn.plan(learn.state.epoch + 2).resume(); "
                                     "assert learn.state.status == 'completed'")
         assert status == "ok", shown
