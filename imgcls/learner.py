@@ -39,7 +39,7 @@ from .core import CheckpointError, ConfigError, DataError, Logits, Targets, chec
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig, KnobsDoc, load_experiment
+from .experiment import ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
 from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
@@ -47,14 +47,14 @@ from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .metrics import Metric
-from .networks import count_parameters, freeze_backbone, load_weights, read_weights
+from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
 from .networks import summary as network_summary, unfreeze as networks_unfreeze
 from .optimizers import base_lr_of
 from .plots import PALETTE, image_grid
 from .predictions import Predictions
 from .predictor import NetworkError, Predictor
 from .progress import progress_callbacks
-from .records import Record, about_weights, begin_record, belongs_to, reopen, take_up
+from .records import Record, about_weights, begin_record, belongs_to, check_given, reopen, take_up
 from .records import write_config
 from .runs import Run, check_run_name
 from .runtime import where
@@ -131,10 +131,10 @@ class Learner(_Parts):
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
-        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy
+        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy: names, functions, torchmetrics
         callbacks: Iterable[Callback] = (),         # yours, beside the standard ones
         trackers: Iterable[TrackerLike] | None = None,      # names or classes; []: none; None: the config's
-        config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,    # None: the defaults
+        config: Layer | Sequence[Layer] | None = None,      # several are merged; None: the defaults
         name: str | None = None,                    # of the run; None: made from what you changed
         runs: str | Path | None = None,             # folder of all runs; None: the workspace's
         progress: str | None = None,                # notebook, shell, terminal or pipe; None: as it fits
@@ -150,7 +150,9 @@ class Learner(_Parts):
                      "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
-        self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress, trackers=classes)
+        setup = assemble(data, chosen, given, changed)
+        setup.layers = layers_of(config)
+        self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
 
 
 def _check_texts(**values: Any) -> None:
@@ -162,7 +164,7 @@ def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
-
+# %% ../nbs/55_learner.ipynb #8c279f61
 def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]]:
     "Names for the config, and classes beside it; None: nothing was said."
     if trackers is None: return None, []
@@ -388,7 +390,8 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     setup = learner.setup
     if learner.record is not None: check_contents(setup.data, learner.run.folder/"data.csv")
     else:
-        if setup.given.network is not None: _try_network(setup)
+        own = setup.given.network is not None or networks.imports(setup.config.model.architecture)
+        if own: _try_network(setup)
         learner.record = begin_record(setup, learner.runs, learner.name)
     run, record = learner.run, learner.record
     write_config(setup, run)
@@ -432,19 +435,20 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
 @checked
 def from_config(
     cls,
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
-    # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
+    config: Layer | Sequence[Layer] | None = None,
+    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
     *overrides: str,                # 'lr=0.01', as on the command line
     own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
     **changes: Any,                 # config keys: lr=0.01, batch_size=32
 ) -> Learner:
     "A learner from a declared experiment: data, network and all."
     base, _ = load_experiment(config)
     chosen, changed = load_experiment(base, [*overrides])
     chosen, more = load_experiment(chosen, changes)
-    data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+    if data is None: data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
     learner = cls(data, config=chosen, **dict(own or {}))
-    learner.setup.changed = changed | more
+    learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
@@ -477,6 +481,52 @@ def from_run(
     check_trackers([*setup.config.training.trackers, *classes])
     learner._begin(setup, record, **place, trackers=classes)
     return learner
+
+# %% ../nbs/55_learner.ipynb #50693b25
+@patch_to(Learner, cls_method=True)
+@checked
+def retrain(
+    cls,
+    run: Run | str | Path,          # whose weights: a run, its name, its folder, or a file in it
+    *overrides: str,                # 'lr=0.001', as on the command line
+    config: Layer | Sequence[Layer] | None = None,      # another one; None: the run's
+    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
+    **changes: Any,                 # config keys: lr=0.01, batch_size=32
+) -> Learner:                       # not trained yet
+    "A new run that begins with the weights of another."
+    own, run = dict(own or {}), Run.open(run, dict(own or {}).get("runs"))
+    wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
+    said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
+    check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
+    file, objects = _weights_of(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
+    passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
+    given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
+    if config is None: check_given(run, objects, data, given)
+    if given.network is None: changes["model.weights"] = str(file)
+    if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
+    learner = cls.from_config(run.config_path if config is None else config, *overrides, own=own, data=data, **changes)
+    return _begun_with(learner, run, file)
+
+
+def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
+    "The weights are of these classes, and the summary says whose they are."
+    _, about = read_weights(file)
+    names, config = about.get("class_names", learner.class_names), learner.config.model
+    check(names == learner.class_names or config.new_head, f"The data must have the classes of run {run.name!r}, "
+          f"{listed(names, 10)}", learner.class_names, "For other classes: new_head=True.", DataError)
+    if learner.given.network is not None: learner.load(file)
+    epoch = (about.get("best") or {}).get("epoch", run.summary().epoch)
+    learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
+    for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
+    return learner
+
+
+def _weights_of(run: Run) -> Path:
+    "The file of the weights that answer for a run."
+    found = next((file for file in (run.best_weights, run.best, run.last) if file.is_file()), None)
+    if found is None: raise CheckpointError(f"The run {run.name!r} has no weights yet.")
+    return found.resolve()
 
 # %% ../nbs/55_learner.ipynb #d33405ec
 @patch
@@ -512,6 +562,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
+    evaluation.metrics = self.setup.measured
     return evaluation
 
 
@@ -770,7 +821,7 @@ def load(
     config = override(self.config, {"training.num_epochs": self.planned})
     config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
     fresh = assemble(self.data, config, replace(setup.given, network=self.network), setup.changed)
-    fresh.given, fresh.notes = setup.given, [f"weights loaded from {path.name}"]
+    fresh.given, fresh.notes, fresh.layers = setup.given, [f"weights loaded from {path.name}"], setup.layers
     self.setup, self.record, self.background = fresh, None, None
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self
