@@ -6,10 +6,12 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
 - `imgcls.canvas`: How does one image reach several networks, each in its own size?
+- `imgcls.checking`: What is wrong with these images, before a network learns it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
 - `imgcls.combining`: How do several looks, or several networks, give one answer?
@@ -19,21 +21,28 @@ Modules:
 - `imgcls.control`: How is a training steered from a terminal, or from anywhere else that can write a file?
 - `imgcls.core`: Which words does every other room use?
 - `imgcls.data`: What does a learner learn from?
+- `imgcls.data_commands`: How are images checked and divided from a shell, before anything is trained?
 - `imgcls.datasets`: Which images are there, and what do they show?
 - `imgcls.decisions`: When is an answer sure enough to act on, and what may it be if not?
+- `imgcls.deletion`: How does a run go away, and nothing else with it?
+- `imgcls.delivery`: How does news of a training reach a server that may be away?
 - `imgcls.demo`: Can a colleague try it in a browser?
+- `imgcls.describing`: What is a set of images, in numbers?
+- `imgcls.duplicates`: Which images show the same?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?
 - `imgcls.explorer`: Which images are behind a number?
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
+- `imgcls.flips`: Which of two runs was right more often, and on which images do they disagree?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
+- `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
@@ -45,9 +54,12 @@ Modules:
 - `imgcls.manifests`: Which images was it, and are they still what they were?
 - `imgcls.markup`: How do names and numbers become HTML that looks the same everywhere?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
+- `imgcls.mlflow_delivery`: In which form does an MLflow server take what happened?
+- `imgcls.mlflow_tracking`: How is a training followed in MLflow, also when its server goes away?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
+- `imgcls.paired`: Which of two networks is right more often, and about which images do they disagree?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
 - `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
@@ -59,6 +71,7 @@ Modules:
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
 - `imgcls.reproduce_command`: Does a run, made once more, give the same weights?
 - `imgcls.reproduction`: Does a run, made once more from its folder, give the same weights?
+- `imgcls.run_commands`: How are runs listed, compared, deleted and looked at from a shell?
 - `imgcls.runs`: Where is everything that a run leaves behind, and who may train in it?
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
@@ -67,6 +80,7 @@ Modules:
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
+- `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
@@ -98,7 +112,7 @@ _HOMES = {
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
     "Run": "runs", "list_runs": "listing",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
-    "predict_widget": "trying",
+    "predict_widget": "trying", "compare": "flips", "delete_run": "deletion",
     "download_hymenoptera": "samples",
 }
 __all__ = sorted(_HOMES)

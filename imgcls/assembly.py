@@ -16,7 +16,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +23,15 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, Mix
-from .callbacks import Scheduling, StopOnNaN, lr_factor
+from .callbacks import Scheduling, StopOnNaN, callback_builder, lr_factor
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
-from .experiment import ALIASES, ExperimentConfig, TrainingConfig, load_experiment
+from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment
 from .history import Event
 from .losses import as_loss, build_loss
-from .metrics import Metric, build_metrics
-from .networks import build_network, evaluating, head_of, trained_names
+from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
+from .networks import build_network, evaluating, head_of, networks, trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
 from .runtime import Runtime
 from .seeding import preserve_rng
@@ -46,7 +45,7 @@ class Given:
     network: nn.Module | None = None                # None: the config's
     loss: Callable[[Logits, Targets], Tensor] | None = None                     # None: the config's
     optimizer: Callable[..., torch.optim.Optimizer] | None = None   # takes parameter groups; None: the config's
-    metrics: tuple[Metric | Callable, ...] = ()     # beside those that the config names
+    metrics: tuple[Any, ...] = ()                   # metrics, functions, ..., beside those that the config names
     callbacks: tuple[Callback, ...] = ()            # beside the standard ones
 
     def names(self) -> dict[str, str]:
@@ -61,7 +60,8 @@ class Given:
 
 
 def _name_of(value: Any) -> str:
-    return getattr(value, "__name__", None) or type(value).__name__
+    own = value.name if isinstance(value, Metric | LabelFunction) else getattr(value, "__name__", None)
+    return own or type(value).__name__
 
 # %% ../nbs/51_assembly.ipynb #1b067843
 def sort_out(
@@ -73,7 +73,7 @@ def sort_out(
 ) -> tuple[Given, dict[str, Any], list[str]]:       # the objects, the settings, the names of metrics
     "Objects apart from names."
     _check_kinds(network, loss, optimizer)
-    if isinstance(metrics, str) or callable(metrics): metrics = [metrics]
+    if isinstance(metrics, str | Metric) or callable(metrics): metrics = [metrics]
     check(isinstance(metrics, Iterable), "`metrics` must be a list of names and functions", metrics)
     metrics = list(metrics)
     parts = {"network": network, "loss": loss, "optimizer": optimizer}
@@ -106,7 +106,7 @@ def check_callbacks(
 # %% ../nbs/51_assembly.ipynb #9117b5a0
 @checked
 def settle(
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None,   # as for `load_experiment`
+    config: Layer | Sequence[Layer] | None,     # as for `load_experiment`
     data: ImageData,                # its part of the config is what it was made with
     given: Given,                   # objects beside it
     arguments: Mapping[str, Any],   # settings by their key; None: not given
@@ -179,17 +179,18 @@ def make_state(
     runtime = Runtime.create(device, chosen.precision, chosen.channels_last, chosen.compile)
     network = given.network or build_network(config.model, data.n_classes, config.seed, len(image))
     runtime.prepare(network)
-    if given.network is not None: _check_reads(network, image, runtime)
+    if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(config.loss, data.class_counts())
     head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
     names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
+    n_outputs = config.model.num_classes or data.n_classes
     state = State(
         network, build_optimizer(network, config.optimizer, head, given.optimizer), as_loss(loss).to(runtime.device),
         data.batches("train", chosen.batch_size, shuffle=True, **options),
         data.batches("val", chosen.batch_size, **options) if "val" in data.datasets else None,
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
-        train_metrics=build_metrics(names, data.n_classes), val_metrics=build_metrics(names, data.n_classes),
+        train_metrics=build_metrics(names, n_outputs), val_metrics=build_metrics(names, n_outputs),
         trained=trained_names(network))
     state.history.monitor = _checked_monitor(chosen.monitor, state)
     return state
@@ -205,8 +206,13 @@ def _checked_monitor(monitor: str, state: State) -> str:
     name = monitor.removeprefix("val_").removeprefix("train_")
     known = state.train_metrics.directions.get(name, state.history.higher_is_better(monitor))
     check(known is not None, "`monitor` must be a metric that says whether more of it is better", monitor,
-          f"Try metrics=[FunctionMetric({name}, higher_is_better=False)], from imgcls.metrics.")
+          f"Try metrics=[{_kind_of(state, name)}({name}, higher_is_better=False)], from imgcls.metrics.")
     return monitor
+
+
+def _kind_of(state: State, name: str) -> str:
+    "What says the direction of a metric that doesn't."
+    return "TorchMetric" if isinstance(state.train_metrics.get(name), TorchMetric) else "FunctionMetric"
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(
@@ -247,9 +253,13 @@ def make_callbacks(
         (chosen.mixup_alpha or chosen.cutmix_alpha, lambda: Mix(n_classes, chosen.mixup_alpha, chosen.cutmix_alpha)),
         (chosen.ema_decay, lambda: EMA(chosen.ema_decay)),
         (chosen.early_stopping, lambda: EarlyStopping(chosen.early_stopping))]
-    return [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),
-            FollowNetwork(config.optimizer, given.optimizer), *(make() for wanted, make in wished if wanted),
-            *given.callbacks]
+    standard = [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),
+                FollowNetwork(config.optimizer, given.optimizer), *(make() for wanted, make in wished if wanted)]
+    named = [callback_builder(entry)() for entry in chosen.callbacks]
+    names = [callback.name for callback in [*standard, *named]]
+    twice = [callback.name for callback in named if names.count(callback.name) > 1]
+    check(not twice, "Each callback must have a `name` of its own: its state is saved under it", twice)
+    return [*standard, *named, *given.callbacks]
 
 # %% ../nbs/51_assembly.ipynb #7c4d7edf
 @dataclass(kw_only=True)
@@ -263,6 +273,7 @@ class Setup:
     changed: dict[str, Any]         # what was set, by dotted key
     planned: int                    # where `fit()` goes, epochs
     notes: list[str] = field(default_factory=list)      # what the config does not say, for the summary of the run
+    layers: tuple[str, ...] = ()    # what the config was merged of; empty: of one file, or of none
     waiting: dict[str, Any] = field(default_factory=dict)       # saved states of callbacks that are not here yet
     heard: list[Callback] | None = None     # whose states the last training kept; None: it has not trained here
 
@@ -271,8 +282,13 @@ class Setup:
         "What was not made from the config, by name."
         own = {}
         if self.data.own_transforms: own["data"] = "with transforms passed as objects"
-        if self.data.table is None: own["data"] = "datasets passed as objects"
+        if self.data.table is None and self.data.config.dataset is None: own["data"] = "datasets passed as objects"
         return {**self.given.names(), **own}
+
+    @property
+    def measured(self) -> tuple[Any, ...]:
+        "What is measured beside accuracy and loss: names and objects."
+        return *self.config.training.metrics, *self.given.metrics
 
     @property
     def n_outputs(self) -> int:

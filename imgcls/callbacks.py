@@ -11,13 +11,14 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'Mix', 'FollowNetwork', 'what_is_trained']
+           'Mix', 'FollowNetwork', 'what_is_trained', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .core import ImgclsError, check, checked
+from .core import ImgclsError, arguments_for, check, checked, imported, name_and_arguments
 from .history import Event, History
 from .networks import count_parameters, head_of, train_mode, trained_names
 from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names
@@ -307,3 +308,14 @@ def what_is_trained(
     for name, p in network.named_parameters(): parts.setdefault(name.split(".")[0], []).append(p.requires_grad)
     found = ", ".join(part if all(flags) else f"{part} (in part)" for part, flags in parts.items() if any(flags))
     return f"{trained:,} of {total:,} parameters" + (f": {found}" if found else "")
+
+# %% ../nbs/34_callbacks.ipynb #a56dfc6c
+def callback_builder(
+    entry: str | Mapping[str, Any],     # 'mymodule.MyCallback', or {'type': 'mymodule.MyCallback', 'patience': 3}
+) -> Callable[[], Callback]:
+    "What makes a callback that a config names; its arguments are held against its signature."
+    name, arguments = name_and_arguments(entry, "A callback")
+    made = imported(name, "A callback")
+    check(isinstance(made, type) and issubclass(made, Callback), f"{name} must be a class of imgcls.training.Callback",
+          made, "Nothing else is called on behalf of a config.")
+    return partial(made, **arguments_for(made, name, arguments))

@@ -1,7 +1,8 @@
 """Which run was better, and what was different about it?
 
 `compare_runs` puts runs side by side: their curves in one picture, and a table of what differs between them, with the
-results and their intervals. Which runs and which curve is chosen with a click.
+results and their intervals. Which runs and which curve is chosen with a click. Of two runs that answered about the same images, it
+also shows whether one is right more often, and the images that flipped (`46a_flips`).
 
 Guaranteed: only what differs is listed, and nothing that differs is left out; a run that is damaged, still going on or
 has no epoch yet is named with its state instead of being passed over; the runs' folders are only read; it is never
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 from fastcore.basics import patch
 
-from .core import CheckpointError, DataError, check, checked, near_miss
+from .core import CheckpointError, DataError, ImgclsError, check, checked, near_miss
+from .flips import Flips, compare, show_flips
 from .history import History
 from .listing import differences, list_runs
 from .markup import escaped, table, tag
@@ -85,6 +87,8 @@ def named(
 class RunComparison(Widget):
     "Curves of several runs in one picture, and a table of what differs."
 
+    flips: Flips | None     # the images that two runs answered; None: not two are chosen, or they cannot be compared
+
     @checked
     def __init__(
         self,
@@ -123,6 +127,7 @@ def _read(self: RunComparison) -> None:
         except (CheckpointError, DataError, OSError, UnicodeDecodeError) as error:
             self._states[name] = f"cannot be read: {error}"
     self._states |= {name: _YOUNG for name, history in self._histories.items() if not len(history)}
+    self.flips, self._no_pair = _pair([self.runs[name] for name in self._chosen])
 
 
 _YOUNG = "no epoch yet"
@@ -173,8 +178,38 @@ def page(self: RunComparison) -> str:
     told = self._states | dict.fromkeys(without, f"has no {self.metric}")
     parts += [f"<p>{escaped(name)}: {escaped(state)}</p>" for name, state in told.items()]
     hidden = len(self.runs) - len(self._chosen)
+    parts.append(_pair_html(self.flips, self._no_pair))
     if hidden: parts.append(f"<p>{len(self._chosen)} of {len(self.runs)} runs; choose others in the list.</p>")
     return "".join(parts)
+
+# %% ../nbs/47_comparison.ipynb #e4c6c611
+_LARGE = 200_000_000    # bytes of predictions that are read at a click
+
+
+def _pair(runs: Sequence[Run]) -> tuple[Flips | None, str]:
+    "The images that two runs answered; or why there is no comparison."
+    if len(runs) != 2: return None, ""
+    try:
+        files = [file for run in runs for split in ("test", "val") if (file := run.predictions_path(split)).exists()]
+        if sum(file.stat().st_size for file in files) > _LARGE:
+            return None, f"Not compared image by image: much was predicted. compare({', '.join(map(repr, runs))})"
+        return show_flips(compare(*runs), page_size=8), ""
+    except (ImgclsError, OSError, UnicodeDecodeError) as error: return None, f"Not compared image by image: {error}"
+
+
+def _pair_html(flips: Flips | None, why: str) -> str:
+    if flips is None: return f"<p>{escaped(why)}</p>" if why else ""
+    said = str(flips.comparison).splitlines()
+    words = "".join(tag("div", escaped(line), "opacity:0.75") for line in said[1:])
+    return (tag("p", f"<b>{escaped(said[0])}</b>", "margin:10px 0 4px") + tag("div", flips.inside(), "margin:8px 0")
+            + tag("div", words, "font-size:12px;max-width:60em"))
+
+
+@patch
+def on_click(self: RunComparison, part: str) -> None:
+    if self.flips is None: return
+    self.flips.on_click(part)
+    self.draw()
 
 # %% ../nbs/47_comparison.ipynb #d27abb7d
 @patch

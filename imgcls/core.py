@@ -10,8 +10,9 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
-           'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'imported', 'shown', 'check', 'near_miss', 'listed',
-           'checked', 'fits', 'in_words', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
+           'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
+           'fits', 'in_words', 'is_path', 'imported', 'source_of', 'changed_sources', 'arguments_for',
+           'name_and_arguments', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
            'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
@@ -83,31 +84,6 @@ def extra(
         broken = importlib.util.find_spec(package) is not None
         what = f"{package} is installed, but cannot be imported ({error})" if broken else f"This needs {package}"
         raise MissingExtra(f"{what}: pip install 'imgcls[{name}]'") from error
-
-# %% ../nbs/00_core.ipynb #9769c66f
-def imported(
-    path: str,              # 'mymodule.MyNet'
-    what: str,              # it is, for the message: 'a network'
-) -> Any:
-    "The class or function of an import path."
-    module, dot, name = path.rpartition(".")
-    if not (dot and all(part.isidentifier() for part in path.split("."))):
-        raise ConfigError(f"{what} must be given as module.name. Got {path!r}.")
-    here = os.getcwd()
-    sys.path.insert(0, here)            # a command of ours does not look into the current folder by itself
-    try: found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        gone = error.name or module
-        if not f"{module}.".startswith(f"{gone}."):
-            raise ConfigError(f"{module} needs {gone}, which is not installed.") from error
-        raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed.") from None
-    except Exception as error:
-        raise ConfigError(f"{module} cannot be imported ({type(error).__name__}: {error}).") from error
-    finally: sys.path.remove(here)
-    if not hasattr(found, name):
-        raise ConfigError(f"The module {module!r} ({getattr(found, '__file__', None) or 'built in'}) has no {name!r}."
-                          f"{near_miss(name, vars(found))}")
-    return getattr(found, name)
 
 # %% ../nbs/00_core.ipynb #0327b42b
 MAX_SHOWN = 200     # characters
@@ -294,6 +270,128 @@ _PHRASES: dict[Any, Callable[[tuple[Any, ...]], str]] = {
     Callable: lambda inner: "something to call",
     type: lambda inner: f"a class of {inner[0].__name__}"}
 
+# %% ../nbs/00_core.ipynb #9769c66f
+def is_path(
+    name: Any,              # what a config says: 'resnet18', 'mymodule.MyNet'
+) -> bool:
+    "Does it name a class or function by its import path? Such a text has a dot."
+    return isinstance(name, str) and "." in name
+
+# %% ../nbs/00_core.ipynb #1cf86088
+@checked
+def imported(
+    path: str,              # 'mymodule.MyNet'
+    what: str,              # it is, for the message: 'A network'
+    hint: str = "",         # what else may have been meant, where there is no such module
+) -> Any:
+    "The class or function of an import path."
+    module, dot, name = path.rpartition(".")
+    if not (dot and all(part.isidentifier() for part in path.split("."))):
+        raise ConfigError(f"{what} must be given as module.name. Got {path!r}.")
+    found = _module(module, path, hint)
+    if not hasattr(found, name):
+        raise ConfigError(f"The module {module!r} ({getattr(found, '__file__', None) or 'built in'}) has no {name!r}."
+                          f"{near_miss(name, vars(found))}")
+    return getattr(found, name)
+
+
+def _module(name: str, path: str, hint: str = "") -> types.ModuleType:
+    "A module, sought in the current folder first: a command does not look there by itself."
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()       # it may have been written a moment ago
+    try: found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        gone = error.name or name
+        if not f"{name}.".startswith(f"{gone}."):
+            raise ConfigError(f"{name} needs {gone}, which is not installed.") from error
+        raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed. {hint}".rstrip()
+                          ) from None
+    except Exception as error:
+        raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
+    finally: sys.path.remove(here)
+    own = getattr(found, "__file__", None) or ""
+    if own.startswith(here + os.sep) and not {here, ""} & set(sys.path):
+        sys.path.append(here)           # for what it imports later, and for the processes that load images
+    source_of(found)                    # as it was when it was imported
+    return found
+
+# %% ../nbs/00_core.ipynb #1044bcf0
+_SOURCES: dict[str, tuple[types.ModuleType, str | None]] = {}       # by module: its source when it was first seen
+
+
+def source_of(
+    module: types.ModuleType | str,     # or the import path of something in it
+) -> str | None:                        # the beginning of the SHA-256 of its source file; None: it has none
+    "Which source a module was made of."
+    if isinstance(module, str): module = _module(module.rpartition(".")[0], module)
+    seen, digest = _SOURCES.get(module.__name__, (None, None))
+    if seen is module: return digest
+    file = getattr(module, "__file__", None) or ""
+    if file.endswith(".py") and os.path.isfile(file):
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    else: digest = None
+    _SOURCES[module.__name__] = module, digest
+    return digest
+
+# %% ../nbs/00_core.ipynb #bd0732bd
+def changed_sources(
+    before: Mapping[str, Any],      # import path -> what `source_of` said
+) -> dict[str, tuple[Any, Any]]:    # import path -> before, now
+    "Whose source file is another one by now."
+    return {path: (digest, now) for path, digest in before.items() if (now := source_of(path)) != digest}
+
+# %% ../nbs/00_core.ipynb #6b9511a1
+@checked
+def arguments_for(
+    called: Callable[..., Any],     # a class or function
+    path: str,                      # its import path, for the message
+    given: Mapping[str, Any],       # what the config says
+    offered: Mapping[str, Any] | None = None,   # more, where the signature names it; None: nothing
+    n_first: int = 0,               # arguments that it will get before these, by position
+) -> dict[str, Any]:                # by name: what it is to be called with
+    "The arguments of something of yours, held against its signature."
+    offered, parameters = dict(offered or {}), _named_parameters(called, path, n_first)
+    takes = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    for name, value in given.items():
+        check(name not in offered, f"`{name}` is handed over to {path} by imgcls", value, "Leave it out.")
+        if name in takes: _check_plain(path, name, value, _resolved(parameters[name].annotation, called))
+        elif len(takes) == len(parameters):
+            raise ConfigError(f"{path} has no argument {name!r}.{near_miss(name, takes)} It takes: "
+                              f"{', '.join(name for name in takes if name not in offered) or 'none'}.")
+    found = {**{name: value for name, value in offered.items() if name in takes}, **given}
+    missing = [name for name in takes if parameters[name].default is inspect.Parameter.empty and name not in found]
+    if missing: raise ConfigError(f"{path} needs {listed(missing)}. Write it beside its name, {missing[0]}: ... .")
+    return found
+
+
+def _named_parameters(called: Callable[..., Any], path: str, n_first: int) -> dict[str, inspect.Parameter]:
+    "Those that can be given by name; without the first ones."
+    try: every = list(inspect.signature(called).parameters.values())
+    except (ValueError, TypeError): raise ConfigError(f"{path} has no signature that could be read.") from None
+    first = [p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:n_first]
+    enough = len(first) == n_first or any(p.kind is p.VAR_POSITIONAL for p in every)
+    if not enough: raise ConfigError(f"{path} must take {n_first} arguments by position. It takes {len(first)}.")
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p for p in every if p not in first and p.kind in kinds}
+
+
+def _check_plain(path: str, name: str, value: Any, hint: Any) -> None:
+    "A list may become anything; a number or a text is what the annotation says, or is wrong."
+    if isinstance(value, (list, dict)) or hint is inspect.Parameter.empty: return
+    check(fits(value, hint), f"`{name}` of {path} must be {in_words(hint)}", value)
+
+# %% ../nbs/00_core.ipynb #5091ca45
+def name_and_arguments(
+    entry: Any,             # 'mymodule.MyStep', or {'type': 'mymodule.MyStep', 'width': 3}
+    what: str,              # it is, for the message: 'A step'
+) -> tuple[str, dict[str, Any]]:
+    "The parts of an entry."
+    if isinstance(entry, str): return entry, {}
+    named = isinstance(entry, Mapping) and isinstance(entry.get("type"), str)
+    check(named, f"{what} is a name, or keys and values with the name as `type`", entry)
+    return entry["type"], {key: value for key, value in entry.items() if key != "type"}
+
 # %% ../nbs/00_core.ipynb #5763d689
 def meanings(
     function: Callable[..., Any],   # written with one parameter a line
@@ -347,6 +445,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __contains__(self, name: object) -> bool: return isinstance(name, str) and name in self._builders
     def __iter__(self) -> Iterator[str]: return iter(self._builders)
     def __len__(self) -> int: return len(self._builders)
+
+    def imports(self, name: object) -> bool:
+        "Is it an import path, and no name of this registry?"
+        return is_path(name) and name not in self._builders
 
     @checked
     def __call__(

@@ -13,7 +13,7 @@ them; a file brings back every digit, or there is an error that names what is wr
 
 # %% auto #0
 __all__ = ['Threshold', 'choose_threshold', 'PredictionSets', 'fit_sets', 'Coverage', 'judge_sets', 'Decisions', 'Gain',
-           'paired_gain']
+           'paired_interval', 'paired_gain']
 
 # %% ../nbs/26a_decisions.ipynb #5f4cacb6
 import html
@@ -437,6 +437,18 @@ class Gain:
 def _signed(value: float, interval: tuple[float, float]) -> str:
     return f"{'+' if value >= 0 else ''}{with_interval(value, interval)}"
 
+# %% ../nbs/26a_decisions.ipynb #37c80921
+@checked
+def paired_interval(
+    improved: int,          # images that were wrong before, and are right
+    worsened: int,          # images that were right before, and are wrong
+    n: int,                 # images, these among them
+) -> tuple[float, float]:   # low and high (95 %), in [-1, 1]
+    "Of a difference of accuracy on the same images; Bonett and Price 2012."
+    up, down = (improved + 1)/(n + 2), (worsened + 1)/(n + 2)
+    middle, half = up - down, 1.959964*math.sqrt((up + down - (up - down)**2)/(n + 2))
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
 # %% ../nbs/26a_decisions.ipynb #282b7042
 @checked
 def paired_gain(
@@ -447,15 +459,8 @@ def paired_gain(
     _check_same_images(before, after)
     n, improved = len(before), int((after.correct & ~before.correct).sum())
     worsened = int((before.correct & ~after.correct).sum())
-    return Gain(before.accuracy, after.accuracy, _paired_interval(improved, worsened, n), before.loss, after.loss,
+    return Gain(before.accuracy, after.accuracy, paired_interval(improved, worsened, n), before.loss, after.loss,
                 _mean_difference(before.losses, after.losses), improved, worsened, n, after.split or before.split)
-
-
-def _paired_interval(improved: int, worsened: int, n: int) -> tuple[float, float]:
-    "Bonett and Price 2012, for a level of 95 %."
-    up, down = (improved + 1)/(n + 2), (worsened + 1)/(n + 2)
-    middle, half = up - down, 1.959964*math.sqrt((up + down - (up - down)**2)/(n + 2))
-    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def _mean_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:

@@ -40,7 +40,7 @@ from .core import CheckpointError, ConfigError, DataError, Logits, Targets, chec
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig, KnobsDoc, load_experiment
+from .experiment import ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
 from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
@@ -48,14 +48,14 @@ from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .metrics import Metric
-from .networks import count_parameters, freeze_backbone, load_weights, read_weights
+from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
 from .networks import summary as network_summary, unfreeze as networks_unfreeze
 from .optimizers import base_lr_of
 from .plots import PALETTE, image_grid
 from .predictions import Predictions
 from .predictor import NetworkError, Predictor
 from .progress import progress_callbacks
-from .records import Record, about_weights, begin_record, belongs_to, reopen, take_up
+from .records import Record, about_weights, begin_record, belongs_to, check_given, reopen, take_up
 from .records import write_config
 from .runs import Run, check_run_name
 from .runtime import where
@@ -63,7 +63,7 @@ from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
 from .summaries import Summary
-from .tracking import Tracking, build_trackers, trackers
+from .tracking import GradientNorms, Tracker, TrackerLike, Tracking, build_trackers, check_trackers
 from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
@@ -132,9 +132,10 @@ class Learner(_Parts):
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
-        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy
+        metrics: Iterable[str | Metric | Callable] = (),    # beside loss and accuracy: names, functions, torchmetrics
         callbacks: Iterable[Callback] = (),         # yours, beside the standard ones
-        config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,    # None: the defaults
+        trackers: Iterable[TrackerLike] | None = None,      # names or classes; []: none; None: the config's
+        config: Layer | Sequence[Layer] | None = None,      # several are merged; None: the defaults
         name: str | None = None,                    # of the run; None: made from what you changed
         runs: str | Path | None = None,             # folder of all runs; None: the workspace's
         progress: str | None = None,                # notebook, shell, terminal or pipe; None: as it fits
@@ -145,11 +146,14 @@ class Learner(_Parts):
         _check_lr(lr)
         if name is not None: check_run_name(name)
         given, settings, named = sort_out(network, loss, optimizer, metrics, callbacks)
+        followed, classes = _sorted_trackers(trackers)
         arguments = {"lr": lr, "batch_size": batch_size, "num_epochs": num_epochs, "scheduler.type": scheduler,
-                     "weights": weights, **settings}
+                     "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
-        for tracker in chosen.training.trackers: trackers[tracker]      # an unknown one is refused here
-        self._begin(assemble(data, chosen, given, changed), name=name, runs=runs, progress=progress)
+        check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
+        setup = assemble(data, chosen, given, changed)
+        setup.layers = layers_of(config)
+        self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
 
 
 def _check_texts(**values: Any) -> None:
@@ -161,6 +165,17 @@ def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
 
+
+def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]]:
+    "Names for the config, and classes beside it; None: nothing was said."
+    if trackers is None: return None, []
+    check(isinstance(trackers, Iterable) and not isinstance(trackers, str), "`trackers` must be a list", trackers,
+          "Try trackers=['tensorboard'].")
+    listed = list(trackers)
+    wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
+    check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
+    return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
+
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
 def _begin(
@@ -170,13 +185,23 @@ def _begin(
     name: str | None = None,
     runs: str | Path | None = None,
     progress: str | None = None,
+    trackers: Iterable[TrackerLike] = (),       # classes; names are in the config
 ) -> None:
     "A learner of these parts."
     setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
     self.setup, self.record = setup, record
-    self.name, self.runs, self.progress = name, runs, progress
+    self.name, self.runs, self.progress, self.own_trackers = name, runs, progress, [*trackers]
     self.background: Background | None = None
     self._asked: Answering | None = None        # it remembers the checkpoint that answered last
+
+
+@patch
+def trackers(
+    self: Learner,
+) -> list[Tracker]:
+    "Those of its run, made anew: where a training is told, and what came out of it."
+    check(self.run is not None, "Trackers belong to a run", "no fit yet", "Call fit() first.")
+    return build_trackers([*self.config.training.trackers, *self.own_trackers], self.run)
 
 # %% ../nbs/55_learner.ipynb #ea92d666
 @patch
@@ -366,7 +391,8 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     setup = learner.setup
     if learner.record is not None: check_contents(setup.data, learner.run.folder/"data.csv")
     else:
-        if setup.given.network is not None: _try_network(setup)
+        own = setup.given.network is not None or networks.imports(setup.config.model.architecture)
+        if own: _try_network(setup)
         learner.record = begin_record(setup, learner.runs, learner.name)
     run, record = learner.run, learner.record
     write_config(setup, run)
@@ -374,8 +400,9 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
-    tracking = Tracking(build_trackers(setup.config.training.trackers, run), run.name, to_dict(setup.config))
-    listeners = [*kept, tracking, saver,
+    norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
+    tracking = Tracking(learner.trackers(), run.name, to_dict(setup.config), run=run, gradients=next(iter(norms), None))
+    listeners = [*kept, *norms, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     if background: return _train_behind(learner, listeners, saver, claim)
     control = next((one for one in listeners if isinstance(one, Control)), None)       # one of yours
@@ -412,19 +439,20 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
 @checked
 def from_config(
     cls,
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
-    # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
+    config: Layer | Sequence[Layer] | None = None,
+    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
     *overrides: str,                # 'lr=0.01', as on the command line
     own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
     **changes: Any,                 # config keys: lr=0.01, batch_size=32
 ) -> Learner:
     "A learner from a declared experiment: data, network and all."
     base, _ = load_experiment(config)
     chosen, changed = load_experiment(base, [*overrides])
     chosen, more = load_experiment(chosen, changes)
-    data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+    if data is None: data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
     learner = cls(data, config=chosen, **dict(own or {}))
-    learner.setup.changed = changed | more
+    learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
@@ -444,7 +472,9 @@ def from_run(
     check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
-    free = {key: own.pop(key) for key in ("num_workers", "device", "trackers") if key in own}
+    followed, classes = _sorted_trackers(own.pop("trackers", None))
+    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
                                       own.get("metrics") or (), own.get("callbacks") or ())
@@ -452,8 +482,55 @@ def from_run(
           "Only objects are given again.")
     setup, record = reopen(Run.open(run, place.get("runs")), data, given, free)
     learner = cls.__new__(cls)
-    learner._begin(setup, record, **place)
+    check_trackers([*setup.config.training.trackers, *classes])
+    learner._begin(setup, record, **place, trackers=classes)
     return learner
+
+# %% ../nbs/55_learner.ipynb #50693b25
+@patch_to(Learner, cls_method=True)
+@checked
+def retrain(
+    cls,
+    run: Run | str | Path,          # whose weights: a run, its name, its folder, or a file in it
+    *overrides: str,                # 'lr=0.001', as on the command line
+    config: Layer | Sequence[Layer] | None = None,      # another one; None: the run's
+    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
+    **changes: Any,                 # config keys: lr=0.01, batch_size=32
+) -> Learner:                       # not trained yet
+    "A new run that begins with the weights of another."
+    own, run = dict(own or {}), Run.open(run, dict(own or {}).get("runs"))
+    wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
+    said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
+    check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
+    file, objects = _weights_of(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
+    passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
+    given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
+    if config is None: check_given(run, objects, data, given)
+    if given.network is None: changes["model.weights"] = str(file)
+    if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
+    learner = cls.from_config(run.config_path if config is None else config, *overrides, own=own, data=data, **changes)
+    return _begun_with(learner, run, file)
+
+
+def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
+    "The weights are of these classes, and the summary says whose they are."
+    _, about = read_weights(file)
+    names, config = about.get("class_names", learner.class_names), learner.config.model
+    check(names == learner.class_names or config.new_head, f"The data must have the classes of run {run.name!r}, "
+          f"{listed(names, 10)}", learner.class_names, "For other classes: new_head=True.", DataError)
+    if learner.given.network is not None: learner.load(file)
+    epoch = (about.get("best") or {}).get("epoch", run.summary().epoch)
+    learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
+    for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
+    return learner
+
+
+def _weights_of(run: Run) -> Path:
+    "The file of the weights that answer for a run."
+    found = next((file for file in (run.best_weights, run.best, run.last) if file.is_file()), None)
+    if found is None: raise CheckpointError(f"The run {run.name!r} has no weights yet.")
+    return found.resolve()
 
 # %% ../nbs/55_learner.ipynb #d33405ec
 @patch
@@ -489,6 +566,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
+    evaluation.metrics = self.setup.measured
     return evaluation
 
 
@@ -747,7 +825,7 @@ def load(
     config = override(self.config, {"training.num_epochs": self.planned})
     config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
     fresh = assemble(self.data, config, replace(setup.given, network=self.network), setup.changed)
-    fresh.given, fresh.notes = setup.given, [f"weights loaded from {path.name}"]
+    fresh.given, fresh.notes, fresh.layers = setup.given, [f"weights loaded from {path.name}"], setup.layers
     self.setup, self.record, self.background = fresh, None, None
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self

@@ -13,28 +13,34 @@ __all__ = ['losses', 'LossConfig', 'class_weights', 'cross_entropy', 'FocalLoss'
            'as_loss']
 
 # %% ../nbs/21_losses.ipynb #e748a350
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import Logits, Registry, Targets, check, checked
+from .config import arguments_of
+from .core import Logits, Registry, Targets, arguments_for, check, checked, imported
 
 # %% ../nbs/21_losses.ipynb #23a1a9d5
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     "What is minimized."
-    type: str = "cross_entropy"          # a name in losses()
+    type: str = "cross_entropy"          # a name in losses(); or yours by import path: mymodule.MyLoss
     label_smoothing: float = 0.0         # share of the target spread over all classes, in [0, 1)
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None  # > 0, in class order; None: 1
     focal_gamma: float | None = None     # focal only: how little easy images count, >= 0; None: 2
+    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("type"))  # of a loss of yours
 
     def __post_init__(self):
-        losses[self.type]                # an unknown name is an error
+        if losses.imports(self.type): _own_loss(self, 2, None)
+        else:
+            losses[self.type]            # an unknown name is an error
+            check(not self.arguments, "Arguments are for losses that an import path names", self.arguments)
         check(0 <= self.label_smoothing < 1, "`label_smoothing` must be in [0, 1)", self.label_smoothing)
         check(self.type != "cross_entropy" or self.focal_gamma is None,
               "`focal_gamma` belongs to focal, not to cross_entropy", self.focal_gamma, "Leave it out.")
@@ -124,7 +130,9 @@ def build_loss(
     class_counts: Sequence[int],    # training images of each class, in class order
 ) -> nn.Module:                     # (logits, targets) -> mean loss of the batch
     "The loss that a config names."
-    return as_loss(losses[config.type](config, class_weights(config.class_weights, class_counts)))
+    weights = class_weights(config.class_weights, class_counts)
+    if losses.imports(config.type): return _own_loss(config, len(class_counts), weights)()
+    return as_loss(losses[config.type](config, weights))
 
 # %% ../nbs/21_losses.ipynb #52211531
 class FunctionLoss(nn.Module):
@@ -156,3 +164,26 @@ def as_loss(
     check(callable(loss) and not isinstance(loss, type),
           "A loss is a module or a function of (logits, targets)", loss, f"By name: {', '.join(losses())}.")
     return FunctionLoss(loss)
+
+# %% ../nbs/21_losses.ipynb #a348cabf
+def _own_loss(config: LossConfig, n_classes: int, weights: Tensor | None) -> Callable[[], nn.Module]:
+    "What makes a loss of the user's; its arguments are held against its signature."
+    path, made = config.type, imported(config.type, "A loss")
+    is_class = isinstance(made, type) and issubclass(made, nn.Module)
+    check(is_class or inspect.isfunction(made), f"{path} must be a class of nn.Module, or a function of (logits, "
+          "targets)", made, "Nothing else is called on behalf of a config.")
+    if not is_class:
+        arguments_for(made, path, {}, n_first=2)
+        check(not config.arguments, f"{path} is a function of (logits, targets), and takes no more", config.arguments,
+              "Write a class of nn.Module, whose `__init__` takes them.")
+    wanted = {"label_smoothing": config.label_smoothing, **dict.fromkeys(("class_weights", "weight"), weights)}
+    offered = {"n_classes": n_classes, "num_classes": n_classes, **{k: v for k, v in wanted.items() if v is not None}}
+    arguments = arguments_for(made, path, config.arguments, offered) if is_class else {}
+    said = {"label_smoothing": config.label_smoothing, "focal_gamma": config.focal_gamma,
+            "class_weights": config.class_weights}
+    names = {*inspect.signature(made).parameters} if is_class else set()
+    if "weight" in names: names.add("class_weights")
+    for name, value in said.items():
+        check(not value or name in names, f"`{name}` is not for {path}", value,
+              "A class that takes it gets it: `class_weights` as a tensor, also as `weight`.")
+    return lambda: made(**arguments) if is_class else as_loss(made)

@@ -166,7 +166,7 @@ def _mark(path: str) -> str:
 # %% ../nbs/14_manifests.ipynb #d1840949
 def memory_file(
     folder: str | Path,                     # where the images lie
-    what: Literal["seen", "contents"],      # what is remembered of them
+    what: Literal["seen", "contents", "pixels"],    # what is remembered of them
 ) -> Path:                                  # in the workspace's data folder
     "The file that remembers what was seen or read below a folder."
     name = hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()

@@ -12,18 +12,19 @@ frozen entirely, with its BatchNorm statistics; looking at a network changes not
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'networks', 'ModelConfig', 'simple_cnn', 'tiny_net', 'head_of', 'replace_head', 'replace_input',
-           'Source', 'torchvision_network', 'NetworkRegistry', 'pretrained_weights', 'build_network', 'load_weights',
-           'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode', 'evaluating',
-           'count_parameters', 'summary']
+           'Source', 'torchvision_network', 'NetworkRegistry', 'builder_of', 'pretrained_weights', 'build_network',
+           'load_weights', 'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode',
+           'evaluating', 'count_parameters', 'summary']
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
 import hashlib
+import inspect
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -32,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from .checkpointing import VERSION, load_weights_file
-from .core import CheckpointError, DataError, ImgclsError, Registry, check, checked, near_miss
-from .core import verify_archive
+from .config import arguments_of
+from .core import CheckpointError, DataError, ImgclsError, Registry, arguments_for, check, checked
+from .core import imported, is_path, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -43,15 +45,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "Which network, and where its weights come from."
-    architecture: str = "resnet18"       # a name in networks()
+    architecture: str = "resnet18"       # a name in networks(); or yours by import path: mymodule.MyNet
     weights: str | None = None           # 'DEFAULT' or a name in pretrained_weights(...); or a file; None: random
     new_head: bool = False               # weights from a file only: leave its head out?
     in_channels: int | None = None       # colour channels of the images, >= 1; None: as many as they have
     num_classes: int | None = None       # logits, >= the data's classes; None: as many
     freeze: Literal["backbone"] | None = None  # what keeps its weights; None: all are trained
+    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("architecture"))  # of yours
 
     def __post_init__(self):
-        networks[self.architecture]      # an unknown name is an error
+        builder_of(self, 2, 3)           # an unknown name is an error
         check(self.in_channels is None or self.in_channels >= 1, "`in_channels` must be >= 1", self.in_channels)
         check(self.weights != "", "`weights` must be a name or a file", self.weights, "For random ones: null.")
         check(self.num_classes is None or self.num_classes >= 2, "`num_classes` must be >= 2",
@@ -248,6 +251,7 @@ class NetworkRegistry(Registry):
         name: str,              # of a network
     ) -> Source | None:         # None: it is built here, or is yours
         "Where a network comes from."
+        if self.imports(name): return None
         build = getattr(self[name], "func", None)
         return next((source for source in self.sources if source.build is build), None)
 
@@ -257,6 +261,8 @@ class NetworkRegistry(Registry):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._builders or name in self._load())
+
+    def imports(self, name: object) -> bool: return is_path(name) and name not in self   # timm's names have dots
 
     def __iter__(self) -> Iterator[str]: return iter(self._load())
     def __len__(self) -> int: return len(self._load())
@@ -275,7 +281,31 @@ class NetworkRegistry(Registry):
 
 networks = NetworkRegistry("network", {"simple_cnn": simple_cnn, "tiny_net": tiny_net}, hint=(
     "There are simple_cnn, tiny_net and torchvision's classifiers; imgcls.networks.networks() lists them. A network of "
-    "timm or of your own is passed as an object: timm.create_model(name, num_classes=...)."))
+    "timm or of your own is passed as an object: timm.create_model(name, num_classes=...); or your module is named, "
+    "mymodule.MyNet."))
+
+# %% ../nbs/20_networks.ipynb #38bb7e12
+_CLASSES, _CHANNELS = ("n_classes", "num_classes"), ("in_channels", "in_chans")
+
+
+def builder_of(
+    config: ModelConfig,    # which network
+    n_classes: int,         # logits
+    in_channels: int,       # colour channels
+) -> Callable[..., nn.Module]:  # takes `weights`, where the network has pretrained ones
+    "What makes the network; one of yours is imported, and its arguments are held against its signature."
+    path = config.architecture
+    if not networks.imports(path):
+        check(not config.arguments, "Arguments are for networks that an import path names", config.arguments)
+        return partial(networks[path], n_classes=n_classes, in_channels=in_channels)
+    made = imported(path, "A network", networks.hint)
+    is_class = isinstance(made, type) and issubclass(made, nn.Module)
+    known = {*_CLASSES, *_CHANNELS}
+    counted = inspect.isfunction(made) and {*_CLASSES} & {*inspect.signature(made).parameters}
+    check(bool(is_class or counted), f"{path} must be a class of nn.Module, or a function that takes `n_classes` and "
+          "returns a module", made, "Nothing else is called on behalf of a config.")
+    offered = {name: n_classes if name in _CLASSES else in_channels for name in known}
+    return partial(made, **arguments_for(made, path, config.arguments, offered))
 
 # %% ../nbs/20_networks.ipynb #3eb2345e
 @checked
@@ -303,7 +333,7 @@ def build_network(
     name, file = _where_from(config)
     with seeded(seed, "network"):
         extra = {"weights": name} if name else {}
-        network = networks[config.architecture](n_classes=wanted, in_channels=in_channels, **extra)
+        network = builder_of(config, wanted, in_channels)(**extra)
     check(isinstance(network, nn.Module), f"The builder of {config.architecture!r} must return a module",
           network)
     if file: load_weights(network, file, config.new_head)

@@ -20,7 +20,7 @@ __all__ = ['optimizers', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw'
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .core import Registry, check, checked
+from .config import arguments_of
+from .core import Registry, arguments_for, check, checked, imported
 from .plots import curves
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     "How weights move."
-    type: str = "sgd"                    # a name in optimizers()
+    type: str = "sgd"                    # a name in optimizers(); or a class by import path: torch.optim.RMSprop
     lr: float = 0.01                     # learning rate, > 0; the schedule multiplies it
     weight_decay: float = 0.0            # pull towards zero, >= 0
     momentum: float | None = None        # sgd only, in [0, 1); None: 0.9
@@ -47,9 +48,13 @@ class OptimizerConfig:
     fused: bool | None = None            # sgd, adam and adamw: all weights in one pass? None: yes
     backbone_lr_factor: float = 1.0      # learning rate of all but the head, as a multiple of lr
     decay_norm_and_bias: bool = True     # also decay biases and normalization scales?
+    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("type"))  # of an optimizer of yours
 
     def __post_init__(self):
-        _check_settings(self, optimizers, _OPTIMIZER_SETTINGS)
+        if optimizers.imports(self.type): _own_optimizer(self)
+        else:
+            _check_settings(self, optimizers, _OPTIMIZER_SETTINGS)
+            check(not self.arguments, "Arguments are for optimizers that an import path names", self.arguments)
         check(0 < self.lr < math.inf, "`lr` must be > 0", self.lr, "Try lr=1e-3.")
         check(0 <= self.weight_decay < math.inf, "`weight_decay` must be >= 0", self.weight_decay)
         check(0 < self.backbone_lr_factor < math.inf, "`backbone_lr_factor` must be > 0",
@@ -112,6 +117,18 @@ def adamw(
     "Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas or (0.9, 0.999), fused=_fused(config))
 
+# %% ../nbs/23_optimizers.ipynb #11c32929
+def _own_optimizer(config: OptimizerConfig) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    "An optimizer that an import path names, as a function of parameter groups; what is set for it, it must take."
+    path, made = config.type, imported(config.type, "An optimizer")
+    check(isinstance(made, type) and issubclass(made, Optimizer), f"{path} must be a class of torch.optim.Optimizer",
+          made, "Nothing else is called on behalf of a config.")
+    ours = {name for names in _OPTIMIZER_SETTINGS.values() for name in names}
+    given = {name: getattr(config, name) for name in sorted(ours) if getattr(config, name) is not None}
+    if config.weight_decay: given["weight_decay"] = config.weight_decay
+    arguments = arguments_for(made, path, {**config.arguments, **given}, {"lr": config.lr}, n_first=1)
+    return lambda groups: made(groups, **arguments)
+
 # %% ../nbs/23_optimizers.ipynb #a8c2af45
 @checked
 def parameter_groups(
@@ -153,6 +170,7 @@ def build_optimizer(
 ) -> Optimizer:                 # each group has a 'name' and a 'base_lr'
     "The optimizer of a network."
     groups = parameter_groups(network, config, head_parameters)
+    if builder is None and optimizers.imports(config.type): builder = _own_optimizer(config)
     optimizer = builder(groups) if builder else optimizers[config.type](groups, config)
     check(isinstance(optimizer, Optimizer), "The builder must return a torch.optim.Optimizer", optimizer)
     for name in ("lr", "weight_decay"): _check_ignored(optimizer, name, getattr(config, name))
@@ -263,7 +281,7 @@ class Position:
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
     "How the learning rate changes during training."
-    type: str = "step"                   # a name in schedulers()
+    type: str = "step"                   # a name in schedulers(); or a function of Position by import path
     step_size: int | None = None         # step only: epochs between drops, >= 1; None: 7
     gamma: float | None = None           # step and plateau: factor of a drop, in (0, 1); None: 0.1
     patience: int | None = None          # plateau only: epochs without improvement borne; None: 10
@@ -274,7 +292,8 @@ class SchedulerConfig:
     warmup_epochs: float = 0.0           # rise in a straight line over so many epochs, >= 0
 
     def __post_init__(self):
-        _check_settings(self, schedulers, _SCHEDULER_SETTINGS)
+        if schedulers.imports(self.type): _own_schedule(self)
+        else: _check_settings(self, schedulers, _SCHEDULER_SETTINGS)
         rules = {"step_size": (lambda v: v >= 1, ">= 1"), "gamma": (lambda v: 0 < v < 1, "in (0, 1)"),
                  "patience": (lambda v: v >= 0, ">= 0"),
                  "final_factor": (lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -375,7 +394,7 @@ def build_schedule(
     config: SchedulerConfig,            # which curve
 ) -> Callable[[Position], float]:       # the factor of base_lr for the next step, >= 0
     "The learning-rate factor as a function of the position."
-    curve = schedulers[config.type](config)
+    curve = _own_schedule(config) if schedulers.imports(config.type) else schedulers[config.type](config)
     def factor(position: Position) -> float:
         check(0 <= position.step <= position.n_steps, "The step must lie within the planned epochs",
               position, "Plan more epochs.")
@@ -383,6 +402,17 @@ def build_schedule(
         rise = min(1.0, (position.step + 1) / warmup) if warmup else 1.0
         return curve(position) * rise
     return factor
+
+
+def _own_schedule(config: SchedulerConfig) -> Callable[[Position], float]:
+    "A function that an import path names."
+    path, made = config.type, imported(config.type, "A schedule")
+    check(inspect.isfunction(made), f"{path} must be a function from a Position to the factor of the learning rate",
+          made)
+    arguments_for(made, path, {}, n_first=1)
+    for name in sorted({name for names in _SCHEDULER_SETTINGS.values() for name in names}):
+        check(getattr(config, name) is None, f"`{name}` is not for {path}", getattr(config, name), "Leave it out.")
+    return made
 
 # %% ../nbs/23_optimizers.ipynb #41f1a1b1
 def set_learning_rate(

@@ -4,7 +4,7 @@
 validation chose (`53_answering`). It is what the command line calls, and what a notebook calls for a run that
 needs no watching.
 
-Guaranteed: every report says which weights it is about, every accuracy comes with its 95 % interval, all reports on a
+Guaranteed: every report says which weights it is about, every number comes with its 95 % interval (or says why it has none), all reports on a
 split are made of one pass over its images, and a run that was interrupted or failed says so in its summary and can be
 resumed."""
 
@@ -14,19 +14,23 @@ resumed."""
 __all__ = ['write_report', 'write_reports', 'train']
 
 # %% ../nbs/56_pipeline.ipynb #bec951e6
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .core import ConfigError, check, checked, write_atomic
+import numpy as np
+
+from .assembly import first_image
+from .core import ConfigError, ImgclsError, check, checked, write_atomic
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig
+from .experiment import Layer
 from .learner import Learner
+from .plots import image_grid
 from .predictions import with_interval
 from .runs import Run
 from .settings import get_logger, log_file
 from .summaries import Summary
-from .tracking import build_trackers, log_figures
+from .tracking import Results, Tracker, log_results, run_files
 
 # %% ../nbs/56_pipeline.ipynb #a2f12982
 @checked
@@ -35,12 +39,14 @@ def write_report(
     name: str,                      # of the images: 'test', or of other ones that are fit for a file's name
     evaluation: Evaluation,         # what came out
 ) -> list[Path]:                    # what was written: report, confusion matrix, a row an image
-    "Write down in a run's folder how it answered."
+    "Write down in a run's folder how it answered; an evaluation that has no metrics gets those that the config names."
     what = f"{name} split" if name == evaluation.split else name
     about = f"{run.name}: {what}, {len(evaluation)} images, {evaluation.weights}"
     files = [run.report_path(name), run.confusion_matrix_path(name), run.predictions_path(name)]
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n")
+    if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
+    more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
+    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
     evaluation.save_confusion_matrix(files[1])
     evaluation.to_csv(files[2])
     return files
@@ -63,9 +69,8 @@ def write_reports(
             get_logger().info(f"{split} accuracy {with_interval(evaluation.accuracy, evaluation.accuracy_interval)} on "
                               f"{len(evaluation)} images ({evaluation.weights})")
         _say_if_flattering(summary, results)
-        _track(learner, {f"confusion_matrix_{split}": evaluation.plot_confusion_matrix().figure
-                         for split, evaluation in results.items()})
         run.write_summary(summary)
+        _track(learner, results, weights)
     finally: hold.release()
     return results
 
@@ -74,7 +79,16 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
     "What the summary says of a split: every number with its interval."
     return {"weights": evaluation.weights, "images": len(evaluation),
             "accuracy": evaluation.accuracy, "accuracy_interval": [*evaluation.accuracy_interval],
-            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval]}
+            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval], **_measured(evaluation)}
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    "The run's other metrics; how many resamples the intervals are of."
+    found = {}
+    for name, one in evaluation.measure().items():
+        found[name] = one.value
+        if one.interval: found |= {f"{name}_interval": [*one.interval], f"{name}_resamples": one.n_resamples}
+    return found
 
 # %% ../nbs/56_pipeline.ipynb #dc9713ac
 def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> None:
@@ -86,22 +100,50 @@ def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> N
     if note not in summary.notes: summary.notes.append(note)
 
 
-def _track(learner: Learner, figures: Mapping[str, Any]) -> None:
-    "The figures, wherever the run is followed."
-    log_figures(build_trackers(learner.config.training.trackers, learner.run), figures, learner.state.step)
+def _track(learner: Learner, results: Mapping[str, Evaluation], weights: str | None) -> None:
+    "What came out, wherever the run is followed."
+    trackers, run = learner.trackers(), learner.run
+    if not trackers: return
+    numbers = {f"final/{split}_{name}": getattr(evaluation, name)
+               for split, evaluation in results.items() for name in ("accuracy", "loss")}
+    figures = {f"confusion_matrix_{split}": evaluation.plot_confusion_matrix().figure
+               for split, evaluation in results.items()}
+    grids = {f"mistakes_{split}": _mistakes(evaluation) for split, evaluation in results.items()}
+    figures |= {name: grid for name, grid in grids.items() if grid is not None}
+    asked = any(type(tracker).log_model is not Tracker.log_model for tracker in trackers)
+    model = (learner.predictor(weights), first_image(learner.data)[None]) if asked else None
+    log_results(trackers, Results(step=learner.state.step, status=learner.run_summary.status, metrics=numbers,
+                                  figures=figures, files=run_files(run), model=model))
+
+
+def _mistakes(evaluation: Evaluation, most: int = 16) -> Any:       # a figure; None: there is none to show
+    "The worst mistakes as one picture."
+    wrong = np.flatnonzero(~evaluation.correct)
+    worst = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:most]
+    if not len(worst): return None
+    names, said = evaluation.class_names, evaluation.predicted
+    titles = [f"{names[evaluation.targets[i]]}, said {names[said[i]]}" for i in worst]
+    try: return image_grid([evaluation.image(int(i)) for i in worst], titles)
+    except ImgclsError as error:        # images that cannot be opened any more
+        get_logger().warning(f"No picture of the mistakes for trackers: {error}")
+        return None
 
 # %% ../nbs/56_pipeline.ipynb #9c30633c
 @checked
 def train(
-    config: ExperimentConfig | Mapping[str, Any] | str | Path | None = None,
-    # a tree, nested mappings, a YAML file, the name of a preset; None: the defaults
+    config: Layer | Sequence[Layer] | None = None,
+    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
     *overrides: str,                    # 'lr=0.01', as on the command line
     resume: Run | str | Path | None = None,     # a run to go on with, instead of a config
+    retrain: Run | str | Path | None = None,    # a run whose weights a new one begins with, with its config or this one
     own: Mapping[str, Any] | None = None,   # for Learner(...): network, loss, callbacks, name, runs, progress
     **changes: Any,                     # config keys: lr=0.01, batch_size=32
 ) -> Learner:                           # trained; `.run` is its folder, `.run_summary` how it went
     "From a config to a trained, evaluated, reported classifier."
-    if resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
+    check(resume is None or retrain is None, "`resume` goes on with a run and `retrain` begins a new one",
+          (resume, retrain), "Give one of them.")
+    if retrain is not None: learner = Learner.retrain(retrain, *overrides, config=config, own=own, **changes)
+    elif resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
     else: learner = _resumed(resume, config, overrides, changes, own)
     log = get_logger()
     log.info(repr(learner))

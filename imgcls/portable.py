@@ -116,7 +116,7 @@ class Preprocessing(nn.Module):
     ):
         super().__init__()
         build_transform(config, "test")                 # says what is wrong with it
-        strange = [name for name in config.extra if name not in STEPS]
+        strange = [step for step in config.extra if not isinstance(step, str) or step not in STEPS]
         check(not strange, "`extra` must hold steps that can be exported", (strange or [""])[0],
               f"Those are {listed(STEPS)}; with others, the formats of weights work: "
               "formats=['safetensors', 'state_dict'].", ExportError)

@@ -53,6 +53,7 @@ class Predictions:
     moved_to: float | None = None           # temperature of `with_temperature`; None: that of the decisions
     agreement: Any = None                   # how far a strategy's answers are the standard ones; None: they are those
     kept: tuple[np.ndarray | None, list[list[str]] | None] | None = None    # accepted and sets, where a file says them
+    logits: Tensor | None = None            # what the network gave, on the CPU; whoever asked the network sets it
 
     @checked
     def __init__(
@@ -298,6 +299,7 @@ def _part(whole: Predictions, rows: np.ndarray) -> Predictions:
     "The answers about some images, which still find their images."
     check(len(rows) > 0, "A slice must hold at least one image", f"none of {len(whole)}", error=DataError)
     part = _alike(whole, whole.probabilities[rows], None if whole.losses is None else whole.losses[rows], rows)
+    if whole.logits is not None: part.logits = whole.logits[rows]
     for name in ("source", "inputs"):
         found = getattr(whole, name)
         if found is not None: setattr(part, name, lambda i, found=found: found(int(rows[i])))
@@ -312,6 +314,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
     new.agreement, new.moved_to = whole.agreement, whole.moved_to
+    if known: new.metrics = whole.metrics
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]

@@ -356,6 +356,7 @@ def _evaluation(predictor: Predictor, logits: Logits, targets: Tensor, dataset: 
     logits = predictor.at_temperature(logits)
     evaluation = Evaluation.from_logits(logits, targets, predictor.output_names, paths, split)
     evaluation.origin, evaluation.decisions, colours = predictor.origin, predictor.decisions, predictor.colours
+    evaluation.logits = logits
     if hasattr(dataset, "__getitem__"):
         tensor = evaluation.inputs = partial(_input, dataset, predictor.seed)
         evaluation.source = lambda i: colours(tensor(i)[None])[0]

@@ -11,7 +11,7 @@ be made from the config is named in its files."""
 
 # %% auto #0
 __all__ = ['Record', 'begin_record', 'describe', 'write_config', 'belongs_to', 'checkpoint_of', 'about_weights', 'reopen',
-           'take_up']
+           'take_up', 'check_given']
 
 # %% ../nbs/52_records.ipynb #78fac10f
 import shutil
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from .assembly import Given, Setup, assemble, settle
 from .config import diff, dump_yaml, free_keys, from_dict, override, to_dict
-from .core import CheckpointError, DataError, check, checked, write_atomic
-from .data import OBJECTS, DataConfig, ImageData, check_contents, load_manifest, save_manifest
-from .experiment import ExperimentConfig, load_experiment
+from .core import CheckpointError, DataError, changed_sources, check, checked, write_atomic
+from .data import OBJECTS, DataConfig, ImageData, check_contents, data_from_config, load_manifest
+from .data import save_manifest
+from .describing import describe_data
+from .experiment import ExperimentConfig, load_experiment, own_code
 from .keeping import load_last, restore
 from .networks import count_parameters
 from .runs import Hold, Run, run_name, writing
@@ -61,7 +63,7 @@ def begin_record(
         record = Record(run, hold, describe(setup))
         run.snapshot(record.summary.environment)
         save_sources(run)
-        with writing(run.folder/"data.csv"): save_manifest(setup.data, run.folder/"data.csv")
+        _write_images(setup.data, run)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)       # nothing half made
         hold.release()
@@ -70,6 +72,14 @@ def begin_record(
         listed = replace(setup.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
         setup.config = replace(setup.config, data=listed)
     return record
+
+# %% ../nbs/52_records.ipynb #4d03298b
+def _write_images(data: ImageData, run: Run) -> None:
+    "Which images they are, and what they are in numbers; the latter is read by people only."
+    files = run.folder/"data.csv"
+    with writing(files): save_manifest(data, files)
+    found = describe_data(data, files if data.table is not None else None)
+    with writing(run.data_yaml): write_atomic(run.data_yaml, found.yaml())
 
 # %% ../nbs/52_records.ipynb #c95a384d
 @checked
@@ -87,7 +97,10 @@ def describe(
         notes=[*data.notes, *setup.notes, *passed])
 
 
-def _environment(setup: Setup) -> dict[str, Any]: return dict(environment(setup.state.runtime, setup.state.optimizer))
+def _environment(setup: Setup) -> dict[str, Any]:
+    "Where it is computed; and the source of each class and function that the config names by import path."
+    code = own_code(setup.config)
+    return {**environment(setup.state.runtime, setup.state.optimizer), **({"own_code": code} if code else {})}
 
 
 def _as_used(setup: Setup) -> dict[str, Any]:
@@ -109,7 +122,18 @@ def write_config(
     "config.yaml, with a line for each thing that was not made from it."
     used = [f"# {key}: {what}, passed as an object; what is said of it below was not used\n"
             for key, what in setup.objects.items()]
-    with writing(run.config_path): write_atomic(run.config_path, "".join(used) + dump_yaml(setup.config))
+    setup.layers = setup.layers or _layers_in(run.config_path)     # a run that was taken up
+    merged = [_MERGED + ", then ".join(setup.layers) + "\n"] if setup.layers else []
+    with writing(run.config_path): write_atomic(run.config_path, "".join([*merged, *used]) + dump_yaml(setup.config))
+
+
+_MERGED = "# merged of "
+
+
+def _layers_in(file: Path) -> tuple[str, ...]:
+    if not file.is_file(): return ()
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return (first.removeprefix(_MERGED),) if first.startswith(_MERGED) else ()
 
 # %% ../nbs/52_records.ipynb #46a1e70e
 @checked
@@ -144,7 +168,7 @@ def about_weights(
     return {"architecture": setup.network_name, "class_names": setup.data.class_names, "n_outputs": setup.n_outputs,
             "in_channels": setup.data.n_channels, "model": config["model"] if setup.given.network is None else None,
             "preprocessing": setup.objects.get("data", config["transforms"]["test"]), "mode": config["data"]["mode"],
-            "best": setup.state.history.best()}
+            "best": setup.state.history.best(), **({"own_code": code} if (code := own_code(setup.config)) else {})}
 
 # %% ../nbs/52_records.ipynb #bc80bff3
 @checked
@@ -159,7 +183,7 @@ def reopen(
     config, _ = load_experiment(run.config_path)
     saved = load_last(run)
     _check_config(config, saved)
-    _check_given(run, saved["objects"], data, given)
+    check_given(run, saved["objects"], data, given)
     data = _listed_images(run, config) if data is None else _checked_images(run, config, data)
     start = replace(config, model=replace(config.model, weights=None, new_head=False))     # the checkpoint has them
     settled, _ = settle(start, data, given, {}, free or {})
@@ -210,7 +234,13 @@ def _told(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
 
 
-def _check_given(run: Run, objects: Mapping[str, str], data: ImageData | None, given: Given) -> None:
+def check_given(
+    run: Run,
+    objects: Mapping[str, str],     # what the run was made with: {'network': 'MyNetwork'}
+    data: ImageData | None,         # what is given now
+    given: Given,                   # and these objects
+) -> None:
+    "Is everything there that no config names?"
     here = {"data": data, **vars(given)}
     missing = {key: what for key, what in objects.items() if here.get(key) in (None, ())}
     arguments = ", ".join(f"{key}=..." for key in missing)
@@ -220,6 +250,7 @@ def _check_given(run: Run, objects: Mapping[str, str], data: ImageData | None, g
 
 def _listed_images(run: Run, config: ExperimentConfig) -> ImageData:
     "The very images that the run was started with."
+    if config.data.dataset is not None: return data_from_config(config.data, config.transforms, config.seed)
     try: return load_manifest(run.folder/"data.csv", config.data, config.transforms)
     except DataError as error:
         error.add_note(f"The run {run.name!r} lists its images in data.csv. If they have moved, give them: "
@@ -246,6 +277,9 @@ def _check_fits(setup: Setup, saved: Mapping[str, Any]) -> None:
     _check_same_network(setup.state.network.state_dict(), saved["network"])
     check(saved["fingerprint"] == data.fingerprint, "The data must be what the run was started with", data,
           "Files, classes or splits have changed since.", DataError)
+    for path, (before, now) in changed_sources(saved["environment"].get("own_code", {})).items():
+        get_logger().warning(f"The source of {path} has changed since this run was made (SHA-256 {before} then, {now} "
+                             "now): what follows may differ from a run that never stopped.")
     changed = exactness_differences(saved["environment"], _environment(setup))
     for key, (before, now) in changed.items():
         get_logger().warning(f"{key} was {before!r} when this run was made and is {now!r} now: what follows "

@@ -117,6 +117,8 @@ class Run:
     @property
     def environment_path(self) -> Path: return self.folder/"environment.yaml"
     @property
+    def data_yaml(self) -> Path: return self.folder/"data.yaml"     # the images in numbers; data.csv lists them
+    @property
     def patch_path(self) -> Path: return self.folder/"code.patch"
     @property
     def code(self) -> Path: return self.folder/"code"                   # the script or notebook, and your modules
