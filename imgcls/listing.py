@@ -82,6 +82,11 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
             **_more_metrics({f"test_{name}": value for name, value in test.items()}, "test_")}
 
 
+def _interval(result: Mapping[str, Any], name: str) -> str:
+    low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
+    return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+
+# %% ../nbs/38_listing.ipynb #cfb02d71
 _USUAL = {"accuracy", "loss", "images", "weights"}
 
 
@@ -98,11 +103,6 @@ def _measured(summary: Summary) -> dict[str, Any]:
     best = {name: value for name, value in summary.best.items() if name.startswith(("val_", "train_"))}
     final = {f"{split}_{name}": value for split, result in summary.final.items() for name, value in result.items()}
     return {name: value for name, value in (best | final).items() if not name.endswith("_interval")}
-
-
-def _interval(result: Mapping[str, Any], name: str) -> str:
-    low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
-    return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 # %% ../nbs/38_listing.ipynb #bd77cd74
 _MADE_FROM = {"network": ("model.", "model.architecture"), "loss": ("loss.", "loss.type"),

@@ -21,8 +21,8 @@ from .cli import command_parser, ended, write
 def reproduce_parser() -> argparse.ArgumentParser:
     "What `imgcls-reproduce` understands."
     parser = command_parser(
-        "imgcls-reproduce", "Train again from a run's folder, into a new run, and say whether the weights are the same, "
-        "bit for bit, or what differs in environment, data, code or config.",
+        "imgcls-reproduce", "Train again from a run's folder, into a new run, and say whether the weights are the same, bit "
+        "for bit, or what differs in environment, data, code or config.",
         ["imgcls-reproduce lr_0.01", "imgcls-reproduce runs/lr_0.01 --data /mnt/images   # where they are now"])
     parser.add_argument("run", metavar="RUN", help="a run: its name or folder; it is only read")
     parser.add_argument("--name", help="of the new run; without it the old name and _again")

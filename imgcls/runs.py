@@ -141,17 +141,10 @@ class Run:
     @property
     def lock_path(self) -> Path: return self.folder/".lock"
 
-    def report_path(self, split: str) -> Path:
-        return self.folder/"logs"/f"classification_report_{split}.txt"
-
-    def confusion_matrix_path(self, split: str) -> Path:
-        return self.folder/"plots"/f"confusion_matrix_{split}.png"
-
-    def predictions_path(self, split: str) -> Path:
-        return self.folder/f"predictions_{split}.csv"
-
-    def decisions_path(self, weights: str) -> Path:         # 'best' or 'last'
-        return self.folder/f"decisions_{weights}.json"
+    def report_path(self, split: str) -> Path: return self.folder/"logs"/f"classification_report_{split}.txt"
+    def confusion_matrix_path(self, split: str) -> Path: return self.folder/"plots"/f"confusion_matrix_{split}.png"
+    def predictions_path(self, split: str) -> Path: return self.folder/f"predictions_{split}.csv"
+    def decisions_path(self, weights: str) -> Path: return self.folder/f"decisions_{weights}.json"    # 'best' or 'last'
 
     @property
     def exists(self) -> bool:
