@@ -112,7 +112,8 @@ _HOMES = {
     "find_settings": "settings", "environment": "runtime", "preserve_rng": "seeding",
     "Run": "runs", "list_runs": "listing",
     "explore": "explorer", "browse": "browser", "fix_labels": "labels", "compare_runs": "comparison",
-    "predict_widget": "trying", "compare": "flips", "delete_run": "deletion",
+    "predict_widget": "trying", "compare": "flips", "delete_run": "deletion", "reproduce": "reproduction",
+    "check_folder": "checking", "split_folder": "splitting", "suggest": "beginning",
     "download_hymenoptera": "samples",
 }
 __all__ = sorted(_HOMES)
