@@ -299,7 +299,7 @@ def _part(whole: Predictions, rows: np.ndarray) -> Predictions:
     "The answers about some images, which still find their images."
     check(len(rows) > 0, "A slice must hold at least one image", f"none of {len(whole)}", error=DataError)
     part = _alike(whole, whole.probabilities[rows], None if whole.losses is None else whole.losses[rows], rows)
-    if whole.logits is not None: part.logits = whole.logits[rows]
+    if whole.logits is not None: part.logits = whole.logits[np.ascontiguousarray(rows)]
     for name in ("source", "inputs"):
         found = getattr(whole, name)
         if found is not None: setattr(part, name, lambda i, found=found: found(int(rows[i])))
