@@ -251,7 +251,7 @@ def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_d
 def _details(found: PairedComparison) -> list[str]:
     "Sentences after the verdict."
     a, b = found.names
-    said = [f"{found.only_b:,} images only {b} got right, {found.only_a:,} only {a}, of {len(found):,}. "
+    said = [f"Right only with {b}: {found.only_b:,} of {len(found):,} images; only with {a}: {found.only_a:,}. "
             f"Paired bootstrap ({found.n_resamples:,} draws, seed {found.seed}): accuracy "
             f"{_signed(found.accuracy_difference, found.accuracy_bootstrap)}, loss "
             f"{_signed(found.loss_difference, found.loss_bootstrap)} nats."]
