@@ -33,6 +33,7 @@ from .datasets import ImageTable
 from .folders import SPLITS
 from .images import ImageError, ImageTooLarge, decode
 from .manifests import contents, file_stamp
+from .runtime import where
 from .settings import find_settings, get_logger
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def _decode_all(paths: list[str], n_threads: int | None) -> list[_Seen | _Bad]:
     pool = ThreadPoolExecutor(n_threads or min(8, os.cpu_count() or 1))
     try:
         done = pool.map(lambda chunk: [_look(path, budget) for path in chunk], chunks)
-        bar = tqdm(itertools.chain.from_iterable(done), "looking at images", len(paths), leave=False, delay=2)
+        bar = tqdm(itertools.chain.from_iterable(done), "looking at images", len(paths), leave=False, delay=2,
+                   disable=where() == "pipe")
         return list(bar)
     finally: pool.shutdown(cancel_futures=True)     # an interrupt does not wait for the rest
 

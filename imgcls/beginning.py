@@ -176,7 +176,7 @@ def _network(side: int, pretrained: bool) -> list[Advice]:
     if small:
         return [Advice("model.architecture", "simple_cnn", "a small network, for images of up to 64 pixels"),
                 Advice("optimizer.type", "adamw", "needs little tuning"),
-                Advice("optimizer.lr", 0.003, "usual for small networks; learn.lr_find() measures it"),
+                Advice("optimizer.lr", 0.003, "usual for small networks; in a notebook learn.lr_find() measures it"),
                 Advice("optimizer.weight_decay", 0.01, "usual with adamw"),
                 Advice("scheduler.type", "one_cycle", "up and down again within the epochs planned")]
     weights, why = (("DEFAULT", "trained on ImageNet; fetched once, when training begins") if pretrained else
@@ -185,12 +185,13 @@ def _network(side: int, pretrained: bool) -> list[Advice]:
     return [Advice("model.architecture", "resnet18", "the usual first network for photographs"),
             Advice("model.weights", weights, why),
             Advice("optimizer.type", "adamw", "needs little tuning"),
-            Advice("optimizer.lr", 0.001, "usual with adamw; learn.lr_find() measures it"),
+            Advice("optimizer.lr", 0.001, "usual with adamw; in a notebook learn.lr_find() measures it"),
             *([Advice("optimizer.backbone_lr_factor", 0.1, "what is learned already moves less than the new head")]
               if pretrained else []),
             Advice("optimizer.weight_decay", 0.05, "usual with adamw"),
             Advice("scheduler.type", "cosine", "down to zero within the epochs planned"),
-            Advice("scheduler.warmup_epochs", 1.0, "the first steps are small")]
+            Advice("scheduler.warmup_epochs", 1.0,
+                   "the first steps are small; with num_epochs 1 all of them are: then set 0")]
 
 
 _STRONG = 4     # times as many images in the largest class as in the smallest
@@ -268,6 +269,7 @@ def suggest(
     group_column: str | None = None,    # the CSV's column whose equal rows stay together; None: none
 ) -> Suggestion:                        # shows itself as a table; `.save('config.yaml')` writes it
     "Look at a set of images, and say how to begin."
+    check(str(data), "`data` must name a folder or a file", data)
     home = find_settings().data
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
                "group_column": group_column}
@@ -351,7 +353,7 @@ def yaml(self: Suggestion) -> str:
     if self.concerns: lines += ["#", "# To look at before"]
     for concern in self.concerns: lines += _comment(f"- {concern}", more="  ")
     lines += ["#", *_comment("The reasons below are rules of thumb: a place to begin, not the best there is. Every "
-                             "other key has its default; imgcls-train --help lists them all.")]
+                             "other key has its default; imgcls-train --help all lists them.")]
     return "\n".join([*lines, *_key_lines(self.config, self.reasons)]) + "\n"
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from PIL import Image, ImageOps
 
 from .audit import equal_files
-from .core import DataError, checked, write_atomic
+from .core import DataError, check, checked, write_atomic
 from .datasets import ImageTable
 from .duplicates import MIN_SIDE, NEAR_BITS, Look, Near, Unreadable, find_near, look_at
 from .folders import SPLITS, survey
@@ -92,13 +92,31 @@ def _files(seen: _Evidence) -> Iterator[Finding]:
     if bad:
         named = tuple(f"{seen.frame['path'].iloc[i]}: {look.reason}" for i, look in bad)
         yield Finding("error", "bad", f"{_n(bad, 'image')} cannot be read", "Repair or remove the files. Training "
-                      "stops at them, or goes on without them: on_bad_image='skip'.", named)
-    if seen.refused: yield Finding("error", "refused", "Training would refuse this", seen.refused)
+                      "stops at them, or goes on without them: data.on_bad_image=skip.", named)
+    if seen.refused: yield Finding("error", "refused", "Training would refuse this", seen.refused, _refused_for(seen))
     for reason, paths in seen.skipped.items():
         yield _passed_over(reason, tuple(paths))
-    if seen.empty:
-        yield Finding("warning", "empty", f"{_n(seen.empty, 'class folder')} without an image",
-                      "Fill them, or remove them.", tuple(seen.empty))
+    said, known = _refused_for(seen), {*seen.frame["label"]}
+    empty = [folder for folder in seen.empty if folder not in said
+             and not ("/" in folder and os.path.basename(folder) in known)]         # a class that a split lacks
+    if empty:
+        yield Finding("warning", "empty", f"{_n(empty, 'class folder')} without an image",
+                      f"Fill {_them(empty)}, or remove {_them(empty)}.", tuple(empty))
+
+
+def _refused_for(seen: _Evidence) -> tuple[str, ...]:
+    "All folders without an image, or all classes that train lacks, where training refuses the data for one of them."
+    for names in (seen.empty, _lacking(seen, "train")):
+        if any(f"{before}{name}{after}" in seen.refused for name in names for before in "'\"/" for after in "'\""):
+            return tuple(names)
+    return ()
+
+
+def _lacking(seen: _Evidence, split: str) -> list[str]:
+    "The classes that have no image in a split."
+    if split not in seen.splits: return []
+    frame = seen.frame
+    return sorted({*frame["label"]} - {*frame["label"][frame["split"] == split]}, key=natural)
 
 
 def _passed_over(reason: str, paths: tuple[str, ...]) -> Finding:
@@ -110,7 +128,7 @@ def _passed_over(reason: str, paths: tuple[str, ...]) -> Finding:
 
 
 _PASSED: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
-    "that cannot be read": ("error", "bad", "They were left out, as on_bad_image='skip' says. Repair or remove them."),
+    "that cannot be read": ("error", "bad", "They were left out, as on_bad_image=skip says. Repair or remove them."),
     "hidden": ("note", "hidden", "Left behind by systems and tools. Nothing to do."),
     "links to a folder that is listed already": ("note", "links", "Each folder is listed once. Nothing to do."),
     "without an image extension": ("note", "not_images", "If they are images, convert them to PNG or JPEG, or rename "
@@ -124,6 +142,9 @@ _PASSED: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
 def _n(things: Sequence[object] | int, one: str, many: str | None = None) -> str:
     n = things if isinstance(things, int) else len(things)
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _them(things: Sequence[object]) -> str: return "it" if len(things) == 1 else "them"
 
 # %% ../nbs/18b_checking.ipynb #faf85e93
 MANY_TIMES = 10         # images of the largest class for one of the smallest: from here on a warning
@@ -147,7 +168,7 @@ def _classes(seen: _Evidence) -> Iterator[Finding]:
     times = n_most / n_least
     if times < SOME_TIMES: return
     what = f"Imbalance: {n_most:,} images of {most!r}, {n_least:,} of {least!r}, {times:.1f} times as many"
-    advice = ("Accuracy alone says little: look at the F1 of each class. loss.class_weights='balanced' gives rare "
+    advice = ("Accuracy alone says little: look at the F1 of each class. loss.class_weights=balanced gives rare "
               "classes more weight.")
     yield Finding("warning" if times >= MANY_TIMES else "note", "imbalance", what, advice)
 
@@ -163,14 +184,18 @@ def _names_of_classes(seen: _Evidence) -> Iterator[Finding]:
 
 
 def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
-    frame = seen.frame
+    said = {name.rsplit("/", 1)[-1] for name in _refused_for(seen)}
     for split in seen.splits:
-        missing = sorted({*frame["label"]} - {*frame["label"][frame["split"] == split]}, key=natural)
+        missing = [name for name in _lacking(seen, split) if split != "train" or name not in said]
         if missing:
             what = f"{_n(missing, 'class', 'classes')} without an image in {split}"
-            advice = ("A network cannot learn them: add images, or leave the class away." if split == "train" else
-                      f"Nothing will be known about them from {split}. Divide anew, stratified: imgcls-split.")
+            advice = (f"A network cannot learn {_them(missing)}: add images, or leave the class away."
+                      if split == "train" else f"Nothing will be known about {_them(missing)} from {split}. Divide "
+                      "anew, stratified: imgcls-split.")
             yield Finding("warning", "missing_class", what, advice, tuple(missing))
+    if "val" in seen.splits and "test" not in seen.splits:
+        yield Finding("note", "no_test", "There is no test split", "The epoch is chosen by val, so the accuracy on val "
+                      "flatters a little. To have images that nothing is chosen by, divide anew: imgcls-split.")
 
 
 def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
@@ -179,12 +204,12 @@ def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize(
 def _copies(seen: _Evidence) -> Iterator[Finding]:
     exact = {row: number for number, group in enumerate(seen.copies) for row in group}
     near = [group for group in seen.near.groups if len({exact.get(row, -1 - row) for row in group}) > 1]
-    yield from _same(seen, seen.copies, "", "in equal files")
+    yield from _same(seen, seen.copies, "", "equal")
     if seen.near.too_alike:
         yield Finding("warning", "too_alike", f"Near copies cannot be told: {seen.near.too_alike}",
                       "Either the images are too much alike for this search, or they are frames of a film, and those "
                       "should be in one split. Look at some of them.", alike=_pictures(seen, near[:6], exact))
-    else: yield from _same(seen, near, "near_", "in nearly the same files")
+    else: yield from _same(seen, near, "near_", "nearly equal")
     for reason, rows in seen.near.unjudged.items():
         if str(MIN_SIDE) in reason: continue            # said beside the other sizes
         yield Finding("note", "unjudged", f"{_n(rows, 'image')} {reason}: not searched for near copies",
@@ -192,20 +217,21 @@ def _copies(seen: _Evidence) -> Iterator[Finding]:
 
 
 def _same(seen: _Evidence, groups: Sequence[list[int]], prefix: str, what: str) -> Iterator[Finding]:
-    "Groups across splits, groups of several labels, and the others."
+    "Groups across splits, groups of several labels (one may be both), and the others."
     kinds: dict[str, list[list[int]]] = {"leak": [], "labels": [], "twice": []}
     frame = seen.frame
     exact = {row: number for number, group in enumerate(seen.copies) for row in group}
     for group in groups:
         rows = frame.iloc[group]
-        kind = "leak" if rows["split"].nunique() > 1 else "labels" if rows["label"].nunique() > 1 else "twice"
-        kinds[kind].append(group)
+        wrong = [kind for kind, column in (("leak", "split"), ("labels", "label")) if rows[column].nunique() > 1]
+        for kind in wrong or ["twice"]: kinds[kind].append(group)
     for kind, found in kinds.items():
         if not found: continue
         severity, where, advice = _SAME[kind]
         if kind == "twice" and (seen.splits and prefix): severity = "note"
         if kind == "twice" and not seen.splits: advice = "Divide with imgcls-split, which keeps them on one side."
-        told = f"{_n(found, 'image')} {where}, {what} ({sum(map(len, found)):,} files)"
+        told = f"{_n(found, 'image')} {where}: {sum(map(len, found)):,} files, {what}"
+        if len(found) > 1: told += " within each group"
         paths = tuple(frame["path"].iloc[row] for group in found for row in group)
         yield Finding(severity, prefix + kind, told, advice, paths, _pictures(seen, found, exact))
 
@@ -213,7 +239,8 @@ def _same(seen: _Evidence, groups: Sequence[list[int]], prefix: str, what: str) 
 _SAME: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
     "leak": ("error", "in several splits", "Accuracy on them says nothing. Keep each in one split, or divide anew with "
                                            "imgcls-split, which keeps them on one side."),
-    "labels": ("warning", "with different labels", "At most one of the labels is right. Remove the others."),
+    "labels": ("warning", "under several labels", "The files show the same, so one label at most is right. "
+                                                  "Keep one file, under that label."),
     "twice": ("warning", "more than once", "It counts twice in training and in every number. Keep one.")}
 
 
@@ -261,6 +288,10 @@ def _sizes(seen: _Evidence) -> Iterator[Finding]:
     if long:
         yield _shown(seen, "note", "odd_shape", long, f"more than {LONG_SHAPE:g} times as long as wide",
                      "Resizing to a square squeezes them.")
+    more = [row for row in rows if look[row].more]
+    if more:
+        yield _shown(seen, "note", "pages", more, "of several pages or frames", "Training sees the first one only. "
+                     "Where the others matter, save each as a file of its own.")
     yield from _modes(seen, look)
 
 
@@ -311,7 +342,7 @@ class DataReport:
         n = Counter(finding.severity for finding in self.findings)
         found = ", ".join(_n(n[severity], severity) for severity in _ORDER if n[severity])
         classes = _n(self.frame["label"].nunique(), "class", "classes")
-        return f"{_plain(self.name)}: {_n(len(self.frame), 'image')}, {classes}; {found or 'nothing found'}"
+        return f"{_plain(self.name)}: {_n(len(self.frame), 'image')}, {classes}; {found or 'no problem found'}"
 
     def counts(self) -> "pd.DataFrame":     # classes down, splits across
         "Images of each class in each split, those that cannot be read with them."
@@ -360,7 +391,7 @@ def _body(report: DataReport, groups: int, rows: int, names: int) -> str:
     "Everything of a report but the frame of the page."
     counts = Counter(finding.severity for finding in report.findings)
     badges = "".join(_badge(severity, _n(counts[severity], severity)) for severity in _ORDER if counts[severity])
-    if not report.findings: badges = tag("span", "Nothing found", "font-weight:600;color:#1a7f37")
+    if not report.findings: badges = tag("span", "No problem found", "font-weight:600;color:#1a7f37")
     size = f"{_n(len(report.frame), 'image')} of {_n(report.frame['label'].nunique(), 'class', 'classes')}"
     head = tag("p", f"{escaped(size)} &nbsp; {badges}", "margin:6px 0 14px")
     pictures = _Thumbnails(report)
@@ -470,6 +501,7 @@ def check_folder(
     mirrored: bool = True,      # is a mirror image a copy?
 ) -> DataReport:                # shows itself; false where there is an error
     "Look at all images of a folder, also where training would refuse it."
+    check(str(path), "`path` must name a folder or a file", path)
     import pandas as pd
     if os.path.isfile(path): return _check_csv(Path(path), bits, mirrored)
     found, empty = survey(path)

@@ -14,9 +14,17 @@ __all__ = ['MANY', 'check_parser', 'check_command', 'split_parser', 'split_comma
 # %% ../nbs/63b_data_commands.ipynb #94906b4e
 import argparse
 import os
+import shlex
+import shutil
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .cli import command_parser, ended, say, show_table, write
+from .cli import CommandError, cell_text, command_parser, ended, refuse_missing, refuse_unwritable, say
+from .cli import show_table, write
+
+if TYPE_CHECKING:
+    from imgcls.checking import Finding
 
 # %% ../nbs/63b_data_commands.ipynb #6a1cdafc
 def check_parser() -> argparse.ArgumentParser:
@@ -46,21 +54,27 @@ def check_command(
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    refuse_missing(arguments.data, "DATA")
+    refuse_unwritable(arguments.html, "--html")
     from imgcls.checking import check_folder
     bits = {} if arguments.bits is None else {"bits": arguments.bits}
     report = check_folder(arguments.data, mirrored=not arguments.ignore_mirrored, **bits)
     write(f"{report.headline}\n\n")
     counts = report.counts()
     if 0 < len(counts) <= MANY: show_table({"class": counts.index.tolist(), **counts.to_dict("list")})
-    if report.findings:
-        write("\n")
-        show_table({"": [finding.severity for finding in report.findings],
-                    "found": [finding.what for finding in report.findings],
-                    "to do": [finding.advice for finding in report.findings],
-                    "such as": [list(finding.names[:2]) for finding in report.findings]})
+    for finding in report.findings: write("\n" + _in_lines(finding))
     if arguments.html: say(f"Written: {report.save(arguments.html)}")
     elif report.findings: say("All names, and pictures: --html check.html")
     return 0 if report else 1
+
+
+def _in_lines(finding: "Finding") -> str:
+    "A finding as wide as the terminal; names are not broken."
+    width, names = max(40, shutil.get_terminal_size().columns - 1), [cell_text(name) for name in finding.names[:3]]
+    if len(finding.names) > 3: names.append(f"and {len(finding.names) - 3:,} more")
+    lines = textwrap.wrap(f"{finding.severity + ':':<9}{finding.what}. {finding.advice}", width,
+                          subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, *(" " * 11 + name for name in names)]) + "\n"
 
 
 MANY = 100      # classes; more are no table to read
@@ -109,6 +123,10 @@ def split_command(
 
 
 def _split(arguments: argparse.Namespace) -> None:
+    refuse_missing(arguments.raw, "RAW")
+    if not arguments.out: raise CommandError("OUT is empty. Name a folder that is not there yet.")
+    if arguments.folds is not None and arguments.folds < 2:
+        raise CommandError(f"--folds must be at least 2. Got {arguments.folds}. To divide once, leave it away.")
     from imgcls.splitting import split_folder
     same = ("seed", "group_column", "group_pattern", "on_bad_image", "anew")
     given = {"ratios": arguments.ratios, "n_folds": arguments.folds, "bits": arguments.bits, "how": arguments.how}
@@ -124,5 +142,5 @@ def _split(arguments: argparse.Namespace) -> None:
 def _to_train(arguments: argparse.Namespace) -> str:
     "The argument that names the division."
     fold = "fold_1" if arguments.folds else ""
-    if arguments.how: return f"--data_dir {os.path.join(arguments.out, fold)}"
-    return "--data.csv " + os.path.join(arguments.out, f"{fold or 'index'}.csv")
+    if arguments.how: return f"--data_dir {shlex.quote(os.path.join(arguments.out, fold))}"
+    return "--data.csv " + shlex.quote(os.path.join(arguments.out, f"{fold or 'index'}.csv"))

@@ -184,8 +184,9 @@ def _check_classes(frame: "pd.DataFrame", class_names: list[str]) -> None:
     if len(unseen):
         counts = unseen.groupby(["label", "split"], sort=True).size()
         found = "; ".join(f"{label!r}: {n} in {split}" for (label, split), n in counts.head(5).items())
-        raise DataError(f"{unseen['label'].nunique()} classes have no image in train ({found}). A network "
-                        f"cannot learn them: add training images, or leave the class away."
+        n = unseen["label"].nunique()
+        raise DataError(f"{n:,} {'class has' if n == 1 else 'classes have'} no image in train ({found}). A network "
+                        f"cannot learn {'it' if n == 1 else 'them'}: add training images, or leave the class away."
                         f"{near_miss(unseen['label'].iloc[0], class_names)}")
     if len(class_names) < 2:
         raise DataError(f"There is only one class, {class_names[0]!r}. Telling apart takes two.")

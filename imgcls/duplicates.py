@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .audit import Budget
 from .core import check, checked
 from .images import ImageError, ImageTooLarge, decode
+from .runtime import where
 from .settings import find_settings
 
 # %% ../nbs/18a_duplicates.ipynb #3b00da00
@@ -39,6 +40,7 @@ class Look(NamedTuple):
     mirrored: int       # that of its mirror image
     grey: bytes         # 16 x 16 pixels
     contrast: float     # standard deviation of the grey pixels, in 0..127
+    more: bool = False  # are there more pages or frames, which nobody sees?
 
 # %% ../nbs/18a_duplicates.ipynb #f335a074
 class Unreadable(NamedTuple):
@@ -60,7 +62,8 @@ def look_at(
     pool = ThreadPoolExecutor(n_threads or min(8, os.cpu_count() or 1))
     try:
         done = pool.map(lambda chunk: [_look(path, budget) for path in chunk], chunks)
-        return list(tqdm(itertools.chain.from_iterable(done), "looking at images", len(paths), leave=False, delay=2))
+        return list(tqdm(itertools.chain.from_iterable(done), "looking at images", len(paths), leave=False, delay=2,
+                         disable=where() == "pipe"))
     finally: pool.shutdown(cancel_futures=True)     # an interrupt does not wait for the rest
 
 
@@ -75,7 +78,18 @@ def _look(path: str, budget: Budget) -> Look | Unreadable:
     grey = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     coarse = grey.resize((16, 16), Image.Resampling.BOX)
     contrast = float(np.asarray(grey, float).std())
-    return Look(*size, mode, _hash(grey), _hash(ImageOps.mirror(grey)), coarse.tobytes(), contrast)
+    return Look(*size, mode, _hash(grey), _hash(ImageOps.mirror(grey)), coarse.tobytes(), contrast, _has_more(path))
+
+
+_PAGED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")     # a photograph as MPO holds views of itself
+
+
+def _has_more(path: str) -> bool:
+    "Of an image that could be decoded: is it the first of several?"
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            return image.format in _PAGED and bool(getattr(image, "is_animated", False))
+    except Exception: return False          # what follows the first one is damaged: nobody sees it
 
 
 def _hash(grey: Image.Image) -> int:
@@ -173,7 +187,8 @@ def _near_pairs(looks: Sequence[Look], bits: int, mirrored: bool) -> np.ndarray 
 def _close(left: np.ndarray, right: np.ndarray, bits: int) -> Iterator[np.ndarray]:
     "Pairs i < j of which left[i] and right[j] differ by few bits."
     step = max(1, _BLOCK // len(left))
-    for start in tqdm(range(0, len(left), step), "comparing images", leave=False, delay=2):
+    for start in tqdm(range(0, len(left), step), "comparing images", leave=False, delay=2,
+                      disable=where() == "pipe"):
         differ = np.bitwise_count(left[start:start + step, None] ^ right[None, start:])
         pairs = np.argwhere(differ <= bits) + start
         yield pairs[pairs[:, 0] < pairs[:, 1]]

@@ -14,10 +14,11 @@ __all__ = ['init_command']
 # %% ../nbs/63d_init.ipynb #730696c8
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .cli import CommandError, command_parser, ended, say, write
+from .cli import CommandError, command_parser, ended, refuse_missing, refuse_unwritable, say, write
 
 if TYPE_CHECKING:
     from imgcls.beginning import Suggestion
@@ -52,6 +53,8 @@ _COLUMNS = {"path": "of a CSV file: its column of paths (path)", "label": "of cl
 
 def _init(arguments: argparse.Namespace) -> None:
     out = arguments.out
+    refuse_missing(arguments.data, "DATA")
+    refuse_unwritable(out, "--out")
     if out != "-" and os.path.exists(out) and not arguments.overwrite:      # before the images are read
         raise CommandError(f"{out!r} is there already. Name another file (--out FILE), or replace it (--overwrite).")
     from imgcls.beginning import suggest
@@ -61,7 +64,7 @@ def _init(arguments: argparse.Namespace) -> None:
     if out == "-": return write(found.yaml())
     file = found.save(out, arguments.overwrite)
     say("\n".join(_told(found)))
-    say(f"Written: {file}. Train it: imgcls-train --config {file}")
+    say(f"Written: {file}. Train it: imgcls-train --config {shlex.quote(str(file))}")
 
 
 def _told(found: "Suggestion") -> list[str]:

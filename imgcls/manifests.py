@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from .core import DataError, check, checked, listed, shown, write_atomic
 from .datasets import ImageTable, read_text
+from .runtime import where
 from .settings import find_settings
 
 # %% ../nbs/14_manifests.ipynb #9778583e
@@ -152,7 +153,8 @@ def _read_all(paths: Sequence[str]) -> list[str]:
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         done = pool.map(lambda chunk: [_mark(path) for path in chunk], chunks)
-        bar = tqdm((mark for marks in done for mark in marks), "reading images", len(paths), leave=False, delay=2)
+        bar = tqdm((mark for marks in done for mark in marks), "reading images", len(paths), leave=False, delay=2,
+                   disable=where() == "pipe")
         return list(bar)
     finally: pool.shutdown(cancel_futures=True)
 

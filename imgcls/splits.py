@@ -58,14 +58,14 @@ def _assign(rows: "pd.DataFrame", val_ratio: float, test_ratio: float, seed: int
     return split
 
 
-def _check_small(labels: "pd.Series", need: int) -> None:
+def _check_small(labels: "pd.Series", need: int, fewer: str = "parts (no test)") -> None:
     counts = labels.value_counts().sort_index()
     small = counts[counts < need]
     if len(small):
         named = ", ".join(f"{label!r} ({n})" for label, n in small.head(5).items())
-        raise DataError(f"{len(small):,} classes have fewer than {need} images, too few for {need} parts: "
-                        f"{named}. Add images, leave the class away, or ask for fewer parts "
-                        "(test_ratio=0).")
+        have = "class has" if len(small) == 1 else "classes have"
+        raise DataError(f"{len(small):,} {have} fewer than {need} images, too few for {need} parts: "
+                        f"{named}. Add images, leave the class away, or ask for fewer {fewer}.")
 
 # %% ../nbs/12_splits.ipynb #55d888e3
 @checked
@@ -108,7 +108,8 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
     sizes = pd.crosstab(groups, labels)                         # groups down, classes across
     parts = [part for part, share in shares.items() if share > 0]
     if len(sizes) < len(parts):
-        raise DataError(f"{len(sizes)} groups cannot fill {len(parts)} parts ({', '.join(parts)}).")
+        raise DataError(f"{len(sizes)} group{'s' * (len(sizes) != 1)} cannot fill {len(parts)} parts "
+                        f"({', '.join(parts)}).")
     wanted = np.array([[shares[part]] for part in parts])       # shares of each class's images
     relative = sizes.to_numpy() / sizes.to_numpy().sum(axis=0)
     reached, home = np.zeros((len(parts), relative.shape[1])), {}
@@ -192,7 +193,7 @@ def _fold(table: ImageTable, held: "pd.Series", k: int) -> ImageTable:
 def _fold_numbers(rows: "pd.DataFrame", n_folds: int, seed: int) -> "pd.Series":
     "Within each class, equal slices in the order of the hashes."
     import pandas as pd
-    _check_small(rows["label"], n_folds)
+    _check_small(rows["label"], n_folds, "folds")
     part = pd.Series(0, rows.index)
     for label, members in rows.groupby("label", sort=True):
         order = members.index[_by_hash(members["path"].tolist(), seed, "folds")]

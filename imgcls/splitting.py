@@ -15,7 +15,6 @@ __all__ = ['Division', 'split_folder']
 # %% ../nbs/18c_splitting.ipynb #909cbd47
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +26,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .audit import equal_files
-from .core import DataError, check, checked, listed, near_miss, sync_folder
+from .core import ConfigError, DataError, check, checked, is_gone, listed, near_miss, sync_folder, temporary_for
 from .datasets import ImageTable
 from .duplicates import NEAR_BITS, Unreadable, find_near, look_at
 from .images import is_hidden, natural
 from .manifests import write_rows
 from .markup import escaped
+from .runtime import where
 from .splits import folds, split_table
 
 if TYPE_CHECKING:
@@ -83,8 +83,11 @@ def _alike(table: ImageTable, looks: Sequence[object], bits: int, notes: list[st
                         "frames of a film. Name what belongs together (group_column, group_pattern), and switch this "
                         "search off: near_copies=False (--near_copies no).")
     for reason, rows in near.unjudged.items():
-        notes.append(f"{len(rows):,} images {reason}: of these, only equal files are known to belong together.")
+        notes.append(f"{_images(len(rows))} {reason}: of these, only equal files are known to belong together.")
     return [*near.groups, *equal_files(table.paths())]
+
+
+def _images(n: int) -> str: return f"{n:,} image{'s' * (n != 1)}"
 
 
 def _without_bad(table: ImageTable, on_bad_image: str, notes: list[str]) -> tuple[ImageTable, list[object]]:
@@ -97,8 +100,8 @@ def _without_bad(table: ImageTable, on_bad_image: str, notes: list[str]) -> tupl
     told = "".join(f"\n  {line}" for line in bad[:5]) + (f"\n  and {len(bad) - 5:,} more" if len(bad) > 5 else "")
     if on_bad_image == "error":
         raise DataError(f"{len(bad):,} of {len(table):,} images cannot be read:{told}\nRepair or remove them, or "
-                        "divide without them: on_bad_image='skip'.")
-    notes.append(f"{len(bad):,} images cannot be read and were left out:{told}")
+                        "divide without them: on_bad_image='skip' (--on_bad_image skip).")
+    notes.append(f"Left out: {_images(len(bad))} that cannot be read:{told}")
     return replace(table, frame=table.frame[good]), [look for look in looks if not isinstance(look, Unreadable)]
 
 # %% ../nbs/18c_splitting.ipynb #9c1b991d
@@ -123,11 +126,11 @@ def _followed(table: ImageTable, group: "pd.Series", part: ImageTable) -> ImageT
 
 def _checked_ratios(ratios: Sequence[float]) -> tuple[float, float, float]:
     ratios = [float(ratio) for ratio in ratios]
-    check(len(ratios) in (2, 3), "`ratios` must be two or three numbers: train, val and perhaps test", ratios,
-          "0.7 0.15 0.15")
-    check(all(0 <= ratio < 1 for ratio in ratios) and ratios[0] > 0,
-          "Each of `ratios` must be in [0, 1), that of train > 0", ratios)
-    check(abs(sum(ratios) - 1) < 1e-6, "`ratios` must sum to 1", f"{ratios}, sum {sum(ratios):g}", "0.7 0.15 0.15")
+    got = " ".join(f"{ratio:g}" for ratio in ratios)
+    wrong = ("must be two or three numbers: train, val and perhaps test" if len(ratios) not in (2, 3) else
+             "must be in [0, 1) each, that of train > 0" if not all(0 <= ratio < 1 for ratio in ratios) or not ratios[0]
+             else "" if abs(sum(ratios) - 1) < 1e-6 else f"must sum to 1, not to {sum(ratios):g}")
+    if wrong: raise ConfigError(f"`ratios` {wrong}. Got {got or 'none'}. Try 0.7 0.15 0.15, or 0.8 0.2 for no test.")
     return (*ratios, 0.0)[:3]
 
 # %% ../nbs/18c_splitting.ipynb #adde9b36
@@ -172,8 +175,10 @@ def split_folder(
     anew: bool = False,             # may images that are divided already be divided again?
 ) -> Division:                      # shows itself
     "Divide images, and write the division down."
+    for name, path in (("raw", raw), ("out", out)): check(str(path), f"`{name}` must name a folder or a file", path)
     out = Path(os.path.abspath(out))
     _check_free(out)
+    _check_apart(raw, out)
     three = _checked_ratios(ratios)
     table = _listed(raw, anew)
     notes: list[str] = []
@@ -185,6 +190,7 @@ def split_folder(
     try: parts = _divided(table, group, named is not None, three, n_folds, seed)
     except DataError as error:
         if relations: error.add_note("Images that stay together count as one.")
+        if n_folds is None and three[2]: error.add_note("Without a test part: ratios=(0.8, 0.2) (--ratios 0.8 0.2).")
         raise
     if relations: notes += _told(parts, group, three if n_folds is None else None)
     grouped = {name: replace(part, frame=part.frame.assign(group=group)) if relations else part
@@ -198,6 +204,13 @@ def _check_free(out: Path) -> None:
     if not free:
         raise DataError(f"{str(out)!r} is there already, and nothing is overwritten. Give another name, or remove it "
                         "yourself.")
+
+
+def _check_apart(raw: str | Path, out: Path) -> None:
+    "A division inside the images would be a class to whatever reads them next. (No free folder holds the images.)"
+    if os.path.isdir(raw) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(raw)):
+        raise DataError(f"{str(out)!r} lies in {str(raw)!r}: whatever reads that folder next would take it for a "
+                        "class. Name a folder beside it.")
 
 
 def _listed(raw: str | Path, anew: bool) -> ImageTable:
@@ -220,7 +233,8 @@ def _told(parts: Mapping[str, ImageTable], group: "pd.Series", ratios: Sequence[
     "What stays together, and what that does to the ratios."
     sizes = group.value_counts()
     together = sizes[sizes > 1]
-    told = [f"{together.sum():,} of {len(group):,} images stay together in {len(together):,} groups (the largest: "
+    told = [f"{together.sum():,} of {len(group):,} images stay together in {len(together):,} group"
+            f"{'s' * (len(together) != 1)} (the largest: "
             f"{together.max() if len(together) else 1:,})."]
     if ratios is None: return told
     shares = parts[""].frame["split"].value_counts(normalize=True)
@@ -233,7 +247,7 @@ def _told(parts: Mapping[str, ImageTable], group: "pd.Series", ratios: Sequence[
 def _written(parts: Mapping[str, ImageTable], out: Path, how: str, from_csv: bool) -> dict[str, ImageTable]:
     "The parts as they are on the disk; `out` appears whole, or not at all."
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name[:50]}.{secrets.token_hex(4)}")
+    temporary = _left_behind(out)
     temporary.mkdir()
     try:
         for name, part in parts.items():
@@ -248,6 +262,16 @@ def _written(parts: Mapping[str, ImageTable], out: Path, how: str, from_csv: boo
         raise
     sync_folder(out.parent)
     return {name: _read(out, name, how) for name in parts}
+
+
+def _left_behind(out: Path) -> Path:
+    "Where to write; what processes of this machine left beside it when they were killed is removed."
+    place = temporary_for(out).with_suffix(".part")
+    machine = place.name.rsplit(".", 2)[1].split("-")[0]
+    for name in os.listdir(out.parent):
+        old = re.fullmatch(rf"\..+\.{machine}-(\d+)-\w+\.part", name)
+        if old and is_gone(int(old[1])): shutil.rmtree(out.parent/name, ignore_errors=True)
+    return place
 
 
 def _read(out: Path, name: str, how: str) -> ImageTable:
@@ -278,7 +302,8 @@ def _write_folder(part: ImageTable, folder: Path, how: str, from_csv: bool) -> N
         other = first.setdefault(place.lower(), path)       # some file systems do not tell case
         if other != path:
             raise DataError(f"{path!r} and {other!r} would both be {place!r}. Rename one, or write an index.")
-    for file, place in tqdm([*zip(part.paths(), places, strict=True)], "writing images", leave=False, delay=2):
+    for file, place in tqdm([*zip(part.paths(), places, strict=True)], "writing images", leave=False, delay=2,
+                            disable=where() == "pipe"):
         goal = folder/place
         goal.parent.mkdir(parents=True, exist_ok=True)
         _put(file, goal, how)

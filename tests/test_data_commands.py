@@ -1,15 +1,19 @@
 """Checking and dividing from a shell: in processes of their own, and a kill in the middle."""
+import io
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from conftest import LIMIT, Workspace, output_of
 from PIL import Image
 
+from imgcls import audit as audit_room
+from imgcls import duplicates, manifests
 from imgcls.data import ImageData
 from imgcls.data_commands import check_command, split_command
 from imgcls.datasets import ImageTable
@@ -32,7 +36,7 @@ def run(workspace: Workspace, command: str, *words: str) -> tuple[int, str, str]
 def test_check_and_split_in_processes_of_their_own(workspace, photos):
     shutil.copy(photos/"china"/"060.png", photos/"flower"/"wrong.png")
     code, out, err = run(workspace, "check", "photos", "--html", "page.html")
-    assert code == 0 and "with different labels" in out and "Traceback" not in err
+    assert code == 0 and "under several labels" in out and "Traceback" not in err
     page = (workspace.folder/"page.html").read_text()
     assert page.count("data:image/jpeg;base64") >= 2 and "http" not in page
     code, out, err = run(workspace, "split", "photos", "divided")
@@ -56,6 +60,24 @@ def test_a_kill_leaves_no_half_division(workspace, photos):
     assert not (workspace.folder/"out").exists()
     assert split_command([str(photos), str(workspace.folder/"out"), "--link", "--near_copies", "no"]) == 0
     assert len(ImageTable.from_folder(workspace.folder/"out")) == 2208
+    assert not list(workspace.folder.glob(".out.*"))        # what the killed one left is swept
+
+
+def test_no_bars_in_a_log(photos, monkeypatch):
+    "A bar is redrawn by carriage returns, which fill a log."
+    disabled = []
+
+    def bar(items: Iterable, *words: object, **options: object) -> Iterable:
+        disabled.append(options["disable"])
+        return items
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for room in (audit_room, duplicates, manifests): monkeypatch.setattr(room, "tqdm", bar)
+    table = ImageTable.from_folder(photos)
+    audit_room.audit(table)
+    duplicates.find_near(duplicates.look_at(table.paths()))
+    manifests.contents(table.paths())
+    assert len(disabled) >= 4 and all(disabled)
 
 
 def test_a_spoiled_division_is_told(photos, tmp_path, capsys):
@@ -68,7 +90,7 @@ def test_a_spoiled_division_is_told(photos, tmp_path, capsys):
     Image.open(first).resize((44, 44)).save(out/"val"/"flower"/"smaller.png")
     capsys.readouterr()
     assert check_command([str(out)]) == 1
-    assert "1 image in several splits, in nearly the same files (2 files)" in capsys.readouterr().out
+    assert "1 image in several splits: 2 files, nearly equal" in capsys.readouterr().out
     (out/"val"/"flower"/"smaller.png").unlink()
     (out/"val"/"flower"/"broken.png").write_bytes(first.read_bytes()[:100])
     assert check_command([str(out)]) == 1
