@@ -195,7 +195,7 @@ def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
             yield Finding("warning", "missing_class", what, advice, tuple(missing))
     if "val" in seen.splits and "test" not in seen.splits:
         yield Finding("note", "no_test", "There is no test split", "The epoch is chosen by val, so the accuracy on val "
-                      "flatters a little. To have images that nothing is chosen by, divide anew: imgcls-split.")
+                      "flatters a little. To have images that nothing is chosen by, divide anew: imgcls-split --anew.")
 
 
 def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
