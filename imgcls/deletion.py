@@ -144,7 +144,8 @@ def _inside(run: Run) -> list[Path]:
 
 
 def _unread(error: OSError) -> NoReturn:
-    raise CheckpointError(f"What is in {str(error.filename)!r} cannot be read ({error.strerror}), so nothing is deleted.")
+    raise CheckpointError(f"What is in {str(error.filename)!r} cannot be read ({error.strerror}), so nothing is "
+                          "deleted.")
 
 
 def _strange(run: Run) -> list[str]:

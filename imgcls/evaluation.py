@@ -362,26 +362,6 @@ def _answers(columns: dict[str, tuple[str, ...]]) -> Predictions:
     return found
 
 
-def _tell_contradictions(path: str | Path, columns: dict[str, tuple[str, ...]], found: Predictions) -> None:
-    "Columns that say something else than the probabilities: somebody has changed the file."
-    rows = np.arange(len(found))
-    wrong = {}
-    if "predicted" in columns:      # of classes as probable as each other any may stand there
-        place = {name: k for k, name in enumerate(found.class_names)}
-        said = np.array([place.get(unguarded(text), -1) for text in columns["predicted"]])
-        wrong["predicted"] = (said < 0) | (found.probabilities[rows, said] < found.probabilities.max(1))
-    if "correct" in columns and found.targets is not None:
-        wrong["correct"] = np.array([text != str(right) for text, right in
-                                     zip(columns["correct"], found.correct.tolist(), strict=True)])
-    for name, rows_wrong in wrong.items():
-        if not rows_wrong.any(): continue
-        first = int(rows_wrong.argmax())
-        get_logger().warning(
-            f"{os.fspath(path)}: in {int(rows_wrong.sum()):,} of {len(found):,} rows {name!r} is not what the other "
-            f"columns say (the first: row {first + 1:,}, {columns[name][first]!r}). It is not used: the most probable "
-            "class is the answer.")
-
-
 def _decided(columns: dict[str, tuple[str, ...]], names: list[str]) -> tuple[np.ndarray | None, list[list[str]] | None]:
     "Which answers were accepted, and the sets, as the file says."
     accepted, sets = columns.get("accepted"), None
@@ -391,3 +371,23 @@ def _decided(columns: dict[str, tuple[str, ...]], names: list[str]) -> tuple[np.
         strange = next((s for s in sets if not isinstance(s, list) or not s or any(n not in names for n in s)), None)
         if strange is not None: raise ValueError(f"a set must be a list of classes, not {strange!r}")
     return accepted, sets
+
+# %% ../nbs/26_evaluation.ipynb #7505b9ce
+def _tell_contradictions(path: str | Path, columns: dict[str, tuple[str, ...]], found: Predictions) -> None:
+    "Columns that say something else than the probabilities: somebody has changed the file."
+    rows = np.arange(len(found))
+    wrong = {}
+    if "predicted" in columns:      # of classes as probable as each other any may stand there
+        place = {name: k for k, name in enumerate(found.class_names)}
+        said = np.array([place.get(unguarded(text), -1) for text in columns["predicted"]])
+        wrong["predicted"] = (said < 0) | (found.probabilities[rows, said] < found.probabilities.max(1))
+    if "correct" in columns and found.targets is not None:
+        wrong["correct"] = np.array([text.lower() != str(right).lower() for text, right in
+                                     zip(columns["correct"], found.correct.tolist(), strict=True)])
+    for name, rows_wrong in wrong.items():
+        if not rows_wrong.any(): continue
+        first = int(rows_wrong.argmax())
+        get_logger().warning(
+            f"{os.fspath(path)}: in {int(rows_wrong.sum()):,} of {len(found):,} rows {name!r} is not what the other "
+            f"columns say (the first: row {first + 1:,}, {columns[name][first]!r}). It is not used: the most probable "
+            "class is the answer.")

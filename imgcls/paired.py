@@ -252,7 +252,8 @@ def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_d
 def _details(found: PairedComparison) -> list[str]:
     "Sentences after the verdict."
     a, b = found.names
-    said = [f"Right only with {b}: {found.only_b:,} of {len(found):,} image{'s' * (len(found) != 1)}; only with {a}: {found.only_a:,}. "
+    images = f"{len(found):,} image{'s' * (len(found) != 1)}"
+    said = [f"Right only with {b}: {found.only_b:,} of {images}; only with {a}: {found.only_a:,}. "
             f"Paired bootstrap ({found.n_resamples:,} draws, seed {found.seed}): accuracy "
             f"{_signed(found.accuracy_difference, found.accuracy_bootstrap)}, loss "
             f"{_signed(found.loss_difference, found.loss_bootstrap)} nats."]
