@@ -316,7 +316,11 @@ def read_predictions(
     path: str | Path,       # written by `to_csv` or `predict_to`; rows with an error are left out, which is said
 ) -> Predictions:           # an `Evaluation` where the true classes are known; the split is not
     "Answers from a file."
-    try: return _answers(_answered(path, _columns(path)))
+    try:
+        columns = _answered(path, _columns(path))
+        found = _answers(columns)
+        _tell_contradictions(path, columns, found)
+        return found
     except (ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{os.fspath(path)} holds no predictions ({error}). Predictions.to_csv writes such files."
                         ) from error
@@ -324,7 +328,11 @@ def read_predictions(
 
 def _columns(path: str | Path) -> dict[str, tuple[str, ...]]:
     "The texts of each column."
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file: head, *rows = csv.reader(file)
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file: lines = [*csv.reader(file)]
+    if len(lines) < 2: raise ValueError("a heading and no rows" if lines else "it is empty")
+    head, *rows = lines
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(head): raise ValueError(f"row {i:,} has {len(row)} cells, the heading {len(head)}")
     return dict(zip(head, zip(*rows, strict=True), strict=True))
 
 
@@ -363,3 +371,23 @@ def _decided(columns: dict[str, tuple[str, ...]], names: list[str]) -> tuple[np.
         strange = next((s for s in sets if not isinstance(s, list) or not s or any(n not in names for n in s)), None)
         if strange is not None: raise ValueError(f"a set must be a list of classes, not {strange!r}")
     return accepted, sets
+
+# %% ../nbs/26_evaluation.ipynb #7505b9ce
+def _tell_contradictions(path: str | Path, columns: dict[str, tuple[str, ...]], found: Predictions) -> None:
+    "Columns that say something else than the probabilities: somebody has changed the file."
+    rows = np.arange(len(found))
+    wrong = {}
+    if "predicted" in columns:      # of classes as probable as each other any may stand there
+        place = {name: k for k, name in enumerate(found.class_names)}
+        said = np.array([place.get(unguarded(text), -1) for text in columns["predicted"]])
+        wrong["predicted"] = (said < 0) | (found.probabilities[rows, said] < found.probabilities.max(1))
+    if "correct" in columns and found.targets is not None:
+        wrong["correct"] = np.array([text.lower() != str(right).lower() for text, right in
+                                     zip(columns["correct"], found.correct.tolist(), strict=True)])
+    for name, rows_wrong in wrong.items():
+        if not rows_wrong.any(): continue
+        first = int(rows_wrong.argmax())
+        get_logger().warning(
+            f"{os.fspath(path)}: in {int(rows_wrong.sum()):,} of {len(found):,} rows {name!r} is not what the other "
+            f"columns say (the first: row {first + 1:,}, {columns[name][first]!r}). It is not used: the most probable "
+            "class is the answer.")

@@ -43,7 +43,7 @@ def compare(
     split: str | None = None,           # 'test', 'val', ...; None: test, or val where not both have test
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
     n_resamples: int = 2000,            # of the bootstrap, 100 to 100,000
-    seed: int = 0,                      # of its draws
+    seed: int = 0,                      # of its draws, >= 0
 ) -> PairedComparison:                  # shows itself; `.flipped` are the images that only one got right
     "Two runs on the same images: which was right more often, and is that shown?"
     runs = [Run.open(getattr(run, "run", run), root) for run in (a, b)]
@@ -189,7 +189,7 @@ class Flips(Gallery):
     def color(self, i: int) -> str: return PALETTE[0 if self._table.right_b[i] else 1]
 
     def __repr__(self) -> str:
-        return f"Flips: {len(self.rows):,} of {self.n_images:,} images: {_words(self)}"
+        return f"Flips: {len(self.rows):,} of {self.n_images:,} image{'s' * (self.n_images != 1)}: {_words(self)}"
 
 # %% ../nbs/46a_flips.ipynb #c3dec939
 @patch

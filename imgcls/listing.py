@@ -218,8 +218,9 @@ def _is_number(value: Any) -> bool: return isinstance(value, int | float) and no
 
 
 def _number(text: str) -> float | None:
-    try: return float(text)
+    try: number = float(text)
     except ValueError: return None
+    return None if math.isnan(number) else number       # nothing is more or less than nan
 
 
 def _plain(value: Any) -> str: return str(value).lower() if isinstance(value, bool) else str(value)

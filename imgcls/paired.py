@@ -161,11 +161,12 @@ def compare_answers(
     names: Sequence[str] = ("a", "b"),      # what the two are called
     keys: Sequence[Sequence[Hashable]] | None = None,   # what tells the images of a and of b apart; None: their paths
     n_resamples: int = 2000,    # of the bootstrap, 100 to 100,000
-    seed: int = 0,          # of its draws
+    seed: int = 0,          # of its draws, >= 0
     notes: Sequence[str] = (),  # what a reader of the comparison must know
 ) -> PairedComparison:      # shows itself
     "Which is right more often on the same images?"
     check(len(names) == 2 and names[0] != names[1], "`names` must be two different names", names)
+    check(seed >= 0, "`seed` must be >= 0", seed)
     check(100 <= n_resamples <= 100_000, "`n_resamples` must be >= 100 and at most 100,000", n_resamples)
     places, left_out = _shared(*_keys(a, b, keys), names)
     rows, disputed = _agreed(a, b, places)
@@ -251,7 +252,8 @@ def __repr__(self: PairedComparison) -> str: return "\n".join([self.verdict, *_d
 def _details(found: PairedComparison) -> list[str]:
     "Sentences after the verdict."
     a, b = found.names
-    said = [f"Right only with {b}: {found.only_b:,} of {len(found):,} images; only with {a}: {found.only_a:,}. "
+    images = f"{len(found):,} image{'s' * (len(found) != 1)}"
+    said = [f"Right only with {b}: {found.only_b:,} of {images}; only with {a}: {found.only_a:,}. "
             f"Paired bootstrap ({found.n_resamples:,} draws, seed {found.seed}): accuracy "
             f"{_signed(found.accuracy_difference, found.accuracy_bootstrap)}, loss "
             f"{_signed(found.loss_difference, found.loss_bootstrap)} nats."]

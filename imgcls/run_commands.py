@@ -14,13 +14,14 @@ __all__ = ['runs_command', 'visualise_command']
 # %% ../nbs/63c_run_commands.ipynb #c087d742
 import argparse
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import CommandError, command_parser, ended, say, show_table, write
+from .cli import CommandError, cell_text, command_parser, ended, say, show_table, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,28 @@ def _list(arguments: argparse.Namespace) -> None:
         chosen = ["monitor", "best"] if {*columns["monitor"]} == {"val_accuracy"} else []
         columns = {name: values for name, values in columns.items()
                    if name not in chosen and any(value not in (None, "") for value in values)}
+        if sys.stdout.isatty(): columns = _narrowed(columns)
     show_table(columns)
+
+
+_GIVE_WAY = ("started", "duration", "epochs")       # left out first where a window is narrow
+
+
+def _narrowed(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    "For a terminal: an interval stands beside its number, a moment is told to the minute, and what is too wide goes."
+    columns, left_out = dict(columns), []
+    for name in [*columns]:
+        between = columns.pop(f"{name.removesuffix('_accuracy')}_interval", columns.pop(f"{name}_interval", None))
+        if between is None: continue
+        columns[name] = [None if number is None else f"{cell_text(number)} {ends or ''}".rstrip()
+                         for number, ends in zip(columns[name], between, strict=True)]
+    if "started" in columns: columns["started"] = [str(said)[:16].replace("T", " ") for said in columns["started"]]
+    width = lambda: sum(max(len(name), *(min(len(cell_text(value)), 32) for value in values)) + 3
+                        for name, values in columns.items())
+    for name in _GIVE_WAY:
+        if width() > shutil.get_terminal_size((100, 24)).columns and columns.pop(name, None): left_out.append(name)
+    if left_out: say(f"The window is too narrow for {', '.join(left_out)}; --columns says what is shown.")
+    return columns
 
 
 def _known(column: Sequence[Any]) -> list[Any]:
@@ -69,20 +91,33 @@ def _show(arguments: argparse.Namespace) -> None:
     for heading, facts in parts.items():
         known = {name: said for name, said in facts.items() if said not in (None, "", [], {})}
         width = max(map(len, known), default=0)
-        lines = [f"  {name.ljust(width)}  {said}" for name, said in known.items()] or ["  nothing is known"]
-        write("\n".join(["", heading, *lines]) + "\n")
+        lines = [f"  {name.ljust(width)}  {_in_lines(said, width + 4)}" for name, said in known.items()]
+        write("\n".join(["", heading, *(lines or ["  nothing is known"])]) + "\n")
+
+
+def _in_lines(said: Any, indent: int) -> str:
+    "A value as a config has it; of several sentences each on a line of its own."
+    if isinstance(said, bool): return str(said).lower()
+    if isinstance(said, tuple): said = f"[{', '.join(map(str, said))}]"
+    if isinstance(said, list): said = "\n".join(map(str, said))
+    return str(said).replace("\n", "\n" + " " * indent)
 
 
 def _outcome(summary: "Summary") -> dict[str, Any]:
     from imgcls.summaries import format_duration, result_in_words
-    best = {f"best {name.replace('_', ' ')}": result_in_words(summary.best, name) for name in (summary.monitor,)}
-    final = {f"{split} accuracy": f"{result_in_words(result, 'accuracy')} on {result.get('images', '?')} images, "
-             f"{result.get('weights', '')}" for split, result in summary.final.items()}
+    name, final = summary.monitor, {}
+    best = {f"best {name.replace('_', ' ')}": f"{result_in_words(summary.best, name)} after epoch "
+            f"{summary.best.get('epoch', '?')}"}
+    for split, result in summary.final.items():
+        n, weights = result.get("images"), result.get("weights")
+        images = f" on {n:,} image{'s' * (n != 1)}" if isinstance(n, int) else ""
+        final[f"{split} accuracy"] = f"{result_in_words(result, 'accuracy')}{images}{f', {weights}' if weights else ''}"
     status = "died: it says that it is running, and its process is gone" if summary.died else summary.status
     return {"status": status, "error": summary.error,
-            "epochs": f"{summary.epoch} of {summary.n_epochs}, step {summary.step}",
-            "time": f"{format_duration(summary.seconds)}, started {summary.started}, ended {summary.ended or 'never'}",
-            **(best if summary.best else {}), **final, "notes": "; ".join(summary.notes)}
+            "epochs": f"{summary.epoch} of {summary.n_epochs}, step {summary.step:,}",
+            "time": format_duration(summary.seconds), "started": summary.started.replace("T", " "),
+            "ended": (summary.ended or "not yet" * (not summary.died)).replace("T", " "),
+            **(best if summary.best else {}), **final, "notes": summary.notes}
 
 
 def _trained(run: "Run", summary: "Summary") -> dict[str, Any]:
@@ -110,14 +145,15 @@ def _data(run: "Run", summary: "Summary") -> dict[str, Any]:
 def _code(run: "Run", summary: "Summary") -> dict[str, Any]:
     known, patch = summary.environment, run.patch_path
     commit = known.get("git_commit") or "not known: it did not run in a git repository"
+    named = dict.fromkeys(known.get("own_code") or (), "named by the config")
     kept = {f"code/{path.name}": "what was run" for path in sorted((run.folder/"code").glob("*"))}
     return {"imgcls": known.get("imgcls"), "git commit": commit, "changed since": known.get("git_modified"),
-            **({patch.name: "the changes since that commit"} if patch.exists() else {}), **kept}
+            **({patch.name: "the changes since that commit"} if patch.exists() else {}), **named, **kept}
 
 
 def _machine(summary: "Summary") -> dict[str, Any]:
     known = {name: value for name, value in summary.environment.items()
-             if not name.startswith("git_") and name != "imgcls" and not isinstance(value, bool)}
+             if not name.startswith("git_") and name not in ("imgcls", "own_code") and not isinstance(value, bool)}
     return {"host": summary.host, **{name: value for name, value in known.items() if value not in (None, [], "")}}
 
 
@@ -129,7 +165,7 @@ def _again(run: "Run", summary: "Summary") -> dict[str, Any]:
     apply = f" && git apply {word(run.patch_path)}" if run.patch_path.exists() else ""
     unfinished = summary.status != "completed" and run.last.exists()
     return {"the same code": f"git checkout {commit}{apply}" if commit else "",
-            "and compare": f"imgcls-reproduce {word(run.folder)}",
+            "train and compare": f"imgcls-reproduce {word(run.folder)}",
             "as a new run": f"imgcls-train --config {word(run.config_path)}",
             "go on": f"imgcls-train --resume {word(run.folder)}" if unfinished else "",
             "take care": f"{', '.join(summary.objects)} came from a notebook or program: give the same again"
@@ -171,11 +207,10 @@ def _show_flips(found: Any, n: int) -> None:
 
 # %% ../nbs/63c_run_commands.ipynb #d3c520b7
 def _delete(arguments: argparse.Namespace) -> None:
-    from imgcls.deletion import delete_run
-    from imgcls.runs import Run
+    from imgcls.deletion import deletable, delete_run
     if not arguments.yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise CommandError("Nobody can be asked here whether that shall go. --yes deletes without a question.")
-    runs = list(dict.fromkeys(Run.open(run, arguments.runs) for run in arguments.run))     # all are known, or none goes
+    runs = list(dict.fromkeys(deletable(run, arguments.runs) for run in arguments.run))      # all may go, or none goes
     for run in runs:
         gone = delete_run(run, yes=arguments.yes)
         write(f"{gone or f'Run {run.name!r} is kept.'}\n")
@@ -330,7 +365,7 @@ def _mistakes(arguments: argparse.Namespace) -> None:
     wrong = [i for i in (-said.confidence).argsort(kind="stable").tolist() if not said.correct[i]]
     if not wrong: return say(f"There are no mistakes among {what}, so there is no picture.")
     shown = wrong[:arguments.n]
-    _save(_grid(said, shown), arguments, f"{len(shown)} of {len(wrong)} mistakes among {what}")
+    _save(_grid(said, shown), arguments, f"{len(shown)} of {len(wrong)} mistake{'s' * (len(wrong) != 1)} among {what}")
 
 
 def _answers(arguments: argparse.Namespace) -> tuple["Evaluation", str]:
@@ -348,7 +383,7 @@ def _answers(arguments: argparse.Namespace) -> tuple["Evaluation", str]:
                            f" {split} asks it.")
     said = read_predictions(file)
     if said.targets is None: raise DataError(f"{file.name} holds no true classes.")
-    return said, f"{len(said):,} {split} images of {run.name}"
+    return said, f"{len(said):,} {split} image{'s' * (len(said) != 1)} of {run.name}"
 
 
 def _grid(said: "Evaluation", rows: Sequence[int]) -> "Figure":

@@ -113,7 +113,7 @@ def test_delete_asks_and_takes_no_for_an_answer(home, capsys, monkeypatch):
     assert "is kept" in capsys.readouterr().out and (home/"runs"/"base").exists()
     assert runs_command(["delete", "base"]) == 0
     assert re.search(r"Run 'base' is deleted: .* freed", capsys.readouterr().out)
-    assert not (home/"runs"/"base").exists() and not (home/"runs"/".deleted").exists()
+    assert not (home/"runs"/"base").exists() and not (home/"runs"/".imgcls-deleted").exists()
 
 
 def test_delete_leaves_a_run_that_trains(home, capsys):
@@ -122,6 +122,22 @@ def test_delete_leaves_a_run_that_trains(home, capsys):
     try: assert runs_command(["delete", "better", "--yes"]) == 1
     finally: hold.release()
     assert "is being trained already" in capsys.readouterr().err and (home/"runs"/"better"/"summary.txt").exists()
+
+
+def test_delete_takes_all_that_are_named_or_none(home, capsys):
+    runs, elsewhere = home/"runs", home/"elsewhere"/"y"
+    shutil.copytree(runs/"base", elsewhere)
+    (runs/"link").symlink_to(elsewhere)
+    shutil.copytree(runs/"base", home/"here")
+    (home/"config.yaml").write_text("a: 1")             # a project is no run
+    (runs/"better"/"notes").mkdir()
+    for word, said in {"link": "is a link", "here": "A name without a folder", ".": "Only the folder of a run",
+                       "runs/base/predictions_test.csv": "its name or its folder", "better": "'notes'"}.items():
+        assert runs_command(["delete", "base", word, "--yes"]) == 1
+        assert said in capsys.readouterr().err
+        assert all((folder/"summary.txt").exists() for folder in (runs/"base", runs/"better", elsewhere, home/"here"))
+    assert runs_command(["delete", "./here", "runs/base", "--yes"]) == 0
+    assert capsys.readouterr().out.count("is deleted") == 2 and not (home/"here").exists()
 
 
 def test_sync_says_what_is_left(home, capsys, monkeypatch):
@@ -152,7 +168,9 @@ def test_show_says_how_to_do_it_again(home, capsys):
     run = Run.open("base")
     summary = run.summary()
     summary.environment = {"git_commit": "abc", "python": "3.11", "imgcls": "0"}
-    summary.objects = {"network": "MyNet"}
+    summary.objects, summary.notes = {"network": "MyNet"}, ["First.", "Second."]
+    summary.environment["own_code"] = {"mine.Net": "abc"}
+    summary.final["test"]["images"] = 1
     run.write_summary(summary)
     run.patch_path.write_text("# changes")
     assert runs_command(["show", "base"]) == 0
@@ -160,3 +178,5 @@ def test_show_says_how_to_do_it_again(home, capsys):
     assert "git checkout abc && git apply" in out and "imgcls-reproduce" in out
     assert "network came from a notebook" in out
     assert "config.yaml" in out and "cannot be read here" in out        # it has none
+    assert re.search(r"\n  notes +First\.\n +Second\.\n", out) and re.search(r"mine\.Net +named by the config", out)
+    assert "on 1 image\n" in out
