@@ -31,6 +31,8 @@ def _parser(command: str, about: str, examples: Sequence[str]) -> argparse.Argum
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run: its name or folder; or an export's folder")
     parser.add_argument("--run_dir", metavar="RUN", help="the same, by a flag")
     parser.add_argument("--checkpoint", metavar="FILE", help="best.pt or last.pt of the run; without it best.pt")
+    parser.add_argument("--changed_code", action="store_true",
+                        help="your network and steps as they are now, if their source has changed")
     parser.add_argument("--device", default="auto", metavar="X", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--num_workers", metavar="N", help="processes that load images, or auto")
     return parser
@@ -58,7 +60,7 @@ def _loaded(arguments: argparse.Namespace) -> "Predictor":
             raise ConfigError(f"--num_workers must be a whole number, or auto. Got {workers!r}.")
         number = int(workers)
     return load_predictor(arguments.run, _weights(arguments), device=arguments.device,
-                          num_workers=workers if number is None else number)
+                          num_workers=workers if number is None else number, changed_code=arguments.changed_code)
 
 
 def _weights(arguments: argparse.Namespace) -> str | None:

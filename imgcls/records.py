@@ -35,7 +35,7 @@ from .runs import Hold, Run, run_name, writing
 from .runtime import environment, exactness_differences
 from .seeding import preserve_rng
 from .settings import find_settings, get_logger
-from .sources import save_sources
+from .sources import save_sources, sources_mark
 from .summaries import Summary
 from .training import state_dict
 
@@ -92,7 +92,8 @@ def describe(
     passed = [f"{key} was passed as an object: {what}" for key, what in setup.objects.items()]
     return Summary(
         device=str(state.runtime.device), parameters={"trainable": trained, "total": total},
-        dataset_sizes=data.sizes, n_classes=data.n_classes, environment=_environment(setup),
+        dataset_sizes=data.sizes, n_classes=data.n_classes,
+        environment={**_environment(setup), **_starting_weights(setup)},
         config=_as_used(setup), objects=setup.objects, monitor=state.history.monitor,
         notes=[*data.notes, *setup.notes, *passed])
 
@@ -101,6 +102,12 @@ def _environment(setup: Setup) -> dict[str, Any]:
     "Where it is computed; and the source of each class and function that the config names by import path."
     code = own_code(setup.config)
     return {**environment(setup.state.runtime, setup.state.optimizer), **({"own_code": code} if code else {})}
+
+
+def _starting_weights(setup: Setup) -> dict[str, str]:
+    "What is in the file that the network began with: another one may lie there later."
+    file = Path(setup.config.model.weights or "").expanduser()
+    return {"starting_weights": sources_mark(file)} if file.is_file() else {}
 
 
 def _as_used(setup: Setup) -> dict[str, Any]:
@@ -277,6 +284,9 @@ def _check_fits(setup: Setup, saved: Mapping[str, Any]) -> None:
     _check_same_network(setup.state.network.state_dict(), saved["network"])
     check(saved["fingerprint"] == data.fingerprint, "The data must be what the run was started with", data,
           "Files, classes or splits have changed since.", DataError)
+    if data.table is None:
+        get_logger().info("The names, classes and splits of this data are those that the run was started with. What is "
+                          f"in its images is not checked: they come from {data.config.dataset or 'objects'}.")
     for path, (before, now) in changed_sources(saved["environment"].get("own_code", {})).items():
         get_logger().warning(f"The source of {path} has changed since this run was made (SHA-256 {before} then, {now} "
                              "now): what follows may differ from a run that never stopped.")

@@ -1,4 +1,6 @@
 "A config that names code of the user's, from the shell: merged, killed, taken up, loaded; nobody passes an object."
+import contextlib
+import io
 import signal
 import sys
 from pathlib import Path
@@ -126,7 +128,8 @@ def test_a_dataset_of_the_user_is_found_again(workspace: Workspace, monkeypatch:
               "training": {"num_epochs": 2, "batch_size": 8, "trackers": []}}
     straight = Learner.from_config(config, own={"name": "straight", "progress": "pipe"}).fit()
     half = Learner.from_config(config, own={"name": "half", "progress": "pipe"}).fit(1)
-    opened = Learner.from_run("half", progress="pipe")
+    with contextlib.redirect_stderr(io.StringIO()) as told: opened = Learner.from_run("half", progress="pipe")
+    assert told.getvalue().count("its images is not checked: they come from mydata.Shades.") == 1, told.getvalue()
     assert opened.objects == {} and opened.data.fingerprint == half.data.fingerprint
     opened.plan(2).fit()
     for name, value in straight.network.state_dict().items():
