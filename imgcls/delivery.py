@@ -53,18 +53,8 @@ class Buffer:
         data = json.dumps(entry).encode() + b"\n"
         if not self._whole and self._is_torn(): data = b"\n" + data
         self._whole = False         # until it is: a disk may be full in the middle
-        with open(self.lines, "ab", buffering=0) as file: self._write(file, data, sync)
+        with open(self.lines, "ab", buffering=0) as file: _written(file, data, sync)
         self._whole = True
-
-    def _write(self, file: Any, data: bytes, sync: bool) -> None:
-        "All of it or, as far as the disk allows, nothing."
-        before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
-        try:
-            while rest: rest = rest[file.write(rest):]
-        except OSError:
-            with suppress(OSError): os.ftruncate(file.fileno(), before)     # nobody reads half a line
-            raise
-        if sync: os.fsync(file.fileno())
 
     def _is_torn(self) -> bool:
         "Was a process killed in the middle of the last line?"
@@ -109,6 +99,17 @@ def replace_file(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _written(file: Any, data: bytes, sync: bool) -> None:
+    "All of it or, as far as the disk allows, nothing."
+    before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while rest: rest = rest[file.write(rest):]
+    except OSError:
+        with suppress(OSError): os.ftruncate(file.fileno(), before)     # nobody reads half a line
+        raise
+    if sync: os.fsync(file.fileno())
 
 # %% ../nbs/36a_delivery.ipynb #a54f2b76
 _SLASHES = r":(?:\\*/){2}"              # also as JSON may write it
@@ -198,8 +199,8 @@ def _send_all(buffer: Buffer, sender: Callable[[dict[str, Any]], Any], say: Call
         if late(): return False
         try:
             if entry is not None: sender(entry)
-            else: say("warning", f"A line of {buffer.lines} is torn: a process was killed, or a disk gave way, while it was "
-                                 "written. What it told has not arrived.")
+            else: say("warning", f"A line of {buffer.lines} is torn: a process was killed, or a disk gave way, while "
+                                 "it was written. What it told has not arrived.")
         except Refused as error:
             with open(buffer.folder/"refused.jsonl", "a") as file: file.write(json.dumps(entry) + "\n")
             say("warning", f"The server refused what it was told of {entry['kind']} ({error}). It is kept in "
@@ -324,7 +325,7 @@ def _listen() -> Callable[[], float | None]:
     threading.Thread(target=read, daemon=True).start()
     return lambda: told[0] if told else None
 
-
+# %% ../nbs/36a_delivery.ipynb #d6848584
 @contextmanager
 def _voice(buffer: Buffer) -> Iterator[Callable[[str, str], None]]:
     "Where it says things."

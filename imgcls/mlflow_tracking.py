@@ -61,8 +61,8 @@ def check_address(
     known = {"file", "http", "https", "databricks", "databricks-uc", "uc", "sqlite", "postgresql", "mysql", "mssql"}
     plugins = {one.name for one in importlib.metadata.entry_points(group="mlflow.tracking_store")}
     check(scheme is None or scheme[1] in known | plugins, f"{name} must be an address that MLflow knows",
-          without_password(uri or ""), "It begins with http://, https://, sqlite:///, postgresql://, mysql://, mssql://, "
-          "file: or databricks.")
+          without_password(uri or ""), "It begins with http://, https://, sqlite:///, postgresql://, mysql://, "
+          "mssql://, file: or databricks.")
 
 # %% ../nbs/37a_mlflow_tracking.ipynb #5cd74dab
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def _tell(self: MLflow, entry: Mapping[str, Any], sync: bool = False) -> None:
         self._blocked = False
     except OSError as error:
         if not self._blocked: get_logger().warning(
-            f"What MLflow is to be told cannot be written ({error}). Training goes on; it is tried again with the next.")
+            f"What MLflow is to be told cannot be written ({error}). Training goes on; it is tried again.")
         self._blocked = True
     self._listen()
 
@@ -314,8 +314,8 @@ def finish(self: MLflow, status: str) -> None:
     target, lost = self._target, len(self._unwritten)
     if lost: get_logger().warning(f"MLflow is not told all: {lost} lines could not be written to {self.buffer.lines}.")
     if left: get_logger().warning(
-        f"MLflow: {left} lines could not be delivered{silent}; they are kept in {self.buffer.lines}. Later, imgcls-runs "
-        f"sync {self.run.name} delivers them, or imgcls.tracking.sync({self.run.name!r}).")
+        f"MLflow: {left} lines could not be delivered{silent}; they are kept in {self.buffer.lines}. Later, "
+        f"imgcls-runs sync {self.run.name} delivers them, or imgcls.tracking.sync({self.run.name!r}).")
     elif not lost: get_logger().info(f"MLflow has it as run {target['run_id']} at {target['uri']}")
 
 
@@ -327,7 +327,8 @@ def _wait(self: MLflow) -> str:
     done = self._courier.finish(patience) == 0
     _patience[self.folder] = max(0.0, patience - (time.monotonic() - began)) if done else 0.0
     self._listen()
-    return "" if done or self._heard or not patience else f" ({self._target['uri'] or 'MLflow'} did not answer in {patience:g} s)"
+    if done or self._heard or not patience: return ""
+    return f" ({self._target['uri'] or 'MLflow'} did not answer in {patience:g} s)"
 
 # %% ../nbs/37a_mlflow_tracking.ipynb #da8a6c9a
 @patch

@@ -87,7 +87,7 @@ def _show_itself(axes: "Axes") -> None:
 
 
 def _verbatim(name: object) -> str:
-    "A class called $b_$ is no formula; what is no valid UTF-8 in a name is a question mark, a control character a U+FFFD."
+    "A class called $b_$ is no formula; what is no valid UTF-8 in a name is a '?', a control character a U+FFFD."
     text = str(name).encode("utf-8", "replace").decode().replace("$", r"\$")
     return "".join("\ufffd" if unicodedata.category(letter) == "Cc" and letter != "\n" else letter for letter in text)
 
