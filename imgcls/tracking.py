@@ -29,6 +29,7 @@ from fastcore.basics import patch
 
 from .config import parse_yaml
 from .core import Images, Registry, check, checked, imported
+from .plots import drawing
 from .runs import Run
 from .settings import get_logger
 from .training import Callback, Order, State
@@ -145,7 +146,7 @@ def _pixels(figure: "Figure") -> Any:       # height x width x 3, uint8
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with drawing(): canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
@@ -252,6 +253,9 @@ class Tracking(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._well, self._last = list(self.trackers), state.step
+        if self.gradients is not None and not self.trackers: get_logger().warning(
+            "`gradient_norms` is set, but the run has no tracker to tell them: they are kept nowhere. "
+            "Add one, trackers=['tensorboard'], or leave `gradient_norms` out.")
         self._tell("start", self.run_name, self.config, state.step)
         self._tell_files()
         self._next = time.monotonic() + self.seconds

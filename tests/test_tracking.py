@@ -44,8 +44,22 @@ class Server:
                 time.sleep(0.1)
 
     def kill(self) -> None:
+        group = self.process.pid
         kill(self.process, signal.SIGKILL)
         self.process.wait()
+        end = time.monotonic() + 10
+        while (left := alive(group)) and time.monotonic() < end: time.sleep(0.05)
+        assert not left, left
+
+
+def alive(group: int) -> list[str]:
+    "What still runs of a process's session: MLflow starts workers."
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try: state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError: continue            # it has ended meanwhile
+        if int(session) == group and state != "Z": found.append(stat.parent.joinpath("cmdline").read_text())
+    return found
 
 
 @pytest.fixture(scope="module")
