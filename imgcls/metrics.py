@@ -779,6 +779,9 @@ class Metrics(Mapping[str, Metric]):
         for name in names:
             check(isinstance(name, str) and name.isprintable() and name.strip() == name != "",
                   "A metric's `name` must be a text of printable characters", name)
+            check(name not in _TAKEN and not f"_{name}".endswith(_ENDS), "A metric's `name` must not be one that a run "
+                  f"writes itself: {', '.join(_TAKEN)}, or one that ends in {' or '.join(_ENDS)}", name,
+                  "Give it another name.")
         check(len({*names, self._lost.name}) == len(members) + 1, "Metrics need different names", names,
               "Give one of them another name.")
         self._members = dict(zip(names, members, strict=True))
@@ -822,6 +825,10 @@ class Metrics(Mapping[str, Metric]):
     def reset(self) -> None:
         "Forget everything seen."
         for metric in (*self.values(), self._lost): metric.reset()
+
+
+_TAKEN = ("epoch", "step", "lr", "seconds")     # columns beside the metrics
+_ENDS = ("_interval", "_resamples")             # stand beside a metric, and say how sure it is
 
 # %% ../nbs/22_metrics.ipynb #0075a4d8
 @patch(as_prop=True)
