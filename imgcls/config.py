@@ -279,13 +279,13 @@ class _Builder:
         meant = near_miss(key, hints) or our_word(str(key))
         self.note(place, f"Unknown key {key!r}.{meant} There are: {', '.join(hints)}.")
 
-# %% ../nbs/02_config.ipynb #efa8dc24
+# %% ../nbs/02_config.ipynb #8dcfb509
 class _Mismatch(Exception): pass
 
 
 class _TooLarge(_Mismatch): pass
 
-
+# %% ../nbs/02_config.ipynb #efa8dc24
 def _coerce(value: Any, hint: Any) -> Any:
     "The value as the annotation wants it, or an error in words."
     rule = _RULES.get(get_origin(hint)) or (_coerce_config if is_dataclass(hint) else _coerce_plain)
