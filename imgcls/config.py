@@ -11,18 +11,20 @@ that names the key, the line, and the nearest right name. All problems are repor
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'T', 'FREE', 'parse_yaml', 'scalar', 'yaml_lines', 'our_word', 'from_dict', 'arguments_of', 'to_dict',
-           'dump_yaml', 'save_config', 'load_config', 'leaves', 'free_keys', 'find_keys', 'override', 'diff',
-           'describe', 'merge_configs']
+           'dump_yaml', 'save_config', 'load_config', 'key_lines', 'leaves', 'free_keys', 'find_keys', 'override',
+           'diff', 'describe', 'merge_configs']
 
 # %% ../nbs/02_config.ipynb #fd42ea08
 import math
 import numbers
 import os
 import re
+import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from datetime import date
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -36,23 +38,57 @@ from .core import ConfigError, check, checked, is_path, near_miss, shown, write_
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
-    "Safe YAML in which 1e-3 is a number and a repeated key an error."
+    "Safe YAML in which 1e-3 is a number; a repeated key is an error, and so is an anchor that holds itself."
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        self._settle(node, set(), set())
+        return node
+
+    def _settle(self, node: yaml.Node | None, above: set[int], done: set[int]) -> None:
+        "Check the keys of every mapping, then merge into it what `<<` names."
+        if node is None or isinstance(node, yaml.ScalarNode) or id(node) in done: return
+        if id(node) in above:
+            raise ConfigError(f"What the anchor in line {node.start_mark.line + 1} names holds itself, so it has no "
+                              "end. Write it out, without the alias.")
+        above.add(id(node))
+        if isinstance(node, yaml.MappingNode): self._check_keys(node)
+        for part in node.value: self._settle(part[1] if isinstance(part, tuple) else part, above, done)
+        if isinstance(node, yaml.MappingNode): self._merge(node)
+        above.remove(id(node))
+        done.add(id(node))
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"A key must be a text. In line {line} stands a list or a mapping instead.")
+            key = self._key(key_node)
             if key in seen:
                 raise ConfigError(f"The key {key!r} stands in line {seen[key]} and again in line "
                                   f"{line}. Keep one.")
             seen[key] = line
-        return super().construct_mapping(node, deep)
+
+    def _key(self, node: yaml.ScalarNode) -> Any:
+        return node.value if node.tag == _MERGE else self.construct_object(node, deep=True)
+
+    def _merge(self, node: yaml.MappingNode) -> None:
+        "Of several mappings the first one wins."
+        named = [value for key, value in node.value if key.tag == _MERGE]
+        parts = [part for value in named for part in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
+        if not all(isinstance(part, yaml.MappingNode) for part in parts):
+            raise ConfigError(f"`<<` in line {node.start_mark.line + 1} must name a mapping, or a list of mappings.")
+        own = [pair for pair in node.value if pair[0].tag != _MERGE]
+        pairs = [*(pair for part in reversed(parts) for pair in part.value), *own]
+        node.value = list({self._key(pair[0]): pair for pair in pairs}.values())
 
 
+_MERGE = "tag:yaml.org,2002:merge"
 _NUMBER = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
 
-
+# %% ../nbs/02_config.ipynb #f48a56d8
 @checked
 def parse_yaml(
     text: str,          # YAML
@@ -189,7 +225,7 @@ T = TypeVar("T")
 @checked
 def from_dict(
     cls: type[T],                       # a config dataclass
-    tree: Mapping[str, Any] | None,     # nested mappings, as YAML gives them; None: all defaults
+    tree: Mapping[Any, Any] | None,     # nested mappings, as YAML gives them; None: all defaults
     source: str = "",                   # where it came from, for error messages
     lines: Mapping[str, int | str] | None = None,   # line of each dotted key, or its place in words, for error messages
 ) -> T:
@@ -208,8 +244,8 @@ class _Builder:
     def __init__(self, lines: Mapping[str, int | str]):
         self.lines, self.problems = lines, []
 
-    def note(self, key: str, text: str) -> None:
-        place = self.lines.get(key)
+    def note(self, key: str, text: str, within: str = "") -> None:
+        place = self.lines.get(key, self.lines.get(within))
         line = f" ({f'line {place}' if isinstance(place, int) else place})" if place is not None else ""
         self.problems.append(f"{key}{line}: {text}" if key else text)
 
@@ -222,8 +258,10 @@ class _Builder:
         hints.pop(rest, None)
         for key, value in tree.items():
             dotted = f"{path}.{key}" if path else str(key)
-            if key in hints: values[key] = self.value(hints[key], value, dotted)
-            elif rest and is_path(tree.get(named_by)): values.setdefault(rest, {})[key] = _plain(value)
+            if not isinstance(key, str): self.note(dotted, _no_text(key))
+            elif key in hints: values[key] = self.value(hints[key], value, dotted)
+            elif rest and is_path(tree.get(named_by)):
+                values.setdefault(rest, {})[key] = self.value(Any, value, dotted)
             else: self.unknown(key, dotted, hints)
         if len(self.problems) > before: return None
         try: return cls(**values)
@@ -231,18 +269,23 @@ class _Builder:
 
     def value(self, hint: Any, value: Any, dotted: str) -> Any:
         if is_dataclass(hint): return self.build(hint, {} if value is None else value, dotted)
-        try: return _coerce(value, hint)
-        except _Mismatch as wrong: self.note(dotted, str(wrong))
+        try: found = _coerce(value, hint)
+        except _Mismatch as wrong: return self.note(dotted, str(wrong))
+        for place, problem in _not_plain(found, dotted): self.note(place, problem, dotted)
+        return found
 
     def unknown(self, key: Any, dotted: str, hints: Mapping[str, Any]) -> None:
         place = dotted if dotted != str(key) or dotted in self.lines else ""     # of the top level, only with a line
         meant = near_miss(key, hints) or our_word(str(key))
         self.note(place, f"Unknown key {key!r}.{meant} There are: {', '.join(hints)}.")
 
-# %% ../nbs/02_config.ipynb #efa8dc24
+# %% ../nbs/02_config.ipynb #8dcfb509
 class _Mismatch(Exception): pass
 
 
+class _TooLarge(_Mismatch): pass
+
+# %% ../nbs/02_config.ipynb #efa8dc24
 def _coerce(value: Any, hint: Any) -> Any:
     "The value as the annotation wants it, or an error in words."
     rule = _RULES.get(get_origin(hint)) or (_coerce_config if is_dataclass(hint) else _coerce_plain)
@@ -250,7 +293,9 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _coerce_plain(value: Any, hint: Any) -> Any:
-    if hint is Any: return value
+    if hint is Any: return _plain(value)
+    if hint is float and type(value) is int and abs(value) > sys.float_info.max:
+        raise _TooLarge(f"must be at most {sys.float_info.max:.2g}. Got {shown(value)}.")
     if hint is float and type(value) in (int, float) and not math.isnan(value): return float(value)
     if hint is not float and (type(value) is hint or value is hint is None): return value
     raise _mismatch(value, hint)
@@ -287,10 +332,11 @@ def _coerce_union(value: Any, hint: Any) -> Any:
     kinds = get_args(hint)
     for kind in sorted(kinds, key=lambda k: k is not type(value)):      # the exact type first
         try: return _coerce(value, kind)
+        except _TooLarge: raise
         except _Mismatch as wrong: literal = wrong if get_origin(kind) is Literal else None
     others = [k for k in kinds if k is not type(None)]
     if len(others) == 1 and literal: raise literal
-    raise _Mismatch(f"must be {' or '.join(map(_words, kinds))}. Got {shown(value)}.")
+    raise _mismatch(value, hint)
 
 
 _RULES = {Union: _coerce_union, types.UnionType: _coerce_union, Literal: _coerce_literal, tuple: _coerce_tuple,
@@ -303,7 +349,36 @@ def _simple(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _mismatch(value: Any, hint: Any) -> _Mismatch: return _Mismatch(f"must be {_words(hint)}. Got {shown(value)}.")
+def _plain(value: Any) -> Any:
+    if is_dataclass(value): return to_dict(value)
+    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
+    if isinstance(value, Mapping): return {k: _plain(v) for k, v in value.items()}
+    return _simple(value)
+
+
+def _mismatch(value: Any, hint: Any) -> _Mismatch:
+    return _Mismatch(f"must be {_words(hint)}. Got {shown(value)}.{_quoted(value)}")
+
+
+def _quoted(value: Any) -> str: return f" For a text put it in quotes: '{value}'." if isinstance(value, date) else ""
+
+
+def _not_plain(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    "What a file or a checkpoint could not hold: its key, and what is wrong."
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            if isinstance(name, str): yield from _not_plain(one, f"{key}.{name}")
+            else: yield f"{key}.{name}", _no_text(name)
+    elif isinstance(value, (list, tuple)):
+        for i, one in enumerate(value): yield from _not_plain(one, f"{key}[{i}]")
+    elif not (value is None or type(value) in (bool, int, float, str) or is_dataclass(value)):
+        yield key, ("must be a text, a number, true, false, null, a list, or keys and values: nothing else can be "
+                    f"saved. Got {shown(value)}.{_quoted(value)}")
+
+
+def _no_text(key: Any) -> str:
+    why = "; YAML takes on, off, yes and no for true and false" if isinstance(key, bool) else ""
+    return f"A key must be a text. Got {shown(key)}. Put it in quotes{why}."
 
 
 def _words(hint: Any) -> str:
@@ -332,7 +407,16 @@ def arguments_of(
 @cache
 def _open_field(cls: type) -> tuple[str, str]:
     "The field for arguments, and the one that names what they are for; empty where there are none."
-    return next(((f.name, f.metadata["arguments_of"]) for f in fields(cls) if "arguments_of" in f.metadata), ("", ""))
+    every = fields(cls) if is_dataclass(cls) else ()
+    return next(((f.name, f.metadata["arguments_of"]) for f in every if "arguments_of" in f.metadata), ("", ""))
+
+
+def _left_behind(cls: Any, section: Mapping[str, Any], name: Any) -> list[str]:
+    "The keys that are arguments of the import path in a section, where another name takes its place."
+    rest, named_by = _open_field(cls)
+    old = section.get(named_by)
+    if not is_path(old) or name == old: return []
+    return [key for key in section if key not in {f.name for f in fields(cls)} - {rest}]
 
 # %% ../nbs/02_config.ipynb #c3af65e2
 @checked
@@ -348,13 +432,6 @@ def _entries(config: Any) -> list[tuple[str, Any]]:
     rest, _ = _open_field(type(config))
     own = [(f.name, getattr(config, f.name)) for f in fields(config) if f.name != rest]
     return own + list(getattr(config, rest).items() if rest else ())
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value): return to_dict(value)
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, Mapping): return {k: _plain(v) for k, v in value.items()}
-    return _simple(value)
 
 # %% ../nbs/02_config.ipynb #cc4cced1
 @checked
@@ -416,19 +493,25 @@ def _read(path: str | Path) -> tuple[Mapping[str, Any] | None, dict[str, int]]:
     tree = parse_yaml(text, path.name)
     if tree is None: return None, {}
     check(isinstance(tree, Mapping), f"{path.name} must hold keys and values", tree, "Write lines such as seed: 42.")
-    return tree, _key_lines(text)
+    return tree, key_lines(text)
 
-
-def _key_lines(text: str) -> dict[str, int]:
-    "The line of each dotted key."
+# %% ../nbs/02_config.ipynb #617b2dc0
+@checked
+def key_lines(
+    text: str,                  # YAML that `parse_yaml` reads
+) -> dict[str, int]:            # dotted key -> line, as `from_dict` wants them
+    "The line of each key."
     found: dict[str, int] = {}
     def walk(node: yaml.Node | None, path: str) -> None:
         if not isinstance(node, yaml.MappingNode): return
-        for key, value in node.value:
-            dotted = f"{path}.{key.value}" if path else key.value
-            found[dotted] = key.start_mark.line + 1
+        for key_node, value in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            dotted = f"{path}.{key}" if path else str(key)
+            found[dotted] = key_node.start_mark.line + 1
             walk(value, dotted)
-    walk(yaml.compose(text, _Loader), "")
+    loader = _Loader(text)
+    try: walk(loader.get_single_node(), "")
+    finally: loader.dispose()
     return found
 
 # %% ../nbs/02_config.ipynb #0bdb6a52
@@ -489,18 +572,29 @@ def override(
     aliases: Mapping[str, tuple[str, ...]] | None = None,  # one word -> the dotted keys it sets
 ) -> T:                         # a new, checked config; the old one is untouched
     "Change some values, by their full or short names; two names for one key are an error."
-    tree, named = to_dict(config), {}
+    tree, named, values = to_dict(config), {}, {}
     for key, value, is_text in _pairs(changes):
         for dotted in find_keys(config, key, aliases):
             if dotted in named:
                 both = f"`{named[dotted]}` and `{key}` both mean {dotted}, which"
                 raise ConfigError(f"{f'`{key}`' if named[dotted] == key else both} is given twice. Keep one.")
             named[dotted] = key
-            *parents, last = dotted.split(".")
-            branch = tree
-            for parent in parents: branch = branch[parent]
-            branch[last] = _from_text(type(config), dotted, value) if is_text else _plain(value)
+            values[dotted] = _from_text(type(config), dotted, value) if is_text else _plain(value)
+    for dotted, value in values.items():
+        branch, kind, last = _section(tree, type(config), dotted)
+        gone = _left_behind(kind, branch, value) if last == _open_field(kind)[1] else ()
+        for key in gone: del branch[key]
+    for dotted, value in values.items():
+        branch, _, last = _section(tree, type(config), dotted)
+        branch[last] = value
     return from_dict(type(config), tree)
+
+
+def _section(tree: dict[str, Any], cls: type, dotted: str) -> tuple[dict[str, Any], type, str]:
+    "Where a key stands, of which class that is, and its last part."
+    *parents, last = dotted.split(".")
+    for parent in parents: tree, cls = tree[parent], get_type_hints(cls)[parent]
+    return tree, cls, last
 
 
 def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, Any, bool]]:
@@ -533,7 +627,16 @@ def diff(
     "What changed between two configs."
     old, new = leaves(before), leaves(after)
     return {key: (old.get(key), new.get(key)) for key in {**new, **old}
-            if key not in old or key not in new or old[key] != new[key]}
+            if key not in old or key not in new or not _same(old[key], new[key])}
+
+
+def _same(one: Any, other: Any) -> bool:
+    "Equal; NaN is the same as NaN here."
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other or (one != one and other != other)
 
 # %% ../nbs/02_config.ipynb #661decc1
 @checked
@@ -572,14 +675,19 @@ def merge_configs(
         mapping = to_dict(layer) if whole else layer if isinstance(layer, Mapping) else None
         part, lines = _read(layer) if mapping is None else (mapping, {})
         names += [f"part {i + 1}" if mapping is not None else str(layer)]
-        tree = _merged(tree, part or {}, {key: f"{names[-1]}, line {n}" for key, n in lines.items()}, places, names[-1])
+        stands = {key: f"{names[-1]}, line {n}" for key, n in lines.items()}
+        tree = _merged(cls, tree, part or {}, stands, places, names[-1])
     return from_dict(cls, tree, " + ".join(names), places)
 
 
-def _merged(tree: Mapping[str, Any], part: Mapping[str, Any], lines: Mapping[str, str], places: dict[str, str],
-            name: str, path: str = "") -> dict[str, Any]:
+def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: Mapping[str, str],
+            places: dict[str, str], name: str, path: str = "") -> dict[str, Any]:
     "Both, in a new dict; `places` follows: of a section, each place where it stands."
-    result = dict(tree)
+    result, named_by = dict(tree), _open_field(cls)[1]
+    hints = get_type_hints(cls) if is_dataclass(cls) else {}
+    for key in _left_behind(cls, tree, part[named_by]) if named_by in part else ():
+        del result[key]
+        _forget(places, f"{path}{key}")
     for key, value in part.items():
         dotted = f"{path}{key}"
         here, both = lines.get(dotted, name), isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -587,7 +695,9 @@ def _merged(tree: Mapping[str, Any], part: Mapping[str, Any], lines: Mapping[str
         else: _forget(places, dotted)
         places[dotted] = here
         if not isinstance(value, Mapping): result[key] = value
-        else: result[key] = _merged(result[key] if both else {}, value, lines, places, name, f"{dotted}.")
+        else:
+            inner = result[key] if both else {}
+            result[key] = _merged(hints.get(key), inner, value, lines, places, name, f"{dotted}.")
     return result
 
 

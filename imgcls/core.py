@@ -307,6 +307,9 @@ def _module(name: str, path: str, hint: str = "") -> types.ModuleType:
             raise ConfigError(f"{name} needs {gone}, which is not installed.") from error
         raise ConfigError(f"There is no module {gone!r} for {path!r}, neither in {here} nor installed. {hint}".rstrip()
                           ) from None
+    except SystemExit as error:
+        raise ConfigError(f"{name} cannot be imported: it ends the program, sys.exit({error.code!r}). What it does "
+                          'as a script belongs below `if __name__ == "__main__":`.') from error
     except Exception as error:
         raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
     finally: sys.path.remove(here)

@@ -765,6 +765,17 @@ class LostImages(Metric):
 
     def score(self) -> float: return self.sums["count"].item()
 
+# %% ../nbs/22_metrics.ipynb #2f7ac07c
+_TAKEN = ("epoch", "step", "lr", "seconds", "images", "weights")    # stand beside the metrics in tables and summaries
+_ENDS = ("_interval", "_resamples")             # stand beside a metric, and say how sure it is
+
+
+def _check_name(name: Any) -> None:
+    check(isinstance(name, str) and name.isprintable() and name.strip() == name != "",
+          "A metric's `name` must be a text of printable characters", name)
+    check(name not in _TAKEN and not f"_{name}".endswith(_ENDS), "A metric's `name` must not be one that a run writes "
+          f"itself: {', '.join(_TAKEN)}, or one that ends in {' or '.join(_ENDS)}", name, "Give it another name.")
+
 # %% ../nbs/22_metrics.ipynb #2cc3ec78
 class Metrics(Mapping[str, Metric]):
     "Several metrics over one stream, by name."
@@ -776,9 +787,7 @@ class Metrics(Mapping[str, Metric]):
     ):
         members, self._lost = list(members), LostImages()
         names = [metric.name for metric in members]
-        for name in names:
-            check(isinstance(name, str) and name.isprintable() and name.strip() == name != "",
-                  "A metric's `name` must be a text of printable characters", name)
+        for name in names: _check_name(name)
         check(len({*names, self._lost.name}) == len(members) + 1, "Metrics need different names", names,
               "Give one of them another name.")
         self._members = dict(zip(names, members, strict=True))
