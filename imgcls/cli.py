@@ -380,6 +380,7 @@ def overrides_of(
     "The config keys that were given."
     known = [flag for flags in FLAGS.values() for flag in flags]
     named = [f"{key}={getattr(arguments, key)}" for key in known if getattr(arguments, key) is not None]
+    if not all(word.strip() for word in arguments.config or []): raise ValueError(f"--config: {EMPTY}")
     _, behind = _apart(arguments.config or [])
     pairs = [*named, *_paired([*behind, *rest])]
     keys = [pair.split("=", 1)[0] for pair in pairs]
@@ -417,7 +418,7 @@ def train_command(
     parser, words = train_parser(), sys.argv[1:] if argv is None else [*argv]
     if not words:
         say(parser.format_help())
-        parser.error("Say what to train: --data_dir FOLDER, or --config FILE (--config digits is a sample).")
+        parser.exit(2, "Say what to train: --data_dir FOLDER, or --config FILE (--config digits is a sample).\n")
     arguments, rest = parser.parse_known_args(words)
     try: overrides = overrides_of(arguments, rest)
     except ValueError as error: parser.error(str(error))
