@@ -206,13 +206,15 @@ def _checked_monitor(monitor: str, state: State) -> str:
     name = monitor.removeprefix("val_").removeprefix("train_")
     known = state.train_metrics.directions.get(name, state.history.higher_is_better(monitor))
     check(known is not None, "`monitor` must be a metric that says whether more of it is better", monitor,
-          f"Try metrics=[{_kind_of(state, name)}({name}, higher_is_better=False)], from imgcls.metrics.")
+          _to_say(state, name))
     return monitor
 
 
-def _kind_of(state: State, name: str) -> str:
-    "What says the direction of a metric that doesn't."
-    return "TorchMetric" if isinstance(state.train_metrics.get(name), TorchMetric) else "FunctionMetric"
+def _to_say(state: State, name: str) -> str:
+    "How a user says the direction of a metric that doesn't; which one it is nobody else can know."
+    if isinstance(state.train_metrics.get(name), TorchMetric):
+        return f"Say it: metrics=[TorchMetric({name}, higher_is_better=True)], or False, from imgcls.metrics."
+    return f"Say it beside the function: {name}.higher_is_better = True, or False."
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(

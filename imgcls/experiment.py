@@ -173,6 +173,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("optimizer.lr",),
     "wd": ("optimizer.weight_decay",),
     "pretrained": ("model.weights",),
+    "optimizer": ("optimizer.type",), "scheduler": ("scheduler.type",), "loss": ("loss.type",),
 }
 
 

@@ -163,19 +163,28 @@ def train(
 # %% ../nbs/56_pipeline.ipynb #80356e11
 def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
              own: Mapping[str, Any] | None) -> Learner:
-    "A run opened again; only its length may be changed."
+    "A run opened again; only its length, and where and by how many it is computed, may be changed."
     own = dict(own or {})
     wanted = _pairs(overrides) | dict(changes) | ({"name": own["name"]} if "name" in own else {})
     free = {key: wanted.pop(key) for key in ("device", "num_workers") if key in wanted}
     epochs = [wanted.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in wanted]
     if config is not None or wanted:
         what = ", ".join(["config"] * (config is not None) + [*wanted])
-        raise ConfigError(f"A resumed run keeps its config; only num_epochs can grow. Got {what}. "
-                          "For other settings start a new run.")
+        raise ConfigError(f"A resumed run keeps its config; only num_epochs, device and num_workers can be changed. "
+                          f"Got {what}. For other settings begin a new run, by `retrain` with the weights of this one.")
     if free.get("num_workers", "auto") != "auto": free["num_workers"] = _whole("num_workers", free["num_workers"])
     learner = Learner.from_run(resume, **own, **free)
-    if epochs: learner.plan(_whole("num_epochs", epochs[0]))
+    if epochs: _planned(learner, _whole("num_epochs", epochs[0]))
     return learner
+
+
+def _planned(learner: Learner, n: int) -> None:
+    "Plan another length; what it does to the schedule is said."
+    before = learner.state.n_epochs
+    learner.plan(n)
+    if n != before:
+        get_logger().warning(f"The plan changes from {before} to {n} epochs, and from here on the schedule of the "
+                             f"learning rate is that of {n} epochs. The history notes it.")
 
 
 def _pairs(overrides: Iterable[str]) -> dict[str, str]:

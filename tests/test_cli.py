@@ -73,6 +73,16 @@ def test_completion_offers_flags_and_files(capsys, tmp_path):
         assert expected in done.stdout.split(), done
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize("words", ["--help", "--version", "--print_completion bash"])
+def test_help_that_nobody_gets_is_an_error(workspace, words):
+    code = "import sys; from imgcls.cli import train_command; sys.exit(train_command())"
+    for where, said in ((">/dev/full", "Cannot write to standard output"), (">&-", "it is closed")):
+        process = workspace.launch("bash", "-c", f'"$0" -c "$1" {words} {where}', sys.executable, code)
+        errors = output_of(process, 20)[1]
+        assert process.returncode == 1 and said in errors and errors.count("\n") == 1, errors
+
+
 WAITING = """
 import sys, time
 from imgcls.cli import command_parser, ended, write
@@ -121,8 +131,13 @@ def test_files_overrides_and_runs_reach_train(monkeypatch, tmp_path):
                      (["a.yaml", "b.yaml"], (), same),
                      (None, ("optimizer.type=adamw",), {"resume": None, "own": {"name": "new"}, "retrain": "base"}),
                      (None, (), same | {"resume": "base"})]
-    for words in ("--resume a --retrain b", "--print_config --resume a", "--lr", "--lr 1 lr=2", "loose"):
+    del calls[:]
+    for words in ("--resume a --retrain b", "--print_config --resume a", "--lr", "--lr 1 lr=2", "loose", "",
+                  "--lr 1 --lr 2", "--name a --name b", "--no_pretrained"):
         assert called("imgcls-train", *words.split()) == 2
+    for words in (["--retrain", ""], ["--name", ""], ["--config", ""], ["--lr", " "], ["lr="], ["--loss.type", ""]):
+        assert called("imgcls-train", *words) == 2 and not calls, words
+    assert called("imgcls-predict", "base", "a.png", "--out", "") == 2
 
 
 def test_config_and_keys_are_printed(capsys):
