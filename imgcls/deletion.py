@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import CheckpointError, ConfigError, ImgclsError, check, checked
+from .core import CheckpointError, ConfigError, ImgclsError, check, checked, explain_function
 from .runs import Hold, Run, runs_in
 from .runtime import where
 
@@ -98,3 +98,6 @@ def _remove(folder: Path) -> None:
         raise ImgclsError(f"The run {folder.name!r} is gone, but not all of its files: {error}. Remove {str(gone)!r} "
                           "by hand.") from None
     shutil.rmtree(bin_, ignore_errors=True)
+
+# %% ../nbs/38a_deletion.ipynb #dfc23e05
+explain_function(delete_run)
