@@ -365,7 +365,7 @@ def differences(
 
 def _side(run: Run, summary: Summary) -> dict[str, Any]:
     "What a run was: its knobs, and what computed it."
-    return _knobs(run, summary) | _flat({"environment": summary.environment})
+    return _knobs(run, summary) | {f"environment.{key}": value for key, value in _flat(summary.environment).items()}
 
 
 def _to_read(value: Any) -> Any:

@@ -79,7 +79,7 @@ def _outcome(summary: "Summary") -> dict[str, Any]:
     from imgcls.summaries import format_duration, result_in_words
     best = {f"best {_words(summary.monitor)}": result_in_words(summary.best, summary.monitor)}
     more = {f"{_words(name)} of that epoch": result_in_words(summary.best, name)
-            for name in _numbers(summary.best) if name != summary.monitor}
+            for name in _numbers(summary.best) if name.startswith("val_") and name != summary.monitor}
     final = {}
     for split, result in summary.final.items():
         final[f"{split} accuracy"] = (f"{result_in_words(result, 'accuracy')} on {result.get('images', '?')} images, "
