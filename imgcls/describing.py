@@ -195,7 +195,8 @@ class DataDescription:
 
     def yaml(self) -> str:
         "What `data.yaml` holds."
-        return "\n".join([_HEAD, *yaml_lines(to_dict(self))]) + "\n"
+        known = {key: value for key, value in to_dict(self).items() if value not in ({}, [], ())}
+        return "\n".join([_HEAD, *yaml_lines(known)]) + "\n"
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{n:,} {split}" for split, n in self.images.items())

@@ -404,13 +404,17 @@ def _numbers(metrics: Metrics, scores: Scores, rows: np.ndarray, strict: bool = 
 def _measured(scores: Scores, metrics: Metrics, name: str, value: float, draws: np.ndarray) -> Measured:
     known, notes = draws[~np.isnan(draws)], []
     n, enough = len(scores), len(known) >= max(100, len(draws)/2)
+    ends = tuple(map(float, np.quantile(known, (0.025, 0.975)))) if enough and len(draws) else (0.0, 0.0)
+    rounding = 1e-9*abs(value)
+    varies, differed = ends[1] - ends[0] > rounding, int((np.abs(known - value) > rounding).sum())
     if not len(draws): notes.append("no interval was made; .measure(n_resamples=100) makes one")
     elif not enough: notes.append(f"no interval: {len(draws) - len(known)} of {len(draws)} resamples gave no number")
+    elif not varies: notes.append(f"no interval: {differed or 'no'} resample{'s'*(differed > 1)} differed")
     elif len(known) < len(draws): notes.append(f"{len(draws) - len(known)} resamples gave no number")
     if scores.logits is None and isinstance(metrics[name], FunctionMetric) and metrics[name].of == "logits":
         notes.append("of log-probabilities: there are no logits")
-    ends = tuple(map(float, np.quantile(known, (0.025, 0.975)))) if enough and len(draws) else None
-    return Measured(name, value, ends, n, len(known), metrics[name].higher_is_better, "; ".join(notes))
+    return Measured(name, value, ends if varies else None, n, len(known), metrics[name].higher_is_better,
+                    "; ".join(notes))
 
 # %% ../nbs/25_scores.ipynb #526d8ffc
 @checked

@@ -105,7 +105,8 @@ def _save_sources(run: Run) -> list[str]:
     if cells := _cells(): texts["cells.py"] = cells.encode("utf-8", "replace")[:MAX_SOURCE]
     if not texts and not left_out: return []
     for name, text in texts.items(): write_atomic(run.code/name, text)
-    known = {"main": main.name if main else None, "folder": str(folder), "left_out": left_out,
+    known = {"main": main.name if main else None, "folder": str(folder),
+             **({"left_out": left_out} if left_out else {}),
              "files": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}}
     write_atomic(run.code/"sources.yaml", "\n".join(yaml_lines(known)) + "\n")
     return [*texts]
@@ -131,7 +132,7 @@ def _without_outputs(path: Path) -> bytes:
 @checked
 def sources_of(
     run: Run,
-) -> dict[str, Any]:        # main, folder, left_out, files (name -> SHA-256); empty where there are none
+) -> dict[str, Any]:        # main, folder, left_out (if any), files (name -> SHA-256); empty where there are none
     "What `save_sources` says of a run's code."
     try: known = parse_yaml((run.code/"sources.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ImgclsError): return {}
