@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import cell_text, command_parser, ended, refuse_missing, say, show_table, write
+from .cli import cell_text, command_parser, ended, refuse_missing, say, show_log, show_table, write
 
 if TYPE_CHECKING:
     from imgcls.evaluation import Evaluation
@@ -54,6 +54,7 @@ def _loaded(arguments: argparse.Namespace) -> "Predictor":
     "The predictor that the arguments name."
     from imgcls.core import ConfigError
     from imgcls.inference import load_predictor
+    show_log()
     workers, number = arguments.num_workers, None
     if workers not in (None, "auto"):
         if not (workers.isascii() and workers.isdecimal()):

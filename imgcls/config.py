@@ -276,7 +276,9 @@ class _Builder:
 
     def unknown(self, key: Any, dotted: str, hints: Mapping[str, Any]) -> None:
         place = dotted if dotted != str(key) or dotted in self.lines else ""     # of the top level, only with a line
-        meant = near_miss(key, hints) or our_word(str(key))
+        homes = [name for name, hint in hints.items() if is_dataclass(hint) and key in get_type_hints(hint)]
+        home = " or ".join(f"{name}: {{{key}: ...}}" for name in homes)
+        meant = f" Write it in its section, {home}." if homes else near_miss(key, hints) or our_word(str(key))
         self.note(place, f"Unknown key {key!r}.{meant} There are: {', '.join(hints)}.")
 
 # %% ../nbs/02_config.ipynb #8dcfb509
@@ -445,7 +447,7 @@ def dump_yaml(
 def _lines_of(config: Any, indent: str) -> list[str]:
     meanings, lines = _meanings(type(config)), []
     for name, value in _entries(config):
-        meaning = meanings.get(name)
+        meaning = re.sub(r"\bNone\b", "null", meanings.get(name) or "")       # as a file says it
         if is_dataclass(value):
             lines += [f"{indent}{name}:", *_lines_of(value, indent + "  ")]
         else:

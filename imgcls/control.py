@@ -173,6 +173,8 @@ def _take_up(self: ControlFile, text: str) -> None:
     control = self.control
     if "lr_factor" in new: control.set_lr_factor(new["lr_factor"])
     if "pause" in new: (control.pause if new["pause"] else control.resume)()
+    if new.get("pause"): get_logger().info(f"Training waits after the step at hand. `pause: false` in {self.path} goes "
+                                           "on.")
     if new.get("save"): control.save()
     if new.get("stop"): control.stop(self.path.name)
 

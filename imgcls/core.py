@@ -12,8 +12,8 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
            'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
            'fits', 'in_words', 'is_path', 'imported', 'source_of', 'changed_sources', 'arguments_for',
-           'name_and_arguments', 'meanings', 'explain_methods', 'Registry', 'write_atomic', 'sync_folder',
-           'temporary_for', 'sweep', 'is_gone', 'verify_archive']
+           'name_and_arguments', 'meanings', 'explain_function', 'explain_methods', 'Registry', 'write_atomic',
+           'sync_folder', 'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
@@ -411,6 +411,16 @@ def meanings(
         if comment and last: found[last] = f"{found.get(last, '')} {comment}".strip()
     return found
 
+# %% ../nbs/00_core.ipynb #4171fc6b
+def explain_function(
+    function: Callable[..., Any],   # changed in place: its docstring
+) -> None:
+    "Append the meaning of every argument to the docstring."
+    found = meanings(function)
+    if not found or "Arguments:" in (function.__doc__ or ""): return
+    lines = "\n".join(f"    {argument}: {meaning}" for argument, meaning in found.items())
+    function.__doc__ = f"{inspect.getdoc(function) or ''}\n\nArguments:\n\n{lines}"
+
 # %% ../nbs/00_core.ipynb #7fe65331
 @checked
 def explain_methods(
@@ -419,11 +429,7 @@ def explain_methods(
     "Append the meaning of every argument to the docstrings."
     for name, method in vars(cls).items():
         function = getattr(method, "__func__", getattr(method, "f", method))    # class methods, fastcore's too
-        if name.startswith("_") or not inspect.isfunction(function): continue
-        found = meanings(function)
-        if not found or "Arguments:" in (function.__doc__ or ""): continue
-        lines = "\n".join(f"    {argument}: {meaning}" for argument, meaning in found.items())
-        function.__doc__ = f"{inspect.getdoc(function) or ''}\n\nArguments:\n\n{lines}"
+        if not name.startswith("_") and inspect.isfunction(function): explain_function(function)
 
 # %% ../nbs/00_core.ipynb #b38518fd
 class Registry(Mapping[str, Callable[..., Any]]):

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .config import parse_yaml
-from .core import CheckpointError, ConfigError, ImgclsError, check, checked, listed
-from .runs import Hold, Run
+from .core import CheckpointError, ConfigError, ImgclsError, check, checked, explain_function, listed
+from .runs import Hold, Run, runs_in
 from .runtime import where
 from .settings import find_settings
 from .sources import sources_of
@@ -107,6 +107,9 @@ def _meant(run: str | Path | Run, root: str | Path | None) -> Path:
     check(not spot.is_symlink(), f"{str(spot)!r} is a link, and only the folder of a run itself can be deleted",
           str(spot.resolve()), "Delete that, or remove the link by hand.")
     return spot
+
+# %% ../nbs/38a_deletion.ipynb #dfc23e05
+explain_function(delete_run)
 
 # %% ../nbs/38a_deletion.ipynb #ffbb107a
 _FOLDERS = ("logs", "plots", "weights", "code")

@@ -1,8 +1,8 @@
 """Which of two runs was right more often, and on which images do they disagree?
 
 `compare(a, b)` reads what two runs said about a split and compares them image by image (`26b_paired`); `show_flips` makes a gallery of
-the result, in which a click on a count shows its images. Only the runs' folders are read: no network, and no images but those
-that are looked at.
+the result, in which a click on a count shows its images. Of runs only their folders are read: no network, and no images but those
+that are looked at. A learner is asked now, and an `Evaluation` is what it is.
 
 Guaranteed: images are the same because their contents are, where both runs wrote those down, wherever the files lie now; how they were
 matched is said; what one of the runs did not answer is counted and left out."""
@@ -24,7 +24,7 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-from .core import CheckpointError, DataError, check, checked, listed
+from .core import ArgumentError, CheckpointError, DataError, check, checked, explain_function, listed
 from .edits import readable
 from .evaluation import Evaluation, read_predictions
 from .gallery import RING, SIDE_BY_SIDE, Gallery, quick_image, shade
@@ -38,30 +38,60 @@ from .runs import Run
 # %% ../nbs/46a_flips.ipynb #19dcfa09
 @checked
 def compare(
-    a: Any,                             # a run: its name, folder, Run, or a learner that has one
+    a: Any,                             # a run (its name, folder or Run), a learner, or an Evaluation
     b: Any,                             # another
     split: str | None = None,           # 'test', 'val', ...; None: test, or val where not both have test
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
     n_resamples: int = 2000,            # of the bootstrap, 100 to 100,000
     seed: int = 0,                      # of its draws, >= 0
 ) -> PairedComparison:                  # shows itself; `.flipped` are the images that only one got right
-    "Two runs on the same images: which was right more often, and is that shown?"
-    runs = [Run.open(getattr(run, "run", run), root) for run in (a, b)]
-    check(runs[0] != runs[1], "Two different runs are compared", str(runs[0]))
-    split = split or _split(runs)
-    sides = [_read(run, split) for run in runs]
-    names = [run.name for run in runs]
-    if names[0] == names[1]: names = [str(run) for run in runs]
+    "Two networks on the same images: which is right more often, and is that shown? A learner answers now."
+    asked = [_opened(key, side, root) for key, side in (("a", a), ("b", b))]
+    check(asked[0] is not asked[1] and not (isinstance(asked[0], Run) and asked[0] == asked[1]),
+          "Two different runs are compared", str(asked[0]))
+    split = _split(asked, split)
+    sides = [_side(one, split) for one in asked]
+    runs = [one if isinstance(one, Run) else getattr(one, "run", None) for one in asked]
+    names = [key if run is None else run.name for key, run in zip("ab", runs, strict=True)]
+    if names[0] == names[1]: names = [*map(str, runs)] if runs[0] != runs[1] else [f"{names[0]} (a)", f"{names[1]} (b)"]
     keys, matched = _matched(*sides)
-    notes = [matched, *_notes(runs, names, sides, split)]
+    notes = [matched, *_notes(asked, names, sides, split)]
     found = compare_answers(sides[0].said, sides[1].said, names, keys, n_resamples, seed, notes)
     check(keys is not None or not found.disputed, "Images without files must be the same ones in the same order, but "
           "the true classes differ", dict(list(found.disputed.items())[:3]), error=DataError)
     return found
 
 
-def _split(runs: Sequence[Run]) -> str:
-    return "test" if all(run.predictions_path("test").exists() for run in runs) else "val"
+def _opened(key: str, side: Any, root: str | Path | None) -> Any:       # a Run, an Evaluation, or a learner
+    if isinstance(side, Run | Evaluation) or _is_learner(side): return side
+    check(isinstance(side, str | Path), f"`{key}` must be a run (its name, folder or Run), a learner or an Evaluation",
+          side, "Try compare('base', 'lr_0.01').", ArgumentError)
+    return Run.open(side, root)
+
+
+def _is_learner(side: Any) -> bool: return hasattr(side, "evaluate") and hasattr(side, "data")
+
+
+def _split(asked: Sequence[Any], split: str | None) -> str | None:
+    "An Evaluation is of its own split, whatever that is."
+    own = [one.split for one in asked if isinstance(one, Evaluation)]
+    check(split is None or {split, None} >= {*own}, f"Both must be of the split {split!r}", own,
+          "Leave `split` out, or evaluate on that split.")
+    if split is not None or len(own) == 2: return split or (own[0] if own[0] == own[1] else None)
+    check(None not in own, "With an Evaluation of no known split `split` must be given", split)
+    return own[0] if own else "test" if all(map(_has_test, asked)) else "val"
+
+
+def _has_test(one: Any) -> bool:
+    if isinstance(one, Run): return one.predictions_path("test").exists()
+    return "test" in one.data.sizes
+
+
+def _side(one: Any, split: str) -> "_Side":
+    if isinstance(one, Run): return _read(one, split)
+    run = getattr(one, "run", None)
+    said = one if isinstance(one, Evaluation) else one.evaluate(split)
+    return _with_manifest(said, run.folder/"data.csv") if run else _of_answers(said)
 
 # %% ../nbs/46a_flips.ipynb #2acc97bb
 @dataclass(frozen=True)
@@ -88,7 +118,7 @@ def _read(run: Run, split: str) -> _Side:
 
 
 def _with_manifest(said: Evaluation, manifest: Path) -> _Side:
-    if said.paths is None: return _Side(said)
+    if said.paths is None: return _of_answers(said)
     paths = [os.path.abspath(path) for path in said.paths]
     root, marks, learned = os.path.commonpath([os.path.dirname(path) for path in paths]), {}, []
     if manifest.exists():
@@ -102,6 +132,14 @@ def _with_manifest(said: Evaluation, manifest: Path) -> _Side:
     known = all(path in marks for path in paths)
     names = [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
     return _Side(said, [marks[path] for path in paths] if known else None, names, frozenset(learned))
+
+
+def _of_answers(said: Evaluation) -> _Side:
+    "What is known without a run's folder."
+    if said.paths is None: return _Side(said)
+    paths = [os.path.abspath(path) for path in said.paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return _Side(said, None, [os.path.relpath(path, root).replace(os.sep, "/") for path in paths])
 
 # %% ../nbs/46a_flips.ipynb #bc113a3c
 def _matched(a: _Side, b: _Side) -> tuple[list[list[Hashable]] | None, str]:
@@ -131,22 +169,26 @@ def _by_content(a: _Side, b: _Side) -> list[list[Hashable]]:
     return keys
 
 
-def _notes(runs: Sequence[Run], names: Sequence[str], sides: Sequence[_Side], split: str) -> list[str]:
+def _notes(asked: Sequence[Any], names: Sequence[str], sides: Sequence[_Side], split: str | None) -> list[str]:
     "What a reader must know of these runs."
     notes = []
-    for run, name, side in zip(runs, names, sides, strict=True):
-        try: summary = run.summary()
-        except CheckpointError as error:
-            notes.append(f"{name}: {error}")
-            continue
-        weights = summary.final.get(split, {}).get("weights")
-        if weights: notes.append(f"{name}: {weights}.")
-        if summary.status == "running" and not summary.died: notes.append(f"{name} trains: its answers may be older.")
+    for one, name, side in zip(asked, names, sides, strict=True):
+        if isinstance(one, Run): notes.extend(_notes_of_run(one, name, split))
+        elif side.said.weights: notes.append(f"{name}: {side.said.weights}.")
         both = 0 if split == "train" else sum(mark in side.learned for mark in side.marks or ())
         if both: notes.append(f"{name} learned from {both:,} of these images: their content is in its training split.")
     if split == "val": notes.append("Validation chose the weights, so it flatters both a little; test judges.")
     if split == "train": notes.append("Both learned from these images: this says nothing about others.")
     return notes
+
+
+def _notes_of_run(run: Run, name: str, split: str | None) -> list[str]:
+    try: summary = run.summary()
+    except CheckpointError as error: return [f"{name}: {error}"]
+    weights = summary.final.get(split, {}).get("weights")
+    trains = summary.status == "running" and not summary.died
+    return [*([f"{name}: {weights}."] if weights else []),
+            *([f"{name} trains: its answers may be older."] if trains else [])]
 
 # %% ../nbs/46a_flips.ipynb #43845dc4
 _WHICH = {"flipped": "flipped", "only_a": "only {a} right", "only_b": "only {b} right", "both_right": "both right",
@@ -275,3 +317,6 @@ def show_flips(
 ) -> Flips:                         # shows itself
     "Look at the images that one of the two got right and the other wrong."
     return Flips(comparison, page_size)
+
+# %% ../nbs/46a_flips.ipynb #a594afd4
+explain_function(compare)

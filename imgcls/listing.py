@@ -18,7 +18,7 @@ import operator
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +135,18 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+_MOST = 4       # differences of a run that are named
+
+
 def _unlike_most(knobs: Sequence[Mapping[str, Any]]) -> list[str]:
     "For each run the knobs in which it differs from the commonest value."
-    usual = _commonest(knobs)
-    unlike = ({key: value for key, value in run.items() if repr(value) != usual[key]} for run in knobs)
-    return [", ".join(f"{_last_word(key)}={value}" for key, value in run.items()) for run in unlike]
+    usual, short = _commonest(knobs), _short_names({key for run in knobs for key in run})
+    said = []
+    for run in knobs:
+        unlike = [f"{short[key]}={_brief(value)}" for key, value in run.items() if repr(value) != usual[key]]
+        more = [f"and {len(unlike) - _MOST} more"] if len(unlike) > _MOST else []
+        said.append(", ".join([*unlike[:_MOST], *more]))
+    return said
 
 
 def _commonest(knobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -150,8 +157,26 @@ def _commonest(knobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {key: values.most_common(1)[0][0] for key, values in counted.items()}
 
 
-def _last_word(key: str) -> str:        # optimizer.lr: lr; optimizer.type: type; one section more where it says nothing
-    return key.rsplit(".", 2 if key.endswith(".type") else 1)[-1]
+def _short_names(keys: Collection[str]) -> dict[str, str]:
+    "The last words of each that no other key ends with: optimizer.lr is lr, loss.type stays loss.type."
+    ends = Counter(end for key in keys for end in _ends(key))
+    return {key: next((end for end in _ends(key) if ends[end] == 1), key) for key in keys}
+
+
+def _ends(key: str) -> list[str]:       # a.b.c: c, b.c, a.b.c
+    words = key.split(".")
+    return [".".join(words[i:]) for i in range(len(words) - 1, -1, -1)]
+
+
+def _brief(value: Any) -> str:
+    "A list or a table may be long."
+    text = _in_brackets(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _in_brackets(value: Any) -> str:
+    if not isinstance(value, list | tuple): return str(value)
+    return "[" + ", ".join(map(_in_brackets, value)) + "]"
 
 # %% ../nbs/38_listing.ipynb #dfed563e
 _SIGNS = {"=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
@@ -335,13 +360,19 @@ def differences(
     summaries = [run.summary() for run in opened]
     sides = [_side(run, summary) for run, summary in zip(opened, summaries, strict=True)]
     differing = dict.fromkeys(key for side in sides[1:] for key in difference(sides[0], side))
-    rows = {key: [side.get(key) for side in sides] for key in differing} | _results(summaries)
+    rows = {key: [_to_read(side.get(key)) for side in sides] for key in differing} | _results(summaries)
     return pd.DataFrame.from_dict(rows, orient="index", columns=_names(opened), dtype=object)
 
 
 def _side(run: Run, summary: Summary) -> dict[str, Any]:
     "What a run was: its knobs, and what computed it."
-    return _knobs(run, summary) | {f"environment.{key}": value for key, value in summary.environment.items()}
+    return _knobs(run, summary) | {f"environment.{key}": value for key, value in _flat(summary.environment).items()}
+
+
+def _to_read(value: Any) -> Any:
+    "A list as one text, and the beginning of a SHA-256."
+    if isinstance(value, list | tuple): return _in_brackets(value)
+    return value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else value
 
 
 def _names(runs: Sequence[Run]) -> list[str]:       # folders, where two runs have one name

@@ -354,7 +354,7 @@ class FunctionMetric(Metric):
         self,
         function: Callable[..., Any],           # returns one number; its arguments say what it takes, see above
         name: str | None = None,                # None: the function's own name
-        higher_is_better: bool | None = None,   # is a larger value better? None: not known, or as its name says
+        higher_is_better: bool | None = None,   # is a larger value better? None: as f.higher_is_better says
         of: str | None = None,                  # 'probabilities', 'predictions' or 'logits'; None: see above
         mean: bool = False,                     # is it a mean over images? Then nothing is kept
     ):
@@ -362,7 +362,8 @@ class FunctionMetric(Metric):
         check(of is None or of in kinds, f"`of` must be one of {', '.join(kinds)}, or None", of,
               near_miss(of, kinds).strip())
         super().__init__(**({"total": _zero()} if mean else {}))
-        self.function, self.higher_is_better, self.mean = function, higher_is_better, mean
+        self.function, self.mean = function, mean
+        self.higher_is_better = _direction(function, higher_is_better)
         self.name = _named(function, name)
         self.of, self.truth_first = _takes(function, of)
         self.kept: list[tuple[Tensor, Tensor]] = []     # batches of what was said, and of targets
@@ -401,6 +402,13 @@ def _said(logits: Logits, of: str) -> Tensor:
 
 def _in_one(kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return tuple(torch.cat([part.to(kept[0][0].device) for part in parts]) for parts in zip(*kept, strict=True))
+
+
+def _direction(function: Callable[..., Any], given: bool | None) -> bool | None:
+    "What was given, or else what the function says of itself: f.higher_is_better = False."
+    said = getattr(function, "higher_is_better", None) if given is None else given
+    check(said is None or isinstance(said, bool), "`higher_is_better` of a metric must be True or False", said)
+    return said
 
 # %% ../nbs/22_metrics.ipynb #e6e85ee4
 @patch
@@ -510,6 +518,7 @@ def from_sklearn(
           "Give the function itself, such as f1_score.")
     of = "probabilities" if own in _OF_PROBABILITIES else _KINDS.get(takes[1])
     check(of in ("predictions", "probabilities"), "A metric must take (y_true, y_pred) or (y_true, y_score)", call)
+    higher_is_better = _direction(function, higher_is_better)
     if higher_is_better is None and own.endswith(("_error", "_loss", "_deviance")): higher_is_better = False
     if higher_is_better is None and _from(function, "sklearn"): higher_is_better = True
     return LabelFunction(functools.partial(function, **options) if options else function, name or own,

@@ -34,22 +34,27 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% ../nbs/26b_paired.ipynb #f58c1684
-def _bootstrap_counts(lost: int, won: int, n: int, n_resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap_counts(lost: int, won: int, n: int, n_resamples: int, seed: int) -> tuple[float, float] | None:
     "Percentile interval (95 %) of (won - lost)/n: drawn images are of three kinds, so counts are drawn."
     kinds = np.random.default_rng(seed).multinomial(n, [lost/n, won/n, max(0.0, 1 - (lost + won)/n)], n_resamples)
-    low, high = np.quantile((kinds[:, 1] - kinds[:, 0])/n, (0.025, 0.975))
-    return float(low), float(high)
+    return _middle((kinds[:, 1] - kinds[:, 0])/n)
 
 
-def _bootstrap(differences: np.ndarray, n_resamples: int, seed: int) -> tuple[float, float]:
+def _bootstrap(differences: np.ndarray, n_resamples: int, seed: int) -> tuple[float, float] | None:
     "Percentile interval (95 %) of the mean, images drawn with replacement."
     if not np.isfinite(differences).all(): return -math.inf, math.inf
     n, draw, means = len(differences), np.random.default_rng(seed), []
+    if differences.min() == differences.max(): return None      # their means differ by rounding
     at_once = max(1, 1_000_000//n)          # not all of them in memory
     while sum(map(len, means)) < n_resamples:
         rows = min(at_once, n_resamples - sum(map(len, means)))
         means.append(differences[draw.integers(n, size=(rows, n), dtype=np.int32)].mean(1))
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return _middle(np.concatenate(means))
+
+
+def _middle(means: np.ndarray) -> tuple[float, float] | None:       # None: no resample differs
+    if means.min() == means.max(): return None
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -65,8 +70,8 @@ class PairedComparison:
     names: tuple[str, str]          # of a and b
     images: "DataFrame"             # a row an image: path, true, said_a, said_b, confidence_a, ..., right_a, right_b
     accuracy_interval: tuple[float, float]      # of accuracy b - accuracy a: 95 %, Bonett and Price
-    accuracy_bootstrap: tuple[float, float]     # the same, by the paired bootstrap
-    loss_bootstrap: tuple[float, float]         # of loss b - loss a, nats; (-inf, inf) where a loss is infinite
+    accuracy_bootstrap: tuple[float, float] | None      # the same, by the paired bootstrap; None: no resample differed
+    loss_bootstrap: tuple[float, float] | None  # of loss b - loss a, nats; (-inf, inf) where a loss is infinite
     p_value: float                  # of McNemar's exact test, two sides
     n_resamples: int                # of the bootstrap
     seed: int                       # of its draws
@@ -123,11 +128,31 @@ def flipped(self: PairedComparison) -> "DataFrame":
     sure = np.where(found.right_a, found.confidence_b, found.confidence_a)
     return found.iloc[np.lexsort((-sure, ~found.right_a.to_numpy(bool)))]
 
+# %% ../nbs/26b_paired.ipynb #c914131c
+@patch
+@checked
+def flips(
+    self: PairedComparison,
+    n: int = 10,            # images in all, >= 0: half of each kind, where there are as many
+) -> dict[str, "DataFrame"]:        # heading -> path, true, a said, b said, a confidence, b confidence
+    "The images that only a got right, and those that only b did, the surest mistakes first; short names, to read."
+    check(n >= 0, "`n` must be >= 0", n)
+    found, shown = self.flipped, {}
+    kinds = [found[found.right_a], found[found.right_b]]
+    for i, (key, name) in enumerate(zip("ab", self.names, strict=True)):
+        of_this = min(len(kinds[i]), max((n + 1 - i)//2, n - len(kinds[1 - i])))
+        if not of_this: continue
+        called = name if name == key else f"{key}, {name}"
+        columns = [*found.columns.intersection(["path"]), "true", "said_a", "said_b", "confidence_a", "confidence_b"]
+        shown[f"Right only with {called} ({of_this:,} of {len(kinds[i]):,}):"] = kinds[i].head(of_this)[columns].rename(
+            columns=lambda column: " ".join(reversed(column.split("_"))))
+    return shown
+
 # %% ../nbs/26b_paired.ipynb #0941e0cb
 @patch(as_prop=True)
 def better(self: PairedComparison) -> str | None:
     "Who is right more often on images of this kind; None: that is not shown."
-    ends = (self.accuracy_interval, self.accuracy_bootstrap)
+    ends = [ends for ends in (self.accuracy_interval, self.accuracy_bootstrap) if ends is not None]
     if self.p_value >= 0.05 or any(low <= 0 <= high for low, high in ends): return None
     return self.names[int(self.accuracy_difference > 0)]
 
@@ -147,8 +172,10 @@ def verdict(self: PairedComparison) -> str:
             "not every method agrees.")
 
 
-def _signed(value: float, interval: tuple[float, float], digits: int = 4) -> str:
-    return f"{'+' if value >= 0 else ''}{with_interval(value, interval, digits)}"
+def _signed(value: float, interval: tuple[float, float] | None, digits: int = 4) -> str:
+    sign = "+" if value >= 0 else ""
+    if interval is None: return f"{sign}{value:.{digits}f} (no interval: no resample differed)"
+    return f"{sign}{with_interval(value, interval, digits)}"
 
 
 def _p(value: float) -> str: return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
@@ -291,10 +318,8 @@ def numbers(self: PairedComparison) -> "DataFrame":
 
 
 def _flips_html(found: PairedComparison, most: int = 10) -> str:
-    flips = found.flipped
-    if not len(flips): return tag("p", "No image flipped.")
-    head = tag("p", f"Flipped images{f', {most} of {len(flips):,} (see .flipped)' if len(flips) > most else ''}:")
-    columns = {"said_a": f"{found.names[0]} said", "said_b": f"{found.names[1]} said",
-               "confidence_a": f"{found.names[0]} confidence", "confidence_b": f"{found.names[1]} confidence"}
-    shown = flips.head(most)[[*flips.columns.intersection(["path"]), "true", *columns]]
-    return head + html_table(shown.rename(columns=columns))
+    if not len(found.flipped): return tag("p", "No image flipped.")
+    more = f", {most} of {len(found.flipped):,} (see .flipped)" if len(found.flipped) > most else ""
+    names = "" if found.names == ("a", "b") else f": a is {found.names[0]}, b is {found.names[1]}"
+    lists = "".join(tag("p", escaped(head)) + html_table(rows) for head, rows in found.flips(most).items())
+    return tag("p", escaped(f"Flipped images{more}{names}")) + lists

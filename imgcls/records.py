@@ -55,23 +55,38 @@ def begin_record(
     name: str | None = None,        # of the run; None: made from what was changed
 ) -> Record:
     "A new run, held, with everything known before training."
-    name = name or run_name(setup.changed, free_keys(ExperimentConfig))
+    asked, name = name, name or run_name(setup.changed, free_keys(ExperimentConfig))
     run = Run.create(Path(root) if root else find_settings().runs, name)
-    hold = Hold(run)
+    hold, before = Hold(run), setup.config
     try:
         hold.take()
         record = Record(run, hold, describe(setup))
+        run.write_summary(record.summary)       # from now on it can be listed and deleted, whatever happens
         run.snapshot(record.summary.environment)
         save_sources(run)
         _write_images(setup.data, run)
+        _name_images(setup, run)
+        write_config(setup, run)
     except BaseException:
-        shutil.rmtree(run.folder, ignore_errors=True)       # nothing half made
-        hold.release()
+        setup.config = before
+        try: _remove(run.folder)                # nothing half made
+        finally: hold.release()
         raise
-    if setup.data.table is not None and setup.config.data.data_dir == OBJECTS:      # from a DataFrame
-        listed = replace(setup.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
-        setup.config = replace(setup.config, data=listed)
+    if asked and run.name != asked: get_logger().info(f"There is a run {asked!r} already: this one is {run.name!r}.")
     return record
+
+
+def _remove(folder: Path) -> None:
+    "Also where Ctrl-C comes a second time meanwhile."
+    try: shutil.rmtree(folder, ignore_errors=True)
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_images(setup: Setup, run: Run) -> None:
+    "From a DataFrame: its config names the list of images."
+    if setup.data.table is None or setup.config.data.data_dir != OBJECTS: return
+    listed = replace(setup.config.data, csv=str(run.folder/"data.csv"), data_dir=DataConfig.data_dir)
+    setup.config = replace(setup.config, data=listed)
 
 # %% ../nbs/52_records.ipynb #4d03298b
 def _write_images(data: ImageData, run: Run) -> None:

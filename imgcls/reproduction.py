@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from .callbacks import what_is_trained
 from .checkpointing import weights_hash
 from .config import diff, free_keys, from_dict, override
-from .core import CheckpointError, ConfigError, DataError, ImgclsError, check, checked
+from .core import CheckpointError, ConfigError, DataError, ImgclsError, check, checked, explain_function
 from .data import ImageData, check_contents, data_from_config, data_from_table, load_manifest
 from .datasets import ImageTable, check_files
 from .experiment import ExperimentConfig, load_experiment
@@ -425,3 +425,6 @@ def _code_differs(run: Run, again: Run) -> list[Differing]:
 def _bytes_of(file: Path) -> bytes:
     try: return file.read_bytes()
     except OSError: return b""
+
+# %% ../nbs/55a_reproduction.ipynb #0094c590
+explain_function(reproduce)

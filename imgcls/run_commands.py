@@ -17,7 +17,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,11 @@ from .cli import CommandError, cell_text, command_parser, ended, say, show_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from PIL.Image import Image as PILImage
 
     from imgcls.data import ImageData
     from imgcls.evaluation import Evaluation
+    from imgcls.paired import PairedComparison
     from imgcls.runs import Run
     from imgcls.summaries import Summary
 
@@ -106,12 +108,16 @@ def _in_lines(said: Any, indent: int) -> str:
 def _outcome(summary: "Summary") -> dict[str, Any]:
     from imgcls.summaries import format_duration, result_in_words
     name, final = summary.monitor, {}
-    best = {f"best {name.replace('_', ' ')}": f"{result_in_words(summary.best, name)} after epoch "
+    best = {f"best {_words(name)}": f"{result_in_words(summary.best, name)} after epoch "
             f"{summary.best.get('epoch', '?')}"}
+    best |= {f"{_words(other)} of that epoch": result_in_words(summary.best, other)
+             for other in _numbers(summary.best) if other.startswith("val_") and other != name}
     for split, result in summary.final.items():
         n, weights = result.get("images"), result.get("weights")
         images = f" on {n:,} image{'s' * (n != 1)}" if isinstance(n, int) else ""
         final[f"{split} accuracy"] = f"{result_in_words(result, 'accuracy')}{images}{f', {weights}' if weights else ''}"
+        final |= {f"{split} {_words(other)}": result_in_words(result, other) for other in _numbers(result)
+                  if other != "accuracy"}
     status = "died: it says that it is running, and its process is gone" if summary.died else summary.status
     return {"status": status, "error": summary.error,
             "epochs": f"{summary.epoch} of {summary.n_epochs}, step {summary.step:,}",
@@ -120,6 +126,10 @@ def _outcome(summary: "Summary") -> dict[str, Any]:
             **(best if summary.best else {}), **final, "notes": summary.notes}
 
 
+def _words(name: str) -> str: return name.replace("_", " ")
+def _numbers(result: Mapping[str, Any]) -> list[str]: return [k for k, v in result.items() if isinstance(v, float)]
+
+# %% ../nbs/63c_run_commands.ipynb #46275897
 def _trained(run: "Run", summary: "Summary") -> dict[str, Any]:
     "The network, and every knob that is not as it would be by itself."
     from imgcls.config import diff
@@ -195,15 +205,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _show_flips(found: Any, n: int) -> None:
-    flips = found.flipped.head(n)
-    if not len(flips): return
-    names = {f"{what}_{key}": f"{name} {word}" for key, name in zip("ab", found.names, strict=True)
-             for what, word in (("said", "said"), ("confidence", "confidence"))}
-    more = f" ({len(flips)} of {len(found.flipped)})" if len(flips) < len(found.flipped) else ""
-    write(f"\nFlipped images{more}:\n")
-    show_table({names.get(name, name): flips[name].tolist() for name in flips
-                if name in names or name in ("path", "true")})
+def _show_flips(found: "PairedComparison", n: int) -> None:
+    lists, every = found.flips(n), len(found.flipped)
+    if not lists: return
+    (a, b), shown = found.names, sum(map(len, lists.values()))
+    write(f"\nFlipped images{f', {shown:,} of {every:,}' * (shown < every)}. a is {a}, b is {b}.\n")
+    for head, rows in lists.items():
+        write(f"\n{head}\n")
+        show_table({str(name): rows[name].tolist() for name in rows})
 
 # %% ../nbs/63c_run_commands.ipynb #d3c520b7
 def _delete(arguments: argparse.Namespace) -> None:
@@ -355,8 +364,24 @@ def _data_of(arguments: argparse.Namespace) -> tuple["ImageData", str]:
 def _predictions(arguments: argparse.Namespace) -> None:
     _check_picture(arguments)
     said, what = _answers(arguments)
-    n = min(arguments.n, len(said))
-    _save(_grid(said, range(n)), arguments, f"{what}, the first {n}")
+    rows = _of_each_class(said, arguments.n)
+    title = f"{len(rows)} of {what}" + f", drawn from all classes in turn, seed {_SEED}" * (len(rows) < len(said))
+    _save(_grid(said, rows, title), arguments, title)
+
+
+_SEED = 0
+
+
+def _of_each_class(said: "Evaluation", n: int) -> list[int]:
+    "One image of each class, then another, ...; which ones is drawn, and the same at every call."
+    import numpy as np
+    order = np.random.default_rng(_SEED).permutation(len(said))
+    turn, seen = np.empty(len(said), int), dict.fromkeys(range(len(said.class_names)), 0)
+    for i in order:
+        turn[i] = seen[said.targets[i]]
+        seen[said.targets[i]] += 1
+    chosen = order[np.argsort(turn[order], kind="stable")][:n]
+    return chosen[np.argsort(said.targets[chosen], kind="stable")].tolist()
 
 
 def _mistakes(arguments: argparse.Namespace) -> None:
@@ -365,7 +390,8 @@ def _mistakes(arguments: argparse.Namespace) -> None:
     wrong = [i for i in (-said.confidence).argsort(kind="stable").tolist() if not said.correct[i]]
     if not wrong: return say(f"There are no mistakes among {what}, so there is no picture.")
     shown = wrong[:arguments.n]
-    _save(_grid(said, shown), arguments, f"{len(shown)} of {len(wrong)} mistake{'s' * (len(wrong) != 1)} among {what}")
+    title = f"{len(shown)} of {len(wrong)} mistake{'s' * (len(wrong) != 1)} among {what}"
+    _save(_grid(said, shown, title), arguments, title)
 
 
 def _answers(arguments: argparse.Namespace) -> tuple["Evaluation", str]:
@@ -386,20 +412,41 @@ def _answers(arguments: argparse.Namespace) -> tuple["Evaluation", str]:
     return said, f"{len(said):,} {split} image{'s' * (len(said) != 1)} of {run.name}"
 
 
-def _grid(said: "Evaluation", rows: Sequence[int]) -> "Figure":
+def _grid(said: "Evaluation", rows: Sequence[int], title: str) -> "Figure":
     "Images with what was said of them; blue is right."
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from imgcls.plots import PALETTE, image_grid
     names, pictures, titles = said.class_names, [], []
     for i in rows:
         image = said.image(i)
-        pictures.append(ImageOps.contain(image, (400, 400)) if isinstance(image, Image.Image) and max(image.size) > 400
-                        else image)
+        pictures.append(_tile(image) if isinstance(image, Image.Image) else image)
         true, answer = names[said.targets[i]], names[said.predicted[i]]
         titles.append(f"{answer} {said.confidence[i]:.2f}" if true == answer else
                       f"true {true}, said {answer} {said.confidence[i]:.2f}")
-    return image_grid(pictures, titles, size=1.5, title_colors=[PALETTE[0 if said.correct[i] else 1] for i in rows])
+    figure = image_grid(pictures, titles, size=1.5,
+                        title_colors=[PALETTE[0 if said.correct[i] else 1] for i in rows])
+    return _headed(figure, title)
+
+
+def _tile(image: "PILImage") -> "PILImage":
+    "A whole image on a grey square, so that a tall one does not push the others apart."
+    from PIL import Image, ImageOps
+    if max(image.size) > 400: image = ImageOps.contain(image, (400, 400))
+    if image.width == image.height: return image
+    return ImageOps.pad(image.convert("RGB"), (max(image.size),)*2, Image.Resampling.LANCZOS, color=(225, 225, 225))
+
+
+def _headed(figure: "Figure", title: str) -> "Figure":
+    "With a heading above all tiles."
+    import textwrap
+    lines = textwrap.wrap(title.replace("$", r"\$"), max(20, int(figure.get_figwidth()*13)))
+    width, height = figure.get_size_inches()
+    more = 0.17*len(lines) + 0.08
+    figure.set_size_inches(width, height + more)
+    for ax in figure.axes: ax.set_position((0, 0, 1, height/(height + more)))
+    figure.text(0.5, 1 - 0.04/(height + more), "\n".join(lines), ha="center", va="top", fontsize=9)
+    return figure
 
 # %% ../nbs/63c_run_commands.ipynb #ecad9c07
 def _check_picture(arguments: argparse.Namespace) -> None:
