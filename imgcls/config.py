@@ -237,7 +237,7 @@ def from_dict(
     if len(problems) == 1: raise ConfigError(f"{source}: {problems[0]}" if source else problems[0])
     raise ConfigError("\n  ".join([f"{source or 'The config'} has {len(problems)} problems:", *problems]))
 
-
+# %% ../nbs/02_config.ipynb #b12c8271
 class _Builder:
     "Builds a tree of dataclasses, and collects every problem on the way."
 

@@ -26,7 +26,7 @@ from typing import NoReturn
 
 from .config import parse_yaml
 from .core import CheckpointError, ConfigError, ImgclsError, check, checked, explain_function, listed
-from .runs import Hold, Run, runs_in
+from .runs import Hold, Run
 from .runtime import where
 from .settings import find_settings
 from .sources import sources_of

@@ -134,7 +134,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
         else: flat[str(key)] = value
     return flat
 
-
+# %% ../nbs/38_listing.ipynb #8cf9b746
 _MOST = 4       # differences of a run that are named
 
 

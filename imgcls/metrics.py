@@ -394,7 +394,7 @@ class FunctionMetric(Metric):
         if self.mean: return self.sums["total"].item() / self.n
         return _one_number(self.name, self._asked(*(part.cpu() for part in _in_one(self.kept))))
 
-
+# %% ../nbs/22_metrics.ipynb #c714ce27
 def _said(logits: Logits, of: str) -> Tensor:
     if of == "predictions": return logits.argmax(1)
     return logits.float() if of == "logits" else logits.float().softmax(1)

@@ -393,7 +393,7 @@ def _mistakes(arguments: argparse.Namespace) -> None:
     title = f"{len(shown)} of {len(wrong)} mistake{'s' * (len(wrong) != 1)} among {what}"
     _save(_grid(said, shown, title), arguments, title)
 
-
+# %% ../nbs/63c_run_commands.ipynb #3061ce2d
 def _answers(arguments: argparse.Namespace) -> tuple["Evaluation", str]:
     "What a run said, as its folder has it."
     from imgcls.core import DataError
