@@ -1671,6 +1671,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.listing._order': ('listing.html#_order', 'imgcls/listing.py'),
                                 'imgcls.listing._plain': ('listing.html#_plain', 'imgcls/listing.py'),
                                 'imgcls.listing._put_below': ('listing.html#_put_below', 'imgcls/listing.py'),
+                                'imgcls.listing._rank': ('listing.html#_rank', 'imgcls/listing.py'),
                                 'imgcls.listing._read': ('listing.html#_read', 'imgcls/listing.py'),
                                 'imgcls.listing._results': ('listing.html#_results', 'imgcls/listing.py'),
                                 'imgcls.listing._row': ('listing.html#_row', 'imgcls/listing.py'),

@@ -143,10 +143,17 @@ def _unlike_most(knobs: Sequence[Mapping[str, Any]]) -> list[str]:
     usual, short = _commonest(knobs), _short_names({key for run in knobs for key in run})
     said = []
     for run in knobs:
-        unlike = [f"{short[key]}={_brief(value)}" for key, value in run.items() if repr(value) != usual[key]]
+        unlike = [f"{short[key]}={_brief(value)}" for key, value in sorted(run.items(), key=lambda one: _rank(one[0]))
+                  if repr(value) != usual[key]]
         more = [f"and {len(unlike) - _MOST} more"] if len(unlike) > _MOST else []
         said.append(", ".join([*unlike[:_MOST], *more]))
     return said
+
+
+def _rank(key: str) -> int:
+    "What is trained and how comes first, as only some differences are named."
+    section = key.partition(".")[0]
+    return next((i for i, name in enumerate(("model", "optimizer", "loss", "training")) if section == name), 4)
 
 
 def _commonest(knobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
