@@ -245,7 +245,7 @@ class Tracking(Callback):
         config: Mapping[str, Any] | None = None,    # every knob, nested plain values; None: not known
         seconds: float = 5.0,                   # between two tellings inside an epoch, >= 0
         run: Run | None = None,                 # whose files are told as artefacts; None: none are
-        gradients: "GradientNorms | None" = None,   # what it measures is told too; None: nothing is
+        gradients: Any = None,      # a `GradientNorms`: what it measures is told too; None: nothing is
     ):
         check(0 <= seconds < math.inf, "`seconds` must be >= 0", seconds)
         self.trackers, self.run_name, self.config, self.seconds = trackers, run_name, config or {}, seconds
