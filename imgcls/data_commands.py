@@ -124,7 +124,6 @@ def split_command(
 
 def _split(arguments: argparse.Namespace) -> None:
     refuse_missing(arguments.raw, "RAW")
-    if not arguments.out: raise CommandError("OUT is empty. Name a folder that is not there yet.")
     if arguments.folds is not None and arguments.folds < 2:
         raise CommandError(f"--folds must be at least 2. Got {arguments.folds}. To divide once, leave it away.")
     from imgcls.splitting import split_folder

@@ -176,17 +176,6 @@ def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]
     check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
     return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
 
-# %% ../nbs/55_learner.ipynb #5f3652d5
-def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]]:
-    "Names for the config, and classes beside it; None: nothing was said."
-    if trackers is None: return None, []
-    check(isinstance(trackers, Iterable) and not isinstance(trackers, str), "`trackers` must be a list", trackers,
-          "Try trackers=['tensorboard'].")
-    listed = list(trackers)
-    wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
-    check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
-    return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
-
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
 def _begin(

@@ -250,6 +250,28 @@ def test_mixed_imports_are_found():
     assert not run_by_the_site([Cell("20_x", "x", "hidden", "import json\nimport re")])
 
 
+def defined_twice(cells: list[Cell]) -> list[str]:
+    "Functions and classes that a module defines again: of a merge, say. Patched methods may share names."
+    seen: set[tuple[str, str]] = set()
+    twice = []
+    for cell in cells:
+        if cell.kind != "exported" or not cell.module: continue
+        for node in cell.tree.body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.decorator_list: continue
+            if (cell.module, node.name) in seen: twice.append(f"{cell.notebook}: {node.name}")
+            seen.add((cell.module, node.name))
+    return twice
+
+
+def test_nothing_is_defined_twice():
+    assert not defined_twice(cells())
+
+
+def test_second_definitions_are_found():
+    spare = Cell("20_x", "x", "exported", "def _f(): ...")
+    assert defined_twice([spare, spare]) == ["20_x: _f"]
+
+
 def patched(cell: Cell) -> Iterator[str]:
     "Classes that get a method in a cell."
     for node in cell.tree.body:
