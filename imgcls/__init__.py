@@ -37,6 +37,7 @@ Modules:
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.flips`: Which of two runs was right more often, and on which images do they disagree?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
+- `imgcls.formulas`: Which number sums up how often each class was right, or how well its probabilities rank the images?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
