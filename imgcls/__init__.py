@@ -6,6 +6,7 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.balance`: One class has twenty times the images of another. What can training do about it?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
@@ -41,6 +42,7 @@ Modules:
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.imbalance`: When do some classes have so many more images than others that it must be said?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
 - `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?

@@ -46,6 +46,7 @@ from .datasets import cache_of, check_files, read_targets
 from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
+from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
 from .manifests import read_manifest, save_splits as write_splits, write_manifest
@@ -179,7 +180,8 @@ class ImageData:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
         names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
-        return f"ImageData({'; '.join([sizes, f'{self.n_classes} classes: {names}', *self.notes])})"
+        parts = [sizes, f"{self.n_classes} classes: {names}", *_unequal(self), *self.notes]
+        return f"ImageData({'; '.join(parts)})"
 
 # %% ../nbs/19_data.ipynb #60d4170d
 @patch
@@ -216,6 +218,20 @@ def class_counts(
 ) -> list[int]:
     "Images of each class."
     return self.kind.counts(self.targets(split), self.n_classes).tolist()
+
+# %% ../nbs/19_data.ipynb #2fdf1e72
+@patch
+def imbalance(self: ImageData) -> Imbalance | None:     # None: an image has several classes, or another kind of target
+    "How unequal the classes are in `train`."
+    return unequal(self.class_counts(), self.class_names) if self.kind is ONE_CLASS else None
+
+
+def _unequal(data: ImageData) -> list[str]:
+    "A word about unequal classes, where they are known: nothing is read for it."
+    dataset = data.datasets["train"]
+    if type(dataset) is not ImageDataset and data._targets.get("train", (None,))[0] is not dataset: return []
+    found = data.imbalance()
+    return [f"unbalanced: {found}"] if found is not None and found.noticeable else []
 
 # %% ../nbs/19_data.ipynb #a5823021
 @patch
@@ -280,11 +296,12 @@ def batches(
     num_workers: int | Literal["auto"] | None = None,   # processes that load; None: as the config says
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
+    balanced: bool = False,     # are the classes drawn equally often, some images several times? Needs `shuffle`
 ) -> Batches:
     "A split in batches."
     if num_workers is None: num_workers = self.num_workers
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
-                   self.config.worker_timeout)
+                   self.config.worker_timeout, self.targets(split) if balanced else None)
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)
