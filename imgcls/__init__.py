@@ -84,6 +84,7 @@ Modules:
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
+- `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.tables`: How is an answer a row of a file?
