@@ -154,7 +154,7 @@ class ImageData:
         eval_transform: Callable[[Any], Tensor] | None = None,  # for predict; None: the datasets' own
         notes: Sequence[str] = (),          # what was done to the data, for the summary of its runs
         seen: Audit | None = None,          # what the files looked like; None: nobody looked
-        kind: TargetKind | str | None = None,   # of targets: 'one_class', 'multi_label'; None: the datasets', or the first
+        kind: TargetKind | str | None = None,   # of targets: 'multi_label', 'one_class'; None: as the datasets say
     ):
         self.kind = _kind_of(datasets) if kind is None else target_kind(kind)
         self.class_names = _checked_names(class_names)
@@ -189,11 +189,13 @@ class ImageData:
                  for path, target in zip(self.paths(split) or [""] * len(dataset), self.targets(split), strict=True)]
         return hashlib.blake2b("".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
-        names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
-        classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
-        return f"ImageData({'; '.join([sizes, classes, *_labels_in_words(self), *self.notes])})"
+# %% ../nbs/19_data.ipynb #812ed817
+@patch
+def __repr__(self: ImageData) -> str:
+    sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
+    names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
+    classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
+    return f"ImageData({'; '.join([sizes, classes, *_labels_in_words(self), *self.notes])})"
 
 
 def _labels_in_words(data: ImageData) -> list[str]:
@@ -220,7 +222,7 @@ def targets(
     self: ImageData,
     split: str,                 # 'train', 'val' or 'test'
 ) -> list[Any]:
-    "The class number of every image, or the numbers of its classes, as a tuple; a dataset of your own that does not list them is read once, with a bar."
+    "The class number of every image, or a tuple of them; a dataset of yours that lists none is read once, with a bar."
     dataset = self.dataset(split)
     if type(dataset) is ImageDataset: return list(dataset.targets)
     if split not in self._targets or self._targets[split][0] is not dataset:
@@ -501,8 +503,8 @@ def _say_what_was_seen(seen: Audit) -> None:
         log.warning(f"The class {same.iloc[0]!r} ({len(same):,} images) may be missing labels that were made a text. "
                     "If it is no class, drop these rows.")
     if table.label_separator is not None and max(map(len, table.label_sets)) < 2:
-        log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A class: "
-                    f"{table.class_names[0]!r}.")
+        log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A "
+                    f"class: {table.class_names[0]!r}.")
     check_leaks(table)
 
 
@@ -606,8 +608,8 @@ _WORDS = {
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",
     "Training is said to the learner: Learner(data, ...).": "lr epochs n_epochs num_epochs optimizer loss metrics "
                                                             "callbacks network model architecture shuffle device",
-    "Several labels an image are said of a table: ImageData.from_csv(file, label_separator=' '), or label_columns=['cat', "
-    "'dog'] for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
+    "Several labels an image are said of a table: from_csv(file, label_separator=' '), or label_columns=['cat', 'dog'] "
+    "for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
     "label_column='label' names the column of classes.": "label_col y_col label",
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",

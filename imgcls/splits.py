@@ -91,8 +91,9 @@ def split_table(
     if "test" in table.splits: test_ratio = 0.0
     rows = table.rows("train") if table.splits else table.frame
     shares = {"train": 1 - val_ratio - test_ratio, "val": val_ratio, "test": test_ratio}
-    if group_column is not None: new = _assign_groups(rows, rows[group_column], shares, seed, _labels(table, rows), stratify)
-    elif stratify and table.label_separator is not None: new = _deal(rows, _labels(table, rows), shares, seed, "split")
+    labels = _labels(table, rows)
+    if group_column is not None: new = _assign_groups(rows, rows[group_column], shares, seed, labels, stratify)
+    elif stratify and table.label_separator is not None: new = _deal(rows, labels, shares, seed, "split")
     else: new = _assign(rows, val_ratio, test_ratio, seed, stratify)
     return _with_splits(table, new)
 
@@ -184,7 +185,8 @@ def _deal(rows: "pd.DataFrame", labels: "pd.Series", shares: dict[str, float], s
     order = rows.index[_by_hash(rows["path"].tolist(), seed, key)]
     sets = labels[labels != ""].groupby(level=0).agg(list).reindex(order)
     total = sum(shares.values())
-    found = deal_out([names if isinstance(names, list) else [] for names in sets], [shares[part] / total for part in parts])
+    sets = [names if isinstance(names, list) else [] for names in sets]
+    found = deal_out(sets, [shares[part] / total for part in parts])
     new = pd.Series([parts[k] for k in found], order, dtype=object).reindex(rows.index)
     _say_what_lacks(labels[labels != ""], new, parts)
     return new

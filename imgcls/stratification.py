@@ -24,8 +24,8 @@ def stratify(
     shares: Sequence[float],                # of each part, > 0; they sum to 1
 ) -> list[int]:                             # the number of each image's part
     "Deal images out so that each label has its share in each part."
-    check(len(shares) > 1 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6, "`shares` must be numbers > 0 that sum to 1",
-          list(shares))
+    check(len(shares) > 1 and min(shares) > 0 and abs(sum(shares) - 1) < 1e-6,
+          "`shares` must be numbers > 0 that sum to 1", list(shares))
     sets = [[*names] or [""] for names in labels]           # no label at all: one more label
     left: dict[str, dict[int, None]] = {}              # label -> its images that are not dealt out
     for i, names in enumerate(sets):
@@ -47,7 +47,8 @@ def stratify(
 
 def _rarest(left: dict[str, dict[int, None]]) -> str | None:
     "The label with the fewest images left; of several the first by name."
-    return min((name for name, images in left.items() if images), key=lambda name: (len(left[name]), name), default=None)
+    waiting = [name for name, images in left.items() if images]
+    return min(waiting, key=lambda name: (len(left[name]), name), default=None)
 
 
 def _next_part(wanted: Sequence[float], room: Sequence[float], there: set[int], n_left: int) -> int:
