@@ -438,9 +438,10 @@ def _check_no_label_column(frame: "pd.DataFrame", path: str, label: str, split: 
     both = label != "label" or (label in getattr(frame, "columns", ()) and label not in columns)
     check(not both, "Labels come from a column or from `label_columns`: say one", label, "A column 'label' that is not "
           "meant: frame.drop(columns='label').", DataError)
+    check(len(columns) > 0, "`label_columns` must list the classes' columns", columns, error=DataError)
     shared = {path, split} & {*columns}
     check(not shared, "Path, split and `label_columns` must be columns of their own", [*shared], error=DataError)
-    _check_columns(frame, path, columns[0] if len(columns) else label, split)
+    _check_columns(frame, path, columns[0], split)
 
 # %% ../nbs/11_datasets.ipynb #296286a5
 @checked
@@ -944,11 +945,11 @@ class _OfTensors:
     def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[Images, Tensor]:
         rows = torch.tensor(indices)
         if self.rows is not None: rows = self.rows[rows]
-        try: labels = self.labels[rows]
+        try: raw = self.labels[rows]
         except IndexError as error: raise DataError(f"{self.name!r} has no such image: {error}.") from error
-        labels = labels.float() if self.kind.several else labels.flatten().long()
+        labels = raw.float() if self.kind.several else raw.flatten().long()
         if not self._fit(labels):
-            for i, label in zip(indices, labels, strict=True):
+            for i, label in zip(indices, raw, strict=True):
                 self.kind.read(label, f"{self.name}[{i}]", self.n_classes)
         return self.images[rows].contiguous(), labels        # as if stacked, whatever they lie like
 
