@@ -488,7 +488,7 @@ def measure(
     "Metrics on these images, each with its 95 % interval; those that cut probabilities do it as they are made."
     usual = metrics is None and n_resamples is None
     if usual and "_measures" in vars(self): return self._measures
-    built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names))
+    built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names), several=True)
     logits = torch.from_numpy(np.clip(self.log_odds, -700, 700)) if self.logits is None else self.logits
     found = measured_on(built, logits, torch.from_numpy(self.targets).float(), self.losses, n_resamples,
                         "" if self.logits is not None else "of the probabilities' log-odds: there are no logits")
