@@ -102,7 +102,7 @@ def sizes_for(
 class Averaging(nn.Module):
     "Several answers to one image; their mean."
     canvas: tuple[int, int] | None = None       # height, width that its images must have; None: any
-    multi_label = False                         # may an image have several labels? Then each class has a mean of its own
+    multi_label = False                         # may an image have several labels? Then each class has a mean
 
     def answers(
         self,

@@ -157,7 +157,8 @@ def show_views(
     plain, (tensor, shown) = parts_of(predictor)[0], predictor.prepare(image)
     looks, pictures = network.looks(tensor[None]), network.looks(shown[None])
     said = [plain.answers(plain.logits(look))[0] for look in looks]
-    return image_grid([picture[0] for picture in pictures], [_in_words(one) for one in said], n_columns=min(5, len(looks)))
+    return image_grid([picture[0] for picture in pictures], [_in_words(one) for one in said],
+                      n_columns=min(5, len(looks)))
 
 
 def _in_words(one: Any) -> str:

@@ -23,7 +23,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +130,8 @@ def verdict(
 ) -> str:                           # 'beach, sea; missed: sea; too many: sand'
     "An answer beside the truth, in words."
     parts = [", ".join(one.truth or ["no label"])]
-    parts += [f"{word}: {', '.join(names)}" for word, names in (("missed", one.missed), ("too many", one.extra)) if names]
+    wrong = (("missed", one.missed), ("too many", one.extra))
+    parts += [f"{word}: {', '.join(names)}" for word, names in wrong if names]
     return "; ".join(parts)
 
 
@@ -268,9 +268,10 @@ def _drawn(self: MultiLabelEvaluation) -> _Numbers:
     known, n = vars(self).get("_draws"), len(self)
     if known is None or known[0] != self.thresholds.tobytes():
         draw, step = np.random.default_rng(0), max(1, 1_000_000//n)
-        parts = [_numbers_of(self, draw.multinomial(n, np.full(n, 1/n), min(step, self.n_resamples - first)).astype(float))
-                 for first in range(0, self.n_resamples, step)]
-        whole = _Numbers(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Numbers.__annotations__))
+        sizes = (min(step, self.n_resamples - first) for first in range(0, self.n_resamples, step))
+        parts = [_numbers_of(self, draw.multinomial(n, np.full(n, 1/n), size).astype(float)) for size in sizes]
+        joined = (np.concatenate([getattr(part, name) for part in parts]) for name in _Numbers.__annotations__)
+        whole = _Numbers(*joined)
         self._draws = known = self.thresholds.tobytes(), whole
     return known[1]
 
@@ -366,9 +367,10 @@ def report(
 def _notes(self: MultiLabelEvaluation) -> list[str]:
     "What to know of the numbers."
     support, called, names, notes = self.targets.sum(0), self.predicted.sum(0), self.class_names, []
-    for where, fact in ((support == 0, "without images here have no average precision, recall and F1, and are left out of "
-                         "the means"), (called == 0, "never given have no precision"),
-                        ((support > 0) & (support < _FEW), f"with fewer than {_FEW} images: their intervals say little")):
+    kinds = ((support == 0, "without images here have no average precision, recall and F1, and are left out of the means"),
+             (called == 0, "never given have no precision, and are left out of its mean"),
+             ((support > 0) & (support < _FEW), f"with fewer than {_FEW} images: their intervals say little"))
+    for where, fact in kinds:
         found = [name for name, there in zip(names, where, strict=True) if there]
         if found: notes.append(f"classes {fact}: {', '.join(found)}")
     if not self.n_resamples:
@@ -465,7 +467,8 @@ def plot_label_confusion(
     if len(wrong):
         missed, given, count = wrong.iloc[0]
         title += f"\nmost often, {given} is given where {missed} is missed ({count})"
-    return matrix(self.label_confusion(), self.class_names, title, "wrongly given (diagonal: found)", "true label", ax=ax)
+    return matrix(self.label_confusion(), self.class_names, title, "wrongly given (diagonal: found)", "true label",
+                  ax=ax)
 
 
 @patch
@@ -536,10 +539,12 @@ def _repr_html_(self: MultiLabelEvaluation) -> str:
     shown, n, rest = shown[[*names, "support", "predicted", "threshold"]], len(shown), ""
     if n > 30:
         order = table.average_precision.sort_values(na_position="first", kind="stable").index[:20]
-        shown, rest = shown.loc[order], f"<p>The 20 classes with the lowest average precision of {n}; see .per_class()</p>"
+        shown = shown.loc[order]
+        rest = f"<p>The 20 classes with the lowest average precision of {n}; see .per_class()</p>"
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
     draws = f" ({self.n_resamples:,} resamples)" if self.n_resamples else ""
-    picture = f"<div>{picture_html(self.plot_label_confusion().figure)}</div>" if n <= 30 else "<p>see .most_confused()</p>"
+    picture = "<p>see .most_confused()</p>"
+    if n <= 30: picture = f"<div>{picture_html(self.plot_label_confusion().figure)}</div>"
     return (f"<p><b>{html.escape(self.split or 'evaluation')}</b>: {len(self):,} images, {n} classes"
             f"{f'; {html.escape(self.weights)}' if self.weights else ''}; in brackets, 95 % intervals{draws}</p>"
             f"<p>{self._said('<b>{}</b>')}</p>{self.measure()._repr_html_() if self.metrics else ''}"
@@ -608,8 +613,8 @@ def fit_temperature(
     slopes = lambda inverse: ((expit(logs*inverse) - there)*logs).mean(1)       # of each image's loss, by 1/T
     low, high = (float(slopes(end).mean()) for end in (1e-3, 1e3))
     check(low < 0 < high, "There must be a best temperature between 0.001 and 1000", "none: the "
-          f"{'sharper' if high <= 0 else 'flatter'}, the smaller the loss", "A temperature is learned from mistakes: take "
-          "images that the network did not learn from, or more of them.", DataError)
+          f"{'sharper' if high <= 0 else 'flatter'}, the smaller the loss", "A temperature is learned from mistakes: "
+          "take images that the network did not learn from, or more of them.", DataError)
     inverse = brentq(lambda b: slopes(b).mean(), 1e-3, 1e3, xtol=1e-12)
     p = expit(logs*inverse)
     error = float(slopes(inverse).std(ddof=1)/(n**0.5*np.mean(p*(1 - p)*logs**2)))*inverse**-1     # of log T
@@ -628,8 +633,8 @@ def read_labels(
         whole = [line for line in lines if not line.get("error")]
         if not whole: raise ValueError("no rows with an answer")
         if len(whole) < len(lines):
-            get_logger().warning(f"{len(lines) - len(whole):,} of {len(lines):,} images in {os.fspath(path)} have no answer. "
-                                 "They are left out.")
+            get_logger().warning(f"{len(lines) - len(whole):,} of {len(lines):,} images in {os.fspath(path)} have no "
+                                 "answer. They are left out.")
         return _from_rows(path, whole)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{os.fspath(path)} holds no answers with several labels an image ({error}). "
@@ -665,10 +670,10 @@ def _thresholds_of(path: str | Path, probabilities: np.ndarray, said: np.ndarray
     found = np.where((lowest > highest) & (found <= highest), lowest, found)
     wrong = ((probabilities >= found) != said).any(1)
     if wrong.any():
-        get_logger().warning(f"{os.fspath(path)}: in {int(wrong.sum()):,} of {len(said):,} rows no threshold of a class gives "
-                             f"the labels that are written there (the first: row {int(wrong.argmax()) + 1:,}). The "
+        get_logger().warning(f"{os.fspath(path)}: in {int(wrong.sum()):,} of {len(said):,} rows no threshold of a class "
+                             f"gives the labels that are written there (the first: row {int(wrong.argmax()) + 1:,}). The "
                              "probabilities at 0.5 are the answer.")
         return np.full(len(names), 0.5)
-    get_logger().info(f"{os.fspath(path)}: its labels are those at thresholds from {found.min():.4f} to {found.max():.4f}, "
-                      "put between its probabilities.")
+    get_logger().info(f"{os.fspath(path)}: its labels are those at thresholds from {found.min():.4f} to "
+                      f"{found.max():.4f}, put between its probabilities.")
     return found

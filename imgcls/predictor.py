@@ -120,11 +120,11 @@ def decisions(self: Predictor, fitted: Decisions | None) -> None:
     fitted = Decisions() if fitted is None else fitted
     wrong = ("threshold", "sets") if self.multi_label else ("label_thresholds",)
     kind = "several labels" if self.multi_label else "one class"
-    check(not any(getattr(fitted, name) for name in wrong), f"`decisions` of a predictor for {kind} an image can't have "
-          f"{' and '.join(wrong)}", fitted, error=DataError)
+    check(not any(getattr(fitted, name) for name in wrong), f"`decisions` of a predictor for {kind} an image can't "
+          f"have {' and '.join(wrong)}", fitted, error=DataError)
     known = fitted.label_thresholds
-    check(known is None or list(known.class_names) == self.output_names, "`label_thresholds` must be of the predictor's "
-          "classes, in its order", known and known.class_names, f"They are {listed(self.output_names)}.", DataError)
+    check(known is None or list(known.class_names) == self.output_names, "`label_thresholds` must be of the "
+          "predictor's classes, in its order", known and known.class_names, f"They are {listed(self.output_names)}.", DataError)
     self._decisions = fitted
 
 # %% ../nbs/27_predictor.ipynb #2792b796
@@ -422,12 +422,12 @@ def _judged(predictor: Predictor, logits: Logits, targets: Tensor, paths: Sequen
             ) -> Evaluation | MultiLabelEvaluation:
     names, wide = predictor.output_names, targets.ndim == 2
     if not predictor.multi_label:
-        check(not wide, "`targets` must be a class number an image: this predictor gives one class", tuple(targets.shape),
-              "One for several labels is made with Predictor(..., multi_label=True).", DataError)
+        check(not wide, "`targets` must be a class number an image: this predictor gives one class",
+              tuple(targets.shape), "One for several labels is made with Predictor(..., multi_label=True).", DataError)
         return Evaluation.from_logits(logits, targets, names, paths, split)
     n = len(predictor.class_names)
-    check(wide and targets.shape[1] in (n, len(names)), f"`targets` must be images x {n} classes, 0 or 1: this predictor "
-          "gives several labels", tuple(targets.shape), error=DataError)
+    check(wide and targets.shape[1] in (n, len(names)), f"`targets` must be images x {n} classes, 0 or 1: this "
+          "predictor gives several labels", tuple(targets.shape), error=DataError)
     targets = torch.nn.functional.pad(targets, (0, len(names) - targets.shape[1]))      # no image has an output beyond
     return MultiLabelEvaluation.from_logits(logits, targets, names, paths, split, predictor._thresholds)
 
@@ -503,8 +503,8 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
-    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and .macro_f1 have "
-                    "intervals")
+    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and .macro_f1 "
+                    "have intervals")
     val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
@@ -558,8 +558,8 @@ def choose_thresholds(
     wanted: float | None = None,    # precision or recall of each class, in (0, 1]; None: only with by='f1'
 ) -> LabelThresholds:           # shows itself
     "Find the threshold of each class that is best on these images, and give labels by them from now on."
-    check(self.multi_label, "`choose_thresholds` is for several labels an image, and this predictor gives one class", self,
-          "Try predictor.choose_threshold(val): below it, it is not sure.", DataError)
+    check(self.multi_label, "`choose_thresholds` is for several labels an image, and this predictor gives one class",
+          self, "Try predictor.choose_threshold(val): below it, it is not sure.", DataError)
     found = choose_label_thresholds(_held_out(self, val, Decisions(self.decisions.temperature)), by, wanted)
     self.decisions = replace(self.decisions, label_thresholds=found)
     return found
@@ -573,8 +573,8 @@ def prediction_sets(
     alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 0.5)
 ) -> PredictionSets:        # shows itself; `judge_sets` of `26a_decisions` measures them on test
     "Fit sets that hold the true class as often as was promised, and give one with each answer from now on."
-    _one_class_only(self, "prediction_sets", "predictor.choose_thresholds(val, by='recall', wanted=0.95): each label is "
-                    "then found as often as that")
+    _one_class_only(self, "prediction_sets", "predictor.choose_thresholds(val, by='recall', wanted=0.95): each label "
+                    "is then found as often as that")
     found = fit_sets(_held_out(self, val, Decisions(self.decisions.temperature)), alpha)
     self.decisions = replace(self.decisions, sets=found)
     return found
@@ -680,8 +680,8 @@ def export(
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
     "Write it in formats that need no imgcls, and prove that each answers as it does."
-    check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels", self,
-          "What works: predictor.save('labels.safetensors'), and where imgcls is there load_predictor of that file.")
+    check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels",
+          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there load_predictor of that file.")
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
 

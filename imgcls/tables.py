@@ -62,7 +62,8 @@ def names_of(
 ) -> list[str]:                 # without path and error
     "The columns of its answers."
     fitted = {"accepted": predictor.decisions.threshold, "set": predictor.decisions.sets}
-    return ["predicted", *(["confidence"]*(not predictor.multi_label)), *(name for name, value in fitted.items() if value is not None),
+    sure = [] if predictor.multi_label else ["confidence"]
+    return ["predicted", *sure, *(name for name, value in fitted.items() if value is not None),
             *(f"prob_{name}" for name in predictor.output_names)]
 
 # %% ../nbs/60c_tables.ipynb #321a4a24
@@ -138,7 +139,9 @@ class Parquet:
     def __init__(self, names: Sequence[str]):       # of the columns, in their order; without confidence: several labels
         extra("pyarrow", "parquet")
         import pyarrow as pa
-        kinds = {"path": pa.string(), "predicted": pa.string() if "confidence" in names else pa.list_(pa.string()), "accepted": pa.bool_(), "set": pa.list_(pa.string()),
+        several = pa.list_(pa.string())
+        kinds = {"path": pa.string(), "predicted": pa.string() if "confidence" in names else several,
+                 "accepted": pa.bool_(), "set": several,
                  "error": pa.string()}
         self.names, self.schema = names, pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
 
