@@ -367,7 +367,8 @@ def report(
 def _notes(self: MultiLabelEvaluation) -> list[str]:
     "What to know of the numbers."
     support, called, names, notes = self.targets.sum(0), self.predicted.sum(0), self.class_names, []
-    kinds = ((support == 0, "without images here have no average precision, recall and F1, and are left out of the means"),
+    kinds = ((support == 0, "without images here have no average precision, recall and F1, and are left out of the "
+              "means"),
              (called == 0, "never given have no precision, and are left out of its mean"),
              ((support > 0) & (support < _FEW), f"with fewer than {_FEW} images: their intervals say little"))
     for where, fact in kinds:
@@ -491,7 +492,7 @@ def measure(
     "Metrics on these images, each with its 95 % interval; those that cut probabilities do it as they are made."
     usual = metrics is None and n_resamples is None
     if usual and "_measures" in vars(self): return self._measures
-    built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names))
+    built = build_metrics(self.metrics if metrics is None else metrics, len(self.class_names), several=True)
     logits = torch.from_numpy(np.clip(self.log_odds, -700, 700)) if self.logits is None else self.logits
     found = measured_on(built, logits, torch.from_numpy(self.targets).float(), self.losses, n_resamples,
                         "" if self.logits is not None else "of the probabilities' log-odds: there are no logits")
@@ -670,9 +671,10 @@ def _thresholds_of(path: str | Path, probabilities: np.ndarray, said: np.ndarray
     found = np.where((lowest > highest) & (found <= highest), lowest, found)
     wrong = ((probabilities >= found) != said).any(1)
     if wrong.any():
-        get_logger().warning(f"{os.fspath(path)}: in {int(wrong.sum()):,} of {len(said):,} rows no threshold of a class "
-                             f"gives the labels that are written there (the first: row {int(wrong.argmax()) + 1:,}). The "
-                             "probabilities at 0.5 are the answer.")
+        n, first = int(wrong.sum()), int(wrong.argmax()) + 1
+        get_logger().warning(f"{os.fspath(path)}: in {n:,} of {len(said):,} rows no threshold of a class gives the labels "
+                             f"that are written there (the first: row {first:,}). The probabilities at 0.5 are the "
+                             "answer.")
         return np.full(len(names), 0.5)
     get_logger().info(f"{os.fspath(path)}: its labels are those at thresholds from {found.min():.4f} to "
                       f"{found.max():.4f}, put between its probabilities.")

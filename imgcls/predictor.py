@@ -124,7 +124,8 @@ def decisions(self: Predictor, fitted: Decisions | None) -> None:
           f"have {' and '.join(wrong)}", fitted, error=DataError)
     known = fitted.label_thresholds
     check(known is None or list(known.class_names) == self.output_names, "`label_thresholds` must be of the "
-          "predictor's classes, in its order", known and known.class_names, f"They are {listed(self.output_names)}.", DataError)
+          "predictor's classes, in its order", known and known.class_names, f"They are {listed(self.output_names)}.",
+          DataError)
     self._decisions = fitted
 
 # %% ../nbs/27_predictor.ipynb #2792b796
@@ -503,8 +504,8 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
-    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and .macro_f1 "
-                    "have intervals")
+    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and "
+                    ".macro_f1 have intervals")
     val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
@@ -681,7 +682,8 @@ def export(
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
     "Write it in formats that need no imgcls, and prove that each answers as it does."
     check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels",
-          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there load_predictor of that file.")
+          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there, load_predictor of "
+          "that file.")
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
 
