@@ -48,11 +48,13 @@ from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .metrics import Metric
+from .multilabel_evaluation import MultiLabelEvaluation, verdict
+from .multilabel_predictions import MultiLabelPrediction, MultiLabelPredictions
 from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
 from .networks import summary as network_summary, unfreeze as networks_unfreeze
 from .optimizers import base_lr_of
 from .plots import PALETTE, image_grid
-from .predictions import Predictions
+from .predictions import Prediction, Predictions
 from .predictor import NetworkError, Predictor
 from .progress import progress_callbacks
 from .records import Record, about_weights, begin_record, belongs_to, check_given, reopen, take_up
@@ -557,10 +559,11 @@ def evaluate(
     self: Learner,
     split: Any = "test",            # 'train', 'val' or 'test'
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
+) -> "Evaluation | MultiLabelEvaluation":     # shows itself; .weights .report() .per_sample, .accuracy or .macro_f1
     "How good is the network on a split?"
-    check(self.data.kind.scored, "`evaluate` is for images of one class", "targets of another kind",
-          "See learn.history, and learn.predict(images).probabilities.", DataError)
+    kind = self.data.kind
+    check(kind.scored or kind.several, "`evaluate` is for images of one class or of several labels",
+          "targets of another kind", "See learn.history, and learn.predict(images).probabilities.", DataError)
     _check_split(self.data, split)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
@@ -593,7 +596,7 @@ def predict(
     self: Learner,
     images: Any,                    # path, folder, PIL image, array (height width [channel]), or a list of them
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Predictions:                   # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
+) -> "Predictions | MultiLabelPredictions":     # shows itself; .labels .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
     with preserve_rng(): return _answering(self).predictor(weights, keep=False).predict(images)
 
@@ -640,10 +643,17 @@ def show_results(
     with preserve_rng(), closing(batches_to_ask(self.setup, subset)) as batches:
         said = _answering(self).predictor(weights, keep=False).evaluate(batches)
         images = torch.stack([subset[i][0] for i in range(len(subset))])
-    titles = [one.truth if one.truth == one.label else f"{one.truth}, said {one.label}" for one in said]
+    titles = [_title(one) for one in said]
     colors = [PALETTE[0] if right else PALETTE[1] for right in said.correct]
     figure = image_grid(self.data.colours(images, "val"), titles, title_colors=colors)
-    return _with_caption(figure, f"{split}: {said.correct.sum()} of {len(said)} right; {said.weights}")
+    right = "right in every label" if self.data.kind.several else "right"
+    return _with_caption(figure, f"{split}: {said.correct.sum()} of {len(said)} {right}; {said.weights}")
+
+
+def _title(one: "Prediction | MultiLabelPrediction") -> str:
+    "The truth, and what was said in its place."
+    if isinstance(one, MultiLabelPrediction): return verdict(one)
+    return one.truth if one.truth == one.label else f"{one.truth}, said {one.label}"
 
 
 def _with_caption(figure: "Figure", caption: str, height: float = 0.25) -> "Figure":
@@ -868,7 +878,7 @@ def summary(
 def validate(
     self: Learner,
     weights: str | None = None,     # as for `evaluate`
-) -> Evaluation:                    # shows itself
+) -> "Evaluation | MultiLabelEvaluation":   # shows itself
     "How good is the network on the validation split?"
     return self.evaluate("val") if weights is None else self.evaluate("val", weights)
 
@@ -880,6 +890,8 @@ _VERBS_ELSEWHERE = {
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
     **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
        for verb in ("calibrate", "choose_threshold", "prediction_sets")},
+    "choose_thresholds": "predictor = learn.predictor(), then predictor.choose_thresholds(learn.data), "
+                         "predictor.save()",
     "gain": "learn.predictor().with_views('flip').gain(learn.data)",
     "ensemble": "imgcls.Ensemble([learn, ...])", "predict_to": "learn.predictor().predict_to('answers.csv', images)",
     "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",

@@ -530,7 +530,8 @@ def _repr_html_(self: Scores) -> str:
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
             f"<p>accuracy <b>{with_interval(self.accuracy, self.accuracy_interval)}</b>, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats"
-            f"{seen_before(self, 'temperature')}{_decided(self)}</p>{self.measure()._repr_html_() if self.metrics else ''}"
+            f"{seen_before(self, 'temperature')}{_decided(self)}</p>"
+            f"{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
             f"<div>{html_table(shown.rename_axis(None))}{rest}</div>{_matrix_html(self)}</div>")
 
