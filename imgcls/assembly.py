@@ -356,6 +356,13 @@ def balance(self: Setup) -> str:        # "": the classes are about equal, and n
     return f"{how}; nothing is done about it: balance='loss', 'sampler' or 'logits' would"
 
 
+@patch(as_prop=True)
+def unheeded(self: Setup) -> bool:
+    "Are the classes unequal, and nothing is done about it?"
+    found, done = self.data.imbalance(), (self.config.training.balance, self.config.loss.class_weights, self.given.loss)
+    return found is not None and found.noticeable and not any(one is not None for one in done)
+
+
 def _done(setup: Setup) -> str:
     counts, chosen = setup.data.class_counts(), setup.config.training
     n, rest = divmod(sum(counts), len(counts))

@@ -211,7 +211,14 @@ def __repr__(self: Learner) -> str:
     if _broken_off(self): at += f", {state.status} at {_place(state)}"
     best = self.history.best()
     best = f", best {_value(self.history, best)} (epoch {best['epoch']})" if best else ""
-    return f"Learner({what} on {self.data!r}; {at}{best}{f'; run {self.run.name}' if self.run else ''})"
+    run = f"; run {self.run.name}" if self.run else ""
+    return f"Learner({what} on {self.data!r}{_balance_in_short(self)}; {at}{best}{run})"
+
+
+def _balance_in_short(learner: Learner) -> str:
+    chosen = learner.config.training.balance
+    if chosen is not None: return f"; balance={chosen!r}"
+    return "; nothing is done about the balance" if learner.setup.unheeded else ""
 
 
 @patch
@@ -223,7 +230,8 @@ def _repr_html_(self: Learner) -> str:
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
-        "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
+        "data": repr(self.data), "images": _images_in_words(self.data),
+        **({"classes": setup.balance} if setup.balance else {}), "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
                      f"{config.scheduler.type}, batches of {config.training.batch_size}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
@@ -741,7 +749,8 @@ def lr_find(
     state, config = self.state, self.config
     batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
                       num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
-                      worker_timeout=self.data.config.worker_timeout)
+                      worker_timeout=self.data.config.worker_timeout,
+                      classes=self.data.targets("train") if config.training.balance == "sampler" else None)
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
         try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
