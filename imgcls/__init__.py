@@ -56,6 +56,7 @@ Modules:
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.mlflow_delivery`: In which form does an MLflow server take what happened?
 - `imgcls.mlflow_tracking`: How is a training followed in MLflow, also when its server goes away?
+- `imgcls.muon`: How does a matrix of weights move as one thing?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
