@@ -181,7 +181,7 @@ def make_state(
     runtime.prepare(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(config.loss, data.class_counts())
-    head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
+    head = head_of(network)[1].parameters() if config.optimizer.needs_head else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
     names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
     n_outputs = config.model.num_classes or data.n_classes

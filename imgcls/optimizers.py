@@ -13,8 +13,8 @@ chosen optimizer or schedule is an error."""
 # %% auto #0
 __all__ = ['optimizers', 'TORCH_OPTIMIZERS', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw', 'parameter_groups',
            'build_optimizer', 'follow_network', 'held_names', 'hold_again', 'Position', 'SchedulerConfig', 'constant',
-           'step', 'cosine', 'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of',
-           'learning_rates', 'plot_schedule']
+           'step', 'cosine', 'linear', 'polynomial', 'flat_cosine', 'warm_restarts', 'one_cycle', 'plateau',
+           'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of', 'learning_rates', 'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
@@ -66,6 +66,12 @@ class OptimizerConfig:
         check(0 <= momentum < 1, "`momentum` must be in [0, 1)", momentum)
         check(not self.nesterov or momentum > 0, "`nesterov` needs `momentum` > 0", momentum)
         check(all(0 <= beta < 1 for beta in self.betas or ()), "`betas` must be in [0, 1)", self.betas)
+
+    @property
+    def needs_head(self) -> bool:
+        "Do head and backbone move differently?"
+        return self.backbone_lr_factor != 1 or self.type == "muon"
+
 
 
 _OPTIMIZER_SETTINGS = {"sgd": ("momentum", "nesterov", "fused"), "adam": ("betas", "fused"),
@@ -328,6 +334,8 @@ class Position:
     steps_per_epoch: int                    # optimizer steps in an epoch
     n_epochs: int                           # epochs planned
     val_losses: tuple[float, ...] = ()      # validation loss after each finished epoch, in order
+    watched: tuple[float, ...] = ()         # the same of what `plateau_monitor` names
+    higher_is_better: bool = False          # is a larger value of that better?
 
     @property
     def epoch(self) -> int: return self.step // self.steps_per_epoch    # epochs finished
@@ -343,8 +351,12 @@ class SchedulerConfig:
     step_size: int | None = None         # step only: epochs between drops, >= 1; None: 7
     gamma: float | None = None           # step and plateau: factor of a drop, in (0, 1); None: 0.1
     patience: int | None = None          # plateau only: epochs without improvement borne; None: 10
-    final_factor: float | None = None    # cosine only: last lr as a share of lr, in [0, 1]; None: 0
-    pct_start: float | None = None       # one_cycle only: share of steps that rise, in (0, 1); None: 0.3
+    plateau_monitor: str | None = None   # plateau only: column of the epoch table that it follows; None: val_loss
+    final_factor: float | None = None    # all that fall smoothly: last lr as a share of lr, in [0, 1]; None: 0
+    power: float | None = None           # polynomial only, > 0; None: 2
+    restart_epochs: float | None = None  # warm_restarts only: length of the first period, > 0; None: 10
+    restart_factor: float | None = None  # warm_restarts only: a period by the one before, >= 1; None: 2
+    pct_start: float | None = None       # share of steps that one_cycle rises, flat_cosine stays; None: 0.3, 0.75
     div_factor: float | None = None      # one_cycle only: lr / first lr, >= 1; None: 25
     final_div_factor: float | None = None  # one_cycle only: first lr / last lr, >= 1; None: 10000
     warmup_epochs: float = 0.0           # rise in a straight line over so many epochs, >= 0
@@ -355,6 +367,9 @@ class SchedulerConfig:
         rules = {"step_size": (lambda v: v >= 1, ">= 1"), "gamma": (lambda v: 0 < v < 1, "in (0, 1)"),
                  "patience": (lambda v: v >= 0, ">= 0"),
                  "final_factor": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+                 "power": (lambda v: 0 < v < math.inf, "> 0"),
+                 "restart_epochs": (lambda v: 0 < v < math.inf, "> 0"),
+                 "restart_factor": (lambda v: 1 <= v < math.inf, ">= 1"),
                  "pct_start": (lambda v: 0 < v < 1, "in (0, 1)"),
                  "div_factor": (lambda v: 1 <= v < math.inf, ">= 1"),
                  "final_div_factor": (lambda v: 1 <= v < math.inf, ">= 1"),
@@ -368,7 +383,10 @@ class SchedulerConfig:
 
 
 _SCHEDULER_SETTINGS = {"constant": (), "step": ("step_size", "gamma"), "cosine": ("final_factor",),
-                       "plateau": ("gamma", "patience"),
+                       "linear": ("final_factor",), "polynomial": ("power", "final_factor"),
+                       "flat_cosine": ("pct_start", "final_factor"),
+                       "warm_restarts": ("restart_epochs", "restart_factor", "final_factor"),
+                       "plateau": ("gamma", "patience", "plateau_monitor"),
                        "one_cycle": ("pct_start", "div_factor", "final_div_factor")}
 
 # %% ../nbs/23_optimizers.ipynb #66199e77
@@ -407,6 +425,50 @@ def cosine(
 def _cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
+# %% ../nbs/23_optimizers.ipynb #36ac5b32
+@schedulers.register
+def linear(
+    config: SchedulerConfig,        # reads final_factor
+) -> Callable[[Position], float]:
+    "A straight line down; torch's LinearLR."
+    return _power_curve(1.0, _given(config.final_factor, 0.0))
+
+
+def _power_curve(power: float, final: float) -> Callable[[Position], float]:
+    return lambda position: final + (1 - final) * (1 - position.step / position.n_steps) ** power
+
+# %% ../nbs/23_optimizers.ipynb #f1538716
+@schedulers.register
+def polynomial(
+    config: SchedulerConfig,        # reads power, final_factor
+) -> Callable[[Position], float]:
+    "What is left of the run, to a power; torch's PolynomialLR."
+    return _power_curve(_given(config.power, 2.0), _given(config.final_factor, 0.0))
+
+# %% ../nbs/23_optimizers.ipynb #8a19a0d5
+@schedulers.register
+def flat_cosine(
+    config: SchedulerConfig,        # reads pct_start, final_factor
+) -> Callable[[Position], float]:
+    "Level, then half a cosine wave; fastai's fit_flat_cos."
+    level, final = _given(config.pct_start, 0.75), _given(config.final_factor, 0.0)
+    return lambda position: _cosine(1.0, final, max(0.0, (position.step / position.n_steps - level) / (1 - level)))
+
+# %% ../nbs/23_optimizers.ipynb #2a6cd39e
+@schedulers.register
+def warm_restarts(
+    config: SchedulerConfig,        # reads restart_epochs, restart_factor, final_factor
+) -> Callable[[Position], float]:
+    "Half a cosine wave in each period; torch's CosineAnnealingWarmRestarts."
+    first, growth = _given(config.restart_epochs, 10.0), _given(config.restart_factor, 2.0)
+    final = _given(config.final_factor, 0.0)
+    def factor(position: Position) -> float:
+        begin, length = 0.0, first * position.steps_per_epoch
+        if growth == 1: begin = position.step // length * length
+        while growth > 1 and position.step >= begin + length: begin, length = begin + length, length * growth
+        return _cosine(1.0, final, (position.step - begin) / length)
+    return factor
+
 # %% ../nbs/23_optimizers.ipynb #cfecd975
 @schedulers.register
 def one_cycle(
@@ -425,23 +487,25 @@ def one_cycle(
 # %% ../nbs/23_optimizers.ipynb #5c117bd3
 @schedulers.register
 def plateau(
-    config: SchedulerConfig,        # reads gamma, patience
+    config: SchedulerConfig,        # reads gamma, patience, plateau_monitor
 ) -> Callable[[Position], float]:
-    "A drop whenever validation loss stops improving; torch's ReduceLROnPlateau."
+    "A drop whenever validation loss, or what is named, stops improving; torch's ReduceLROnPlateau."
     gamma, patience = _given(config.gamma, 0.1), _given(config.patience, 10)
     def factor(position: Position) -> float:
-        check(len(position.val_losses) >= position.epoch,
-              "`plateau` needs a validation loss of every finished epoch", position.val_losses,
+        own, name = config.plateau_monitor is not None, config.plateau_monitor or "validation loss"
+        values = position.watched if own else position.val_losses
+        check(len(values) >= position.epoch, f"`plateau` needs a {name} of every finished epoch", values,
               "Give the run a validation set, or choose another scheduler.")
-        return gamma ** _drops(position.val_losses[:position.epoch], patience)
+        return gamma ** _drops(values[:position.epoch], patience, own and position.higher_is_better)
     return factor
 
 
-def _drops(losses: Iterable[float], patience: int) -> int:
+def _drops(values: Iterable[float], patience: int, higher_is_better: bool) -> int:
     "How often the learning rate has dropped after these epochs."
-    best, bad, drops = math.inf, 0, 0
-    for loss in losses:
-        if loss < best * (1 - 1e-4): best, bad = loss, 0
+    best, bad, drops = -math.inf if higher_is_better else math.inf, 0, 0
+    for value in values:
+        better = value > best * (1 + 1e-4) if higher_is_better else value < best * (1 - 1e-4)
+        if better: best, bad = value, 0
         else: bad += 1
         if bad > patience: bad, drops = 0, drops + 1
     return drops
