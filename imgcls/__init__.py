@@ -6,6 +6,7 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.averaging`: What do the weights of the last epochs have in common?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
@@ -79,6 +80,7 @@ Modules:
 - `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sharpness`: Does the loss stay low when the weights are moved a little?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?

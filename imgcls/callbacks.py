@@ -53,7 +53,8 @@ class Scheduling(Callback):
         history, self._steps_per_epoch = state.history, state.steps_per_epoch
         self._seen: tuple[Any, ...] = (tuple(history.val_losses),)
         if self.monitor is None: return
-        self._seen = *self._seen, tuple(history.column(self.monitor)), history.higher_is_better(self.monitor) is not False
+        higher = history.higher_is_better(self.monitor) is not False
+        self._seen = *self._seen, tuple(history.column(self.monitor)), higher
 
     def on_batch_start(self, state: State) -> None:
         position = Position(state.step, self._steps_per_epoch, state.n_epochs, *self._seen)
