@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from . import training
 from .answering import Answering, batches_to_ask
 from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
+from .assembly import tools_in_words
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
@@ -220,12 +221,14 @@ def _repr_html_(self: Learner) -> str:
     config, setup = self.config, self.setup
     lr = base_lr_of(self.state.optimizer, config.optimizer)
     begun = "" if math.isclose(lr, config.optimizer.lr) else f" ({config.optimizer.lr:g} to begin with)"
+    tools = tools_in_words(config)
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
         "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
-                     f"{config.scheduler.type}, batches of {config.training.batch_size}",
+                     f"{config.scheduler.type}, batches of {config.training.batch_size}"
+                     f"{tools and f', {tools}'}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
         "trained": _trained(self), "run": self.run.name if self.run else "none yet: the first fit makes one"})
 
@@ -739,6 +742,7 @@ def lr_find(
 ) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
+    if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
     batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
                       num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
                       worker_timeout=self.data.config.worker_timeout)

@@ -57,8 +57,8 @@ class SAM(Callback):
 
     def on_grads(self, state: State) -> None:
         if state.loss is not self._loss:
-            raise ConfigError("A callback replaces the loss, which the second pass of SAM would not see. Put it into the "
-                              "loss function, or train without sam_rho.")
+            raise ConfigError("A callback replaces the loss, which the second pass of SAM would not see. Put it into "
+                              "the loss function, or train without sam_rho.")
         moved = [p for p in state.network.parameters() if p.grad is not None]
         before = _copies([*moved, *state.network.buffers()])
         after = rng_state()
