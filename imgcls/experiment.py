@@ -75,20 +75,25 @@ class TrainingConfig:
             check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
-        _check_averages(self)
-        for name in ("swa_epochs", "swa_lr", "sam_rho"):
-            value = getattr(self, name)
-            check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)
-        check(self.sam_rho is None or self.precision != "float16", "`sam_rho` needs float32 or bfloat16",
-              self.precision)
-        check(self.sam_rho is None or self.compile in (None, "default"), "`sam_rho` needs `compile` default or null",
-              self.compile)
+        _check_tools(self)
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
         for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
+
+# %% ../nbs/50_experiment.ipynb #50823ffd
+def _check_tools(chosen: TrainingConfig) -> None:
+    "Averages of the weights, and SAM."
+    for name in ("swa_epochs", "swa_lr", "sam_rho"):
+        value = getattr(chosen, name)
+        check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)
+    check(chosen.sam_rho is None or chosen.precision != "float16", "`sam_rho` needs float32 or bfloat16",
+          chosen.precision)
+    check(chosen.sam_rho is None or chosen.compile in (None, "default"), "`sam_rho` needs `compile` default or null",
+          chosen.compile)
+    _check_averages(chosen)
 
 
 def _check_averages(chosen: TrainingConfig) -> None:

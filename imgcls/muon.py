@@ -91,7 +91,7 @@ class MuonAdamW(Optimizer):
             if group["matrices"]: _muon_step(self._muon, self.state, group)
         return loss
 
-
+# %% ../nbs/22d_muon.ipynb #f02a46ec
 def _muon_step(muon: Optimizer, memory: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
     "A step of torch's Muon on weights that are laid out as matrices."
     moved = [weight for weight in group["params"] if weight.grad is not None]
