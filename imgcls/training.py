@@ -192,6 +192,7 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check({*cls.orders} <= {*EVENTS}, f"`orders` of {cls.__name__} must name events", [*cls.orders])
         for name, method in vars(cls).items():
             if name in EVENTS: _check_listener(cls, name, method)
             elif name.startswith("on_") or name in FOREIGN_EVENTS:
