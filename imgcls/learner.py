@@ -879,7 +879,9 @@ def validate(
 
 _VERBS_ELSEWHERE = {
     "fine_tune": "learn.freeze().fit(1), then learn.unfreeze().fit(4, lr=1e-4)",
-    **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
+    "fit_one_cycle": "Learner(..., scheduler='one_cycle'), then learn.fit(5)",
+    "fit_flat_cos": "Learner(..., scheduler='flat_cosine'), then learn.fit(5)",
+    "fit_sgdr": "Learner(..., scheduler='warm_restarts', restart_epochs=1), then learn.fit(7)",
     **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
     **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
