@@ -6,6 +6,7 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.averaging`: What do the weights of the last epochs have in common?
 - `imgcls.balance`: One class has twenty times the images of another. What can training do about it?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
@@ -63,6 +64,7 @@ Modules:
 - `imgcls.multilabel_evaluation`: Which labels are found, which are missed, and how sure is that?
 - `imgcls.multilabel_losses`: What is made smaller where an image may show several classes at once?
 - `imgcls.multilabel_predictions`: Which labels did the network give to each image?
+- `imgcls.muon`: How does a matrix of weights move as one thing?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
@@ -85,6 +87,7 @@ Modules:
 - `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sharpness`: Does the loss stay low when the weights are moved a little?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?

@@ -11,7 +11,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'Mix', 'FollowNetwork', 'what_is_trained', 'callback_builder']
+           'average_into', 'Mix', 'FollowNetwork', 'what_is_trained', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import ImgclsError, arguments_for, check, checked, imported, name_and_arguments
 from .history import Event, History
@@ -44,14 +45,19 @@ class Scheduling(Callback):
     def __init__(
         self,
         schedule: Callable[[Position], float],  # position -> factor of the base learning rate
+        monitor: str | None = None,     # the column that a plateau follows; None: the validation loss
     ):
-        self.schedule = schedule
+        self.schedule, self.monitor = schedule, monitor
 
     def on_epoch_start(self, state: State) -> None:
-        self._val_losses, self._steps_per_epoch = tuple(state.history.val_losses), state.steps_per_epoch
+        history, self._steps_per_epoch = state.history, state.steps_per_epoch
+        self._seen: tuple[Any, ...] = (tuple(history.val_losses),)
+        if self.monitor is None: return
+        higher = history.higher_is_better(self.monitor) is not False
+        self._seen = *self._seen, tuple(history.column(self.monitor)), higher
 
     def on_batch_start(self, state: State) -> None:
-        position = Position(state.step, self._steps_per_epoch, state.n_epochs, self._val_losses)
+        position = Position(state.step, self._steps_per_epoch, state.n_epochs, *self._seen)
         set_learning_rate(state.optimizer, self.schedule(position) * lr_factor(state.history))
 
 # %% ../nbs/34_callbacks.ipynb #136cce45
@@ -195,9 +201,14 @@ class EMA(Callback):
     def __init__(
         self,
         decay: float,               # weight of the past at each step, in (0, 1); 0.99 looks back 100 steps
+        warmup: bool = False,       # begin with a short memory, so that the first weights are soon forgotten?
     ):
         check(0 < decay < 1, "`ema_decay` must be in (0, 1)", decay, "Try 0.99.")
-        self.decay, self.average, self._raw = decay, None, None
+        self.decay, self.warmup, self.average, self._raw = decay, warmup, None, None
+
+    def decay_at(self, step: int) -> float:     # of the steps done, this one included
+        "The weight of the past at a step; as timm warms it up."
+        return min(self.decay, 1 - step ** (-2 / 3)) if self.warmup else self.decay
 
     def on_fit_start(self, state: State) -> None:
         if self.average is None: self.average = _copy(state.network.state_dict())
@@ -206,10 +217,7 @@ class EMA(Callback):
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step: return
-        with torch.no_grad():
-            for key, value in state.network.state_dict().items():
-                if value.is_floating_point(): self.average[key].lerp_(value, 1 - self.decay)
-                else: self.average[key].copy_(value)
+        average_into(self.average, state.network.state_dict(), get_ema_multi_avg_fn(self.decay_at(state.step)))
 
     def on_val_start(self, state: State) -> None:
         self._raw = _copy(state.network.state_dict())
@@ -223,6 +231,19 @@ class EMA(Callback):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.average = None if saved["average"] is None else _copy(saved["average"])
+
+# %% ../nbs/34_callbacks.ipynb #343e4ab6
+@torch.no_grad()
+def average_into(
+    average: Mapping[str, Tensor],      # changed in place
+    weights: Mapping[str, Tensor],      # of the same names
+    merge: Callable[..., Any],          # of torch.optim.swa_utils: get_ema_multi_avg_fn(0.99)
+    n_averaged: int = 0,                # how many are in the average
+) -> None:
+    "Merge floating-point tensors, all in one call; counters are copied."
+    floats = [name for name, value in weights.items() if value.is_floating_point()]
+    merge([average[name] for name in floats], [weights[name] for name in floats], n_averaged)
+    for name in weights.keys() - {*floats}: average[name].copy_(weights[name])
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -294,7 +315,7 @@ class FollowNetwork(Callback):
     def take_up(self, state: State) -> None:
         "Hold the optimizer against the network."
         config = replace(self.config, lr=base_lr_of(state.optimizer, self.config))
-        head = head_of(state.network)[1].parameters() if config.backbone_lr_factor != 1 else None
+        head = head_of(state.network)[1].parameters() if config.needs_head else None
         follow_network(state.optimizer, state.network, config, head, self.builder)
 
 # %% ../nbs/34_callbacks.ipynb #4a4f9407

@@ -14,6 +14,7 @@ __all__ = ['presets', 'ALIASES', 'Layer', 'TrainingConfig', 'ExperimentConfig', 
 
 # %% ../nbs/50_experiment.ipynb #f6273aa7
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -51,6 +52,10 @@ class TrainingConfig:
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
+    ema_warmup: bool = False            # let that average look back less far at first, as timm does?
+    swa_epochs: int | None = None       # average the weights at the ends of the last so many epochs; None: not
+    swa_lr: float | None = None         # constant learning rate in these epochs; None: the schedule goes on
+    sam_rho: float | None = None        # SAM: take each gradient so far uphill, 0.05 say, at twice the time; None: not
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
     balance: Literal["loss", "sampler", "logits"] | None = None     # how rare classes get their share; None: not at all
@@ -74,6 +79,7 @@ class TrainingConfig:
             check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
+        _check_tools(self)
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
@@ -81,6 +87,29 @@ class TrainingConfig:
         for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
+
+# %% ../nbs/50_experiment.ipynb #50823ffd
+def _check_tools(chosen: TrainingConfig) -> None:
+    "Averages of the weights, and SAM."
+    for name in ("swa_epochs", "swa_lr", "sam_rho"):
+        value = getattr(chosen, name)
+        check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)
+    check(chosen.sam_rho is None or chosen.precision != "float16", "`sam_rho` needs float32 or bfloat16",
+          chosen.precision)
+    check(chosen.sam_rho is None or chosen.compile in (None, "default"), "`sam_rho` needs `compile` default or null",
+          chosen.compile)
+    _check_averages(chosen)
+
+
+def _check_averages(chosen: TrainingConfig) -> None:
+    "One of them answers, so there is one; and SWA counts from the end of the plan, which must be reached."
+    check(chosen.ema_decay is not None or not chosen.ema_warmup, "`ema_warmup` needs `ema_decay`", chosen.ema_decay)
+    check(chosen.swa_epochs is not None or chosen.swa_lr is None, "`swa_lr` needs `swa_epochs`", chosen.swa_epochs)
+    if chosen.swa_epochs is None: return
+    check(chosen.ema_decay is None, "`swa_epochs` and `ema_decay` both say which weights answer", chosen.ema_decay,
+          "Choose one of them.")
+    check(chosen.early_stopping is None, "`swa_epochs` averages the last epochs of the plan, before which "
+          "`early_stopping` may end it", chosen.early_stopping, "Leave one of them out.")
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)
