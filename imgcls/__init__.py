@@ -53,6 +53,7 @@ Modules:
 - `imgcls.lr_finder`: How large may the learning rate be?
 - `imgcls.manifests`: Which images was it, and are they still what they were?
 - `imgcls.markup`: How do names and numbers become HTML that looks the same everywhere?
+- `imgcls.memory`: How much memory does a step need, how much is there, and what is said when it ends?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.mlflow_delivery`: In which form does an MLflow server take what happened?
 - `imgcls.mlflow_tracking`: How is a training followed in MLflow, also when its server goes away?
