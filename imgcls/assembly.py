@@ -22,8 +22,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .blocks import add_gradient_checkpointing, add_stochastic_depth
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, Mix
-from .callbacks import Scheduling, StopOnNaN, callback_builder, lr_factor
+from .callbacks import Resizing, Scheduling, StopOnNaN, callback_builder, lr_factor, size_at
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
@@ -31,7 +32,7 @@ from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_e
 from .history import Event
 from .losses import as_loss, build_loss
 from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
-from .networks import build_network, evaluating, head_of, networks, trained_names
+from .networks import ModelConfig, build_network, evaluating, head_of, networks, trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
 from .runtime import Runtime
 from .seeding import preserve_rng
@@ -127,6 +128,7 @@ def settle(
         every = dict.fromkeys([*settled.training.metrics, *metrics])
         settled = override(settled, {"training.metrics": [*every]})
     _check_needs_val(settled, data)
+    _check_last_size(settled, data)
     return settled, changed
 
 
@@ -166,6 +168,16 @@ def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
     check(without, "`early_stopping` needs a val split", list(data.datasets))
     check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
+# %% ../nbs/51_assembly.ipynb #e9ff70a4
+def _check_last_size(config: ExperimentConfig, data: ImageData) -> None:
+    "A schedule of sizes ends with the size in which answers are given."
+    sizes = config.training.sizes
+    if not sizes: return
+    data.at_size(sizes[0][1])           # or its error: transforms of one's own
+    last, resize = sizes[-1][1], data.transforms.train.resize
+    check(last == resize, "`size_schedule` must end with the data's size, in which validation and answers see images",
+          config.training.size_schedule, f"The data has {resize[0]} x {resize[1]}: ImageData.from_folder(..., size=...).")
+
 # %% ../nbs/51_assembly.ipynb #123c5e32
 @checked
 def make_state(
@@ -178,6 +190,7 @@ def make_state(
     device = find_settings().device if chosen.device == "auto" else chosen.device
     runtime = Runtime.create(device, chosen.precision, chosen.channels_last, chosen.compile)
     network = given.network or build_network(config.model, data.n_classes, config.seed, len(image))
+    if given.network is None: _work_on_blocks(network, config.model)
     runtime.prepare(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(config.loss, data.class_counts())
@@ -215,6 +228,12 @@ def _to_say(state: State, name: str) -> str:
     if isinstance(state.train_metrics.get(name), TorchMetric):
         return f"Say it: metrics=[TorchMetric({name}, higher_is_better=True)], or False, from imgcls.metrics."
     return f"Say it beside the function: {name}.higher_is_better = True, or False."
+
+# %% ../nbs/51_assembly.ipynb #88d459e8
+def _work_on_blocks(network: nn.Module, config: ModelConfig) -> None:
+    "What is done to the blocks of a network that the config names."
+    if config.stochastic_depth is not None: add_stochastic_depth(network, config.stochastic_depth)
+    if config.gradient_checkpointing: add_gradient_checkpointing(network)
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(
@@ -322,6 +341,16 @@ def set_epochs(
         state.history.note(state.step, state.epoch, event, f"from {state.n_epochs} to {n_epochs} epochs", n_epochs)
     state.n_epochs = n_epochs
 
+# %% ../nbs/51_assembly.ipynb #8832f168
+@patch
+def data_in(
+    self: Setup,
+    epoch: int,                 # from 0
+) -> ImageData:                 # with training images of the size that they have in this epoch
+    "The data as an epoch sees it."
+    sizes = self.config.training.sizes
+    return self.data.at_size(size_at(sizes, epoch)) if sizes else self.data
+
 # %% ../nbs/51_assembly.ipynb #a3710af5
 @patch
 def set_lr(
@@ -362,6 +391,21 @@ def assemble(
 ) -> Setup:                         # at its beginning
     "Everything that trains."
     given = given or Given()
-    return Setup(data=data, config=config, given=given, state=make_state(config, data, given),
-                 callbacks=make_callbacks(config, data.n_classes, given), changed=dict(changed or {}),
+    state = make_state(config, data, given)
+    resizing = _resizing(config, data, state) if config.training.sizes else []
+    return Setup(data=data, config=config, given=given, state=state,
+                 callbacks=[*resizing, *make_callbacks(config, data.n_classes, given)], changed=dict(changed or {}),
                  planned=config.training.num_epochs)
+
+# %% ../nbs/51_assembly.ipynb #3a547840
+def _resizing(config: ExperimentConfig, data: ImageData, state: State) -> list[Callback]:
+    "What follows `size_schedule`; each size is sent through the network once, before the first step."
+    for _, size in config.training.sizes:
+        image = torch.zeros(1, data.n_channels, *size)
+        images, _ = state.runtime.move(image, torch.zeros(1, dtype=torch.int64))
+        try:
+            with preserve_rng(), evaluating(state.network), state.runtime.autocast(): state.network(images)
+        except Exception as error:
+            raise ConfigError(f"`size_schedule`: the network cannot read images of {size[0]} x {size[1]} ({error}). "
+                              "Leave this size out.") from None
+    return [Resizing(config.training.sizes, lambda size: data.at_size(size).dataset("train"))]

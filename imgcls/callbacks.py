@@ -11,12 +11,12 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'Mix', 'FollowNetwork', 'what_is_trained', 'callback_builder']
+           'Mix', 'size_at', 'sizes_in_words', 'Resizing', 'FollowNetwork', 'what_is_trained', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -253,6 +253,53 @@ class Mix(Callback):
               "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
         which = int(torch.randint(len(self.mixes), ())) if len(self.mixes) > 1 else 0
         state.images, state.targets = self.mixes[which](state.images, state.targets)
+
+# %% ../nbs/34_callbacks.ipynb #697e027b
+def size_at(
+    sizes: Sequence[tuple[int, tuple[int, int]]],   # from which epoch, from 0, images have which height and width
+    epoch: int,             # from 0
+) -> tuple[int, int]:       # height, width in pixels
+    "The size of training images in an epoch."
+    return next(size for start, size in reversed(sizes) if start <= epoch)
+
+# %% ../nbs/34_callbacks.ipynb #a2b77342
+def sizes_in_words(
+    sizes: Sequence[tuple[int, tuple[int, int]]],   # as for `size_at`
+) -> str:                   # '96 x 96 in epochs 1 to 10, 224 x 224 from epoch 11 on'; people count epochs from 1
+    "The schedule for a person."
+    ends = [start for start, _ in sizes[1:]]
+    parts = [f"{height} x {width} in epoch{f's {start + 1} to' if end > start + 1 else ''} {end}"
+             for (start, (height, width)), end in zip(sizes, ends, strict=False)]
+    start, (height, width) = sizes[-1]
+    return ", ".join([*parts, f"{height} x {width} from epoch {start + 1} on"])
+
+# %% ../nbs/34_callbacks.ipynb #01c8e501
+class Resizing(Callback):
+    "Trains with images of another size from an epoch on."
+    order = Order.PREPARE
+
+    @checked
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, tuple[int, int]]],       # as for `size_at`, rising, from epoch 0 on
+        images: Callable[[tuple[int, int]], Any],           # size -> the dataset of training images in it
+    ):
+        check(bool(sizes) and sizes[0][0] == 0, "`sizes` must begin with epoch 0", sizes)
+        self.sizes, self.images, self._made = [*sizes], images, {}
+
+    def on_fit_start(self, state: State) -> None:
+        start, (height, width) = self.sizes[-1]
+        if start < state.n_epochs: return
+        get_logger().warning(f"Training ends with epoch {state.n_epochs}, before images of {height} x {width} come "
+                             f"(epoch {start + 1}), in which validation and answers see them.")
+
+    def on_epoch_start(self, state: State) -> None:
+        size = size_at(self.sizes, state.epoch)
+        if size not in self._made: self._made[size] = self.images(size)
+        batches, dataset = state.train_batches, self._made[size]
+        if batches.dataset is dataset: return
+        batches.close()                 # workers have copies of the dataset that was
+        batches.dataset = dataset
 
 # %% ../nbs/34_callbacks.ipynb #ea5519b8
 class FollowNetwork(Callback):

@@ -16,6 +16,7 @@ __all__ = ['OBJECTS', 'WORTH_KEEPING', 'DataConfig', 'ImageData', 'find_table', 
            'save_manifest', 'load_manifest', 'check_contents']
 
 # %% ../nbs/19_data.ipynb #7d61e47e
+import copy
 import hashlib
 import html
 import inspect
@@ -866,3 +867,25 @@ def check_contents(
 ) -> None:                      # raises `DataError` where an image has another content
     "Hold data against a manifest. Other images, classes or splits are not looked for: that is the fingerprint's."
     if data.table is not None and os.path.isfile(path): check_copy(data.table, path)
+
+# %% ../nbs/19_data.ipynb #7c1bc78c
+@patch
+@checked
+def at_size(
+    self: ImageData,
+    size: tuple[int, int],      # of training images: height, width in pixels
+) -> ImageData:                 # shares everything else with this one
+    "The same data, with training images of another size."
+    dataset, transforms = self.dataset("train"), self.transforms
+    ours = (self.table is not None or self.config.dataset) and not self.own_transforms
+    check(bool(ours) and transforms.train.resize is not None, "Training images get another size where the data's config "
+          "gives them one", "transforms or datasets of your own" if not ours else "images as large as they are",
+          "Leave out `size_schedule`; or use ImageData.from_folder(..., size=224).")
+    if transforms.train.resize == tuple(size): return self
+    other = copy.copy(self)
+    other.transforms = replace(transforms, train=replace(transforms.train, resize=tuple(size)))
+    seen = dataset.with_transform(_pipeline(other.transforms, "train", self.config.mode))
+    other.datasets, other._targets = {**self.datasets, "train": seen}, dict(self._targets)
+    if self.cache is not None and seen.transform.fixed_in_words != dataset.transform.fixed_in_words:
+        _keep_pixels({"train": seen}, self.seen, self.config)
+    return other

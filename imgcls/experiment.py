@@ -33,7 +33,7 @@ from .networks import ModelConfig, networks
 from .optimizers import OptimizerConfig, SchedulerConfig, optimizers, schedulers
 from .runtime import Compile
 from .tracking import gradient_steps
-from .transforms import PHASES, TransformsConfig, transforms
+from .transforms import MAX_SIDE, PHASES, TransformsConfig, transforms
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class TrainingConfig:
     num_epochs: int = 25                # epochs planned, > 0
     batch_size: int = 32                # images a batch, > 0
     accumulate: int = 1                 # batches whose gradients make one step, > 0
+    size_schedule: tuple[tuple[int, ...], ...] = ()     # in training: [[0, 96], [10, 224]], from which epoch which size
     device: str = field(default="auto", metadata=FREE)      # auto (as settings.ini says), cpu, cuda, cuda:1, mps
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
@@ -73,9 +74,27 @@ class TrainingConfig:
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
+        _check_sizes(self.size_schedule)
         for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
+
+    @property
+    def sizes(self) -> list[tuple[int, tuple[int, int]]]:
+        "From which epoch training images have which height and width; empty: one size."
+        return [(epoch, (side[0], side[-1])) for epoch, *side in self.size_schedule]
+
+# %% ../nbs/50_experiment.ipynb #d0f6e4c4
+def _check_sizes(schedule: Sequence[Sequence[int]]) -> None:
+    "Rows of an epoch and a size, side or height and width."
+    if not schedule: return
+    ok = all(len(row) in (2, 3) and row[0] >= 0 and all(0 < side <= MAX_SIDE for side in row[1:]) for row in schedule)
+    check(ok, f"`size_schedule` must be rows of an epoch and a size in 1..{MAX_SIDE:,} pixels", schedule,
+          "Try [[0, 96], [10, 160], [20, 224]].")
+    epochs = [row[0] for row in schedule]
+    check(epochs[0] == 0, "`size_schedule` must begin with epoch 0", schedule)
+    check(epochs == sorted({*epochs}), "The epochs of `size_schedule` must rise", schedule)
+    check(len(schedule) > 1, "`size_schedule` needs two sizes or more", schedule, "For one size: size=224.")
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +113,9 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)
+        check(not self.model.gradient_checkpointing or self.training.compile is None,
+              "`gradient_checkpointing` needs `compile` null: the compiler decides itself what is computed again",
+              self.training.compile)
         check(not self.deterministic or self.training.compile != "max-autotune",
               "`deterministic` needs another `compile`: kernels are chosen by the clock", self.training.compile,
               "Try compile='default'.")
