@@ -176,7 +176,7 @@ def _check_last_size(config: ExperimentConfig, data: ImageData) -> None:
     data.at_size(sizes[0][1])           # or its error: transforms of one's own
     last, resize = sizes[-1][1], data.transforms.train.resize
     check(last == resize, "`size_schedule` must end with the data's size, in which validation and answers see images",
-          config.training.size_schedule, f"The data has {resize[0]} x {resize[1]}: ImageData.from_folder(..., size=...).")
+          config.training.size_schedule, f"It has {resize[0]} x {resize[1]}: ImageData.from_folder(..., size=...).")
 
 # %% ../nbs/51_assembly.ipynb #123c5e32
 @checked

@@ -14,6 +14,7 @@ interrupt or an error the learner can go on."""
 __all__ = ['Learner']
 
 # %% ../nbs/55_learner.ipynb #b57ea2d0
+import gc
 import math
 import numbers
 import os
@@ -32,7 +33,9 @@ from torch.utils.data import Dataset
 from . import training
 from .answering import Answering, batches_to_ask
 from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
-from .callbacks import FollowNetwork, lr_factor, what_is_trained
+from .batch_size import BatchSize, find_batch_size as largest_batch
+from .blocks import has_gradient_checkpointing
+from .callbacks import FollowNetwork, lr_factor, sizes_in_words, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
 from .control import ControlFile
@@ -47,6 +50,7 @@ from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
+from .memory import OutOfMemory
 from .metrics import Metric
 from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
 from .networks import summary as network_summary, unfreeze as networks_unfreeze
@@ -223,7 +227,8 @@ def _repr_html_(self: Learner) -> str:
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
-        "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
+        "data": repr(self.data), "images": _images_in_words(self.data) + _sizes_in_words(config.training.sizes),
+        "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
                      f"{config.scheduler.type}, batches of {config.training.batch_size}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
@@ -234,6 +239,10 @@ def _images_in_words(data: ImageData) -> str:
     if data.table is None or data.own_transforms: return "as transforms of yours make them"
     kept = "" if data.cache is None else "; decoded once, and kept for the next epoch and the next run"
     return told(data.transforms) + kept
+
+
+def _sizes_in_words(sizes: Sequence[tuple[int, tuple[int, int]]]) -> str:
+    return f"; in training {sizes_in_words(sizes)}" if sizes else ""
 
 
 def _trained(learner: Learner) -> str:
@@ -429,10 +438,27 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. {_way_on(learner)}."
             raise
+        except OutOfMemory as error:
+            error.add_note(_with_less_memory(learner))
+            raise
         except Exception as error:
             get_logger().opt(exception=True).debug(f"Training failed: {error}")
             error.add_note(f"The run {run.name!r} keeps its last checkpoint: {_way_on(learner)}.")
             raise
+
+# %% ../nbs/55_learner.ipynb #5112c932
+def _with_less_memory(learner: Learner) -> str:
+    "How to go on when a step did not fit; what it held is let go of."
+    gc.collect()
+    if torch.cuda.is_initialized(): torch.cuda.empty_cache()
+    run, config = learner.run.name, learner.config
+    if not learner.state.step:
+        size = max(1, config.training.batch_size // 2)
+        return f"Nothing is trained yet: learn.set_batch_size({size}) makes smaller batches, as many images a step."
+    exact = "" if has_gradient_checkpointing(learner.network) else (
+        f"Learner.from_run({run!r}, gradient_checkpointing=True).resume() goes on in this run, with the same bits; ")
+    return (f"{exact}Learner.retrain({run!r}, batch_size=..., accumulate=...) begins a new one with its weights. "
+            "The run keeps its last checkpoint.")
 
 # %% ../nbs/55_learner.ipynb #fe1dfdbc
 @patch_to(Learner, cls_method=True)
@@ -456,7 +482,8 @@ def from_config(
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers")
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers",
+        "gradient_checkpointing")
 
 
 @patch_to(Learner, cls_method=True)
@@ -473,7 +500,7 @@ def from_run(
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
     followed, classes = _sorted_trackers(own.pop("trackers", None))
-    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    free = {key: own.pop(key) for key in ("num_workers", "device", "gradient_checkpointing") if key in own}
     if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
@@ -622,7 +649,8 @@ def show_batch(
     "Images as the network will see them next."
     check(n > 0, "`n` must be > 0", n)
     check(epoch is None or epoch >= 0, "`epoch` must be >= 0", epoch)
-    return self.data.show_batch(split, n, self.config.seed, self.state.epoch if epoch is None else epoch)
+    epoch = self.state.epoch if epoch is None else epoch
+    return self.setup.data_in(epoch).show_batch(split, n, self.config.seed, epoch)
 
 # %% ../nbs/55_learner.ipynb #bf2b7408
 @patch
@@ -739,8 +767,8 @@ def lr_find(
 ) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
-    batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
-                      num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
+    dataset = self.setup.data_in(state.epoch).dataset("train")
+    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
                       worker_timeout=self.data.config.worker_timeout)
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
@@ -755,6 +783,57 @@ def _endless(batches: Batches) -> Iterator[Any]:
     while True:
         yield from batches.epoch(epoch)
         epoch += 1
+
+# %% ../nbs/55_learner.ipynb #fe79e7c2
+@patch
+@checked
+def find_batch_size(
+    self: Learner,
+    max_batch_size: int | None = None,      # no larger one is tried, >= 2; None: all training images
+    share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
+) -> BatchSize:                             # shows itself; .suggestion .settings
+    "How many images fit in a batch? Tried on copies; the learner is left as it is."
+    state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
+    dataset = data.dataset("train")
+    most = max(2, len(dataset)) if max_batch_size is None else max_batch_size
+    with preserve_rng(), deterministic_mode(self.config.deterministic):
+        batch = next(Batches(dataset, min(4, len(dataset)), self.config.seed, name="batch size").epoch())
+        return largest_batch(state.network, state.optimizer, state.loss_fn, batch, state.runtime,
+                             now.batch_size * now.accumulate, most, share, self.config.seed)
+
+
+@patch
+def _largest_epoch(self: Learner) -> int:
+    "The epoch whose images take most memory."
+    return max(self.config.training.sizes, key=lambda row: row[1][0] * row[1][1], default=(0, ()))[0]
+
+# %% ../nbs/55_learner.ipynb #8a985af5
+@patch
+@checked
+def set_batch_size(
+    self: Learner,
+    batch_size: int,                    # images a batch, > 0
+    accumulate: int | None = None,      # batches a step, > 0; None: as many images a step as now
+) -> Learner:                           # itself, as if just made
+    "Train in other batches; possible before the first step."
+    _check_idle(self)
+    _recover(self)
+    setup, now, run = self.setup, self.config.training, self.run and self.run.name
+    check(batch_size > 0, "`batch_size` must be > 0", batch_size)
+    check(not self.state.step, "A run keeps its batch size", f"{self.state.step} steps of batches of {now.batch_size}",
+          f"Learner.retrain({run!r}, batch_size={batch_size}) begins a new one with its weights.")
+    images = now.batch_size * now.accumulate
+    if accumulate is None:
+        even = batch_size >= images or images % batch_size == 0
+        check(even, f"`batch_size` must divide the {images} images of a step", batch_size, "Or say `accumulate`, the number of batches that make a step.")
+        accumulate = max(1, images // batch_size)
+    changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+    config = override(self.config, {**changes, "training.num_epochs": self.planned})
+    config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
+    fresh = assemble(self.data, config, replace(setup.given, network=self.network), {**setup.changed, **changes})
+    fresh.given, fresh.notes, fresh.layers = setup.given, setup.notes, setup.layers
+    self.setup, self.record, self.background = fresh, None, None
+    return self
 
 # %% ../nbs/55_learner.ipynb #1fda2939
 @patch
