@@ -2,8 +2,8 @@
 
 What a step needs grows with the images in it: a part is there in any case (gradients, what the optimizer remembers), the rest is so much
 an image. Real steps are made on copies: forward, backward and the optimizer's, twice, since its memory is there only after the first.
-The batch is doubled: on a GPU until one does not fit; on the CPU, where a machine without memory stands still for everybody, until an
-image more costs what the one before did, and that line is followed from there.
+The batch is doubled: on a GPU until one does not fit; on the CPU, where a machine without memory stands still for everybody, only
+two small ones are measured, at every moment of a step, and followed on a line.
 
 Guaranteed: what was there before is there afterwards, bit for bit; nothing larger than what is allowed is tried on the CPU."""
 
@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .core import DataError, Images, Logits, Targets, check, checked
 from .markup import escaped, table, tag
-from .memory import OutOfMemory, available_bytes, in_gigabytes, memory_answered, peak_bytes
+from .memory import OutOfMemory, available_bytes, in_gigabytes, memory_answered, memory_trace, peak_bytes
 from .networks import train_mode
 from .runtime import Runtime
 from .seeding import preserve_rng, seed_all
@@ -53,13 +54,16 @@ class BatchSize:
     wanted: int                 # images a step, as they are now: batch_size x accumulate
     device: str                 # where it was measured
     failed: int | None = None   # images with which memory ended; None: it did not end
+    moments: np.ndarray | None = None   # a row a moment: bytes in any case, and bytes an image; None: not known
 
     def needs(
         self,
         n: int,                 # images in a batch
     ) -> float:                 # bytes
-        "What a step holds at most: measured, or on the line through the two largest that were."
-        return self.peaks[n] if n in self.peaks else _on_the_line(self.peaks, n)
+        "What a step holds at most: measured, or what its moments say; else in proportion to the largest measured."
+        if n in self.peaks: return self.peaks[n]
+        if self.moments is not None: return float((self.moments @ [1, n]).max())
+        return max(self.peaks.values()) * n / max(self.peaks)
 
     @property
     def suggestion(self) -> int | None:
@@ -91,12 +95,6 @@ class BatchSize:
         head = "".join(map(partial(tag, "th"), ("images", "memory", "")))
         return f"<p>{escaped(repr(self))}</p>{table([head, *rows])}"
 
-
-def _on_the_line(peaks: Mapping[int, int], n: int) -> float:
-    "Bytes for n images, by the two largest batches that were measured."
-    (a, before), (b, last) = [*([*peaks.items()][-2:]*2)][-2:]
-    return last + max(0.0, (last - before) / max(1, b - a)) * (n - b)
-
 # %% ../nbs/35a_batch_size.ipynb #b8a46e82
 @checked
 def find_batch_size(
@@ -118,28 +116,31 @@ def find_batch_size(
     there = available_bytes(runtime.device)
     check(there is not None, "This system must say how much memory it has", str(runtime.device),
           "On Linux and on CUDA GPUs it does; elsewhere try a batch size with one epoch.", DataError)
-    limit, trial = int(share * there), partial(_peak, network, optimizer, loss_fn, batch, runtime, seed)
-    with preserve_rng(): peaks, failed = _climb(trial, most, limit, careful=runtime.device.type == "cpu")
-    return BatchSize(peaks, limit, most, wanted, str(runtime.device), failed)
+    limit, trial = int(share * there), partial(_trace, network, optimizer, loss_fn, batch, runtime, seed)
+    careful, moments = runtime.device.type == "cpu", None
+    with preserve_rng():
+        traces, failed = _climb(trial, min(most, 4) if careful else most, limit)
+    peaks = {n: max(trace) for n, trace in traces.items()}
+    if careful and len({len(trace) for trace in traces.values()}) == 1 < len(traces): moments = _lines(traces)
+    return BatchSize(peaks, limit, most, wanted, str(runtime.device), failed, moments)
 
 
-def _climb(peak: Callable[[int], int], most: int, limit: int, careful: bool) -> tuple[dict[int, int], int | None]:
-    "Measure size after size, until one is too large; `careful`: only until an image more costs what the last one did."
-    peaks: dict[int, int] = {}
-    while (n := 2**(len(peaks) + 1)) <= most and max(peaks.values(), default=0) <= limit:
-        if careful and (_is_steady(peaks) or (len(peaks) > 1 and _on_the_line(peaks, n) > limit)): break
+def _climb(trace: Callable[[int], list[int]], most: int, limit: int) -> tuple[dict[int, list[int]], int | None]:
+    "Measure size after size, until one is too large."
+    traces: dict[int, list[int]] = {}
+    while (n := 2**(len(traces) + 1)) <= most and max(map(max, traces.values()), default=0) <= limit:
         try:
-            with memory_answered(lambda: "while batch sizes were tried"): peaks[n] = peak(n)
-        except OutOfMemory: return peaks, n
+            with memory_answered(lambda: "while batch sizes were tried"): traces[n] = trace(n)
+        except OutOfMemory: return traces, n
         finally: _let_go()
-    return peaks, None
+    return traces, None
 
 
-def _is_steady(peaks: Mapping[int, int]) -> bool:
-    "Has the price of an image settled? Small batches may need less than the optimizer does, whatever their size."
-    if len(peaks) < 3: return False
-    (a, first), (b, second), (c, third) = [*peaks.items()][-3:]
-    return abs((third - second) / (c - b) - (second - first) / (b - a)) <= 0.02 * (third - second) / (c - b)
+def _lines(traces: Mapping[int, list[int]]) -> np.ndarray:
+    "At each moment of a step, the line through two sizes: which moment is the worst depends on the size."
+    (a, first), (b, second) = [(n, np.array(trace)) for n, trace in traces.items()][-2:]
+    slopes = (second - first) / (b - a)
+    return np.stack([second - b * slopes, slopes], 1)
 
 
 def _let_go() -> None:
@@ -148,9 +149,9 @@ def _let_go() -> None:
     if torch.cuda.is_initialized(): torch.cuda.empty_cache()
 
 # %% ../nbs/35a_batch_size.ipynb #ea954643
-def _peak(network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tensor], batch: tuple[Images, Targets],
-          runtime: Runtime, seed: int, n: int) -> int:
-    "Bytes that two steps on n images hold at most."
+def _trace(network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tensor], batch: tuple[Images, Targets],
+           runtime: Runtime, seed: int, n: int) -> list[int]:
+    "Bytes that two steps on n images hold, moment by moment; on a GPU only the most."
     network, optimizer, scaler = copy.deepcopy((network, optimizer, runtime.scaler))
     runtime = Runtime(runtime.device, runtime.precision, runtime.channels_last, None, scaler)
     rows = torch.arange(n) % len(batch[0])
@@ -170,4 +171,5 @@ def _peak(network: nn.Module, optimizer: Optimizer, loss_fn: Callable[..., Tenso
 
     held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     known = [*network.parameters(), *network.buffers(), *held, images, targets]
-    return peak_bytes(two_steps, runtime.device, known) + images.nbytes
+    if runtime.device.type != "cpu": return [peak_bytes(two_steps, runtime.device) + images.nbytes]
+    return [there + images.nbytes for there in memory_trace(two_steps, known)]

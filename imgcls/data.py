@@ -878,8 +878,8 @@ def at_size(
     "The same data, with training images of another size."
     dataset, transforms = self.dataset("train"), self.transforms
     ours = (self.table is not None or self.config.dataset) and not self.own_transforms
-    check(bool(ours) and transforms.train.resize is not None, "Training images get another size where the data's config "
-          "gives them one", "transforms or datasets of your own" if not ours else "images as large as they are",
+    check(bool(ours) and transforms.train.resize is not None, "Training images get another size where the data's "
+          "config gives them one", "images as large as they are" if ours else "transforms or datasets of yours",
           "Leave out `size_schedule`; or use ImageData.from_folder(..., size=224).")
     if transforms.train.resize == tuple(size): return self
     other = copy.copy(self)

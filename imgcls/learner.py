@@ -451,14 +451,17 @@ def _with_less_memory(learner: Learner) -> str:
     "How to go on when a step did not fit; what it held is let go of."
     gc.collect()
     if torch.cuda.is_initialized(): torch.cuda.empty_cache()
-    run, config = learner.run.name, learner.config
+    run, now, in_shell = learner.run.name, learner.config.training, learner.way_on != type(learner).way_on
+    size, more = max(1, now.batch_size // 2), 2 * now.accumulate
     if not learner.state.step:
-        size = max(1, config.training.batch_size // 2)
-        return f"Nothing is trained yet: learn.set_batch_size({size}) makes smaller batches, as many images a step."
-    exact = "" if has_gradient_checkpointing(learner.network) else (
-        f"Learner.from_run({run!r}, gradient_checkpointing=True).resume() goes on in this run, with the same bits; ")
-    return (f"{exact}Learner.retrain({run!r}, batch_size=..., accumulate=...) begins a new one with its weights. "
-            "The run keeps its last checkpoint.")
+        way = f"batch_size={size} accumulate={more}" if in_shell else f"learn.set_batch_size({size})"
+        return f"Nothing is trained yet: {way} makes smaller batches, as many images a step."
+    exact, anew = ((f"imgcls-train --resume {run} gradient_checkpointing=true",
+                    f"imgcls-train --retrain {run} batch_size={size} accumulate={more}") if in_shell else
+                   (f"Learner.from_run({run!r}, gradient_checkpointing=True).resume()",
+                    f"Learner.retrain({run!r}, batch_size={size}, accumulate={more})"))
+    first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, with the same bits on a CPU; "
+    return f"The run {run!r} keeps its last checkpoint: {first}{anew} begins a new run with its weights."
 
 # %% ../nbs/55_learner.ipynb #fe1dfdbc
 @patch_to(Learner, cls_method=True)
@@ -768,7 +771,8 @@ def lr_find(
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
     dataset = self.setup.data_in(state.epoch).dataset("train")
-    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
+    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers,
+                      pin_memory=state.runtime.pin_memory, name="lr finder",
                       worker_timeout=self.data.config.worker_timeout)
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
@@ -825,7 +829,8 @@ def set_batch_size(
     images = now.batch_size * now.accumulate
     if accumulate is None:
         even = batch_size >= images or images % batch_size == 0
-        check(even, f"`batch_size` must divide the {images} images of a step", batch_size, "Or say `accumulate`, the number of batches that make a step.")
+        check(even, f"`batch_size` must divide the {images} images of a step", batch_size,
+              "Or say `accumulate`, the number of batches that make a step.")
         accumulate = max(1, images // batch_size)
     changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
     config = override(self.config, {**changes, "training.num_epochs": self.planned})
@@ -959,6 +964,9 @@ _VERBS_ELSEWHERE = {
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
     **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
        for verb in ("calibrate", "choose_threshold", "prediction_sets")},
+    **dict.fromkeys(("scale_batch_size", "auto_scale_batch_size", "tune"), "learn.find_batch_size()"),
+    **dict.fromkeys(("gradient_checkpointing_enable", "set_grad_checkpointing"),
+                    "Learner(..., gradient_checkpointing=True)"),
     "gain": "learn.predictor().with_views('flip').gain(learn.data)",
     "ensemble": "imgcls.Ensemble([learn, ...])", "predict_to": "learn.predictor().predict_to('answers.csv', images)",
     "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",

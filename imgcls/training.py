@@ -613,5 +613,5 @@ def _memory_advice(state: State) -> str:
     if not has_gradient_checkpointing(state.network): more.append("gradient_checkpointing=True")
     if all(p.requires_grad for p in state.network.parameters()): more.append("freeze='backbone'")
     half = f"batch_size={n // 2}, accumulate={2 * state.accumulate} (as many images a step); or " if n > 1 else ""
-    return (f"in epoch {state.epoch + 1} of {state.n_epochs}, with batches of {n} images{size} on {runtime.device}. Try "
-            f"{half}{', '.join(more)}. learn.find_batch_size() says how many images fit.")
+    return (f"in epoch {state.epoch + 1} of {state.n_epochs}, with batches of {n} images{size} on {runtime.device}. "
+            f"Try {half}{', '.join(more)}. learn.find_batch_size() says how many images fit.")
