@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpointing import VERSION, load_weights_file
-from .config import arguments_of
+from .config import FREE, arguments_of
 from .core import CheckpointError, DataError, ImgclsError, Registry, arguments_for, check, checked
 from .core import imported, is_path, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
@@ -51,6 +51,8 @@ class ModelConfig:
     in_channels: int | None = None       # colour channels of the images, >= 1; None: as many as they have
     num_classes: int | None = None       # logits, >= the data's classes; None: as many
     freeze: Literal["backbone"] | None = None  # what keeps its weights; None: all are trained
+    stochastic_depth: float | None = None    # probability of leaving out the last residual block; None: as it is made
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)  # compute blocks twice, to save memory?
     arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("architecture"))  # of yours
 
     def __post_init__(self):
@@ -60,6 +62,8 @@ class ModelConfig:
         check(self.num_classes is None or self.num_classes >= 2, "`num_classes` must be >= 2",
               self.num_classes)
         check(self.freeze in (None, "backbone"), "`freeze` must be 'backbone' or null", self.freeze)
+        check(self.stochastic_depth is None or 0 <= self.stochastic_depth < 1,
+              "`stochastic_depth` must be a probability in [0, 1) or null", self.stochastic_depth, "Try 0.1.")
         check(not self.new_head or not (self.weights is None or _is_default(self.weights)),
               "`new_head` needs `weights` from a file", self.weights,
               "Other weights get a new head in any case: leave it out.")
