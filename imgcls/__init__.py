@@ -6,6 +6,7 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.augmentation`: What may chance do to an image in training?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
