@@ -82,6 +82,7 @@ Modules:
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
+- `imgcls.stages`: What does each step of a pipeline do to one image?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?

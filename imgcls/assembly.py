@@ -252,7 +252,8 @@ def make_callbacks(
     chosen, n_outputs = config.training, config.model.num_classes or n_classes
     wished = [
         (chosen.clip_norm, lambda: ClipGradients(chosen.clip_norm)),
-        (chosen.mixup_alpha or chosen.cutmix_alpha, lambda: Mix(n_classes, chosen.mixup_alpha, chosen.cutmix_alpha)),
+        (chosen.mixup_alpha or chosen.cutmix_alpha, lambda: Mix(n_classes, chosen.mixup_alpha, chosen.cutmix_alpha,
+                                                                chosen.mix_epochs, chosen.mix_probability)),
         (chosen.ema_decay, lambda: EMA(chosen.ema_decay)),
         (chosen.early_stopping, lambda: EarlyStopping(chosen.early_stopping))]
     standard = [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),

@@ -194,8 +194,8 @@ def names_within(
     transform: Any,         # of Albumentations
 ) -> list[str]:             # ["HorizontalFlip", ...]
     "The transforms of a composition, by the names of their classes."
-    inner = getattr(transform, "transforms", None)
-    return [type(transform).__name__] if inner is None else [name for one in inner for name in names_within(one)]
+    inner = [one for one in getattr(transform, "transforms", ()) if is_albumentation(one)]
+    return [name for one in inner for name in names_within(one)] if inner else [type(transform).__name__]
 
 
 @cache

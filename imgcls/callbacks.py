@@ -238,6 +238,8 @@ class Mix(Callback):
         n_classes: int,             # classes of the data, > 0
         mixup_alpha: float = 0.0,   # parameter of mixup's Beta distribution, >= 0; 0: no mixup
         cutmix_alpha: float = 0.0,  # the same for cutmix
+        epochs: int | None = None,  # that blend, from the first one on, > 0; None: all
+        probability: float = 1.0,   # that a batch is blended, in (0, 1]
     ):
         from torchvision.transforms import v2
         check(n_classes > 0, "`n_classes` must be > 0", n_classes)
@@ -246,11 +248,18 @@ class Mix(Callback):
         mixes = [(v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)]
         self.mixes = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in mixes if alpha]
         check(bool(self.mixes), "One of `mixup_alpha` and `cutmix_alpha` must be > 0", 0.0)
+        check(epochs is None or epochs > 0, "`epochs` must be > 0 or None", epochs)
+        check(0 < probability <= 1, "`probability` must be in (0, 1]", probability)
+        self.n_classes, self.epochs, self.probability = n_classes, epochs, probability
 
     def on_batch_start(self, state: State) -> None:
-        check(state.targets.ndim == 1 and not state.targets.is_floating_point(),
-              "Mixup and cutmix need one class number an image", state.targets,
-              "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
+        targets = state.targets
+        shares = targets.ndim == 2 and targets.is_floating_point() and targets.shape[1] == self.n_classes
+        check(shares or (targets.ndim == 1 and not targets.is_floating_point()),
+              f"Mixup and cutmix need one class number an image, or a share of each of the {self.n_classes} classes",
+              targets, "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
+        if self.epochs is not None and state.epoch >= self.epochs: return
+        if self.probability < 1 and float(torch.rand(())) >= self.probability: return
         which = int(torch.randint(len(self.mixes), ())) if len(self.mixes) > 1 else 0
         state.images, state.targets = self.mixes[which](state.images, state.targets)
 

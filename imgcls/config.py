@@ -187,6 +187,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`class_weights`": "class_weight weight pos_weight",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
+        "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
         "`ema_decay`": "ema model_ema use_ema",
         "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
         "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",

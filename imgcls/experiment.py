@@ -20,6 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from .augmentation import AUGMENTATIONS
 from .callbacks import callback_builder
 from .config import FREE, describe, diff, from_dict, load_config, merge_configs, override, parse_yaml
 from .core import ConfigError, Registry, check, checked, meanings, name_and_arguments, near_miss, source_of
@@ -52,6 +53,8 @@ class TrainingConfig:
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
+    mix_epochs: int | None = None       # epochs with mixup or cutmix, from the first one on; null: all
+    mix_probability: float = 1.0        # that mixup or cutmix blends a batch, in (0, 1]
     metrics: tuple[str, ...] = ()       # more metrics beside loss and accuracy: names, import paths (mymodule.f)
     callbacks: tuple[str | dict[str, Any], ...] = ()    # yours, by import path: mymodule.MyCallback
     trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # names or import paths; []: none
@@ -68,6 +71,11 @@ class TrainingConfig:
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
         for name in ("mixup_alpha", "cutmix_alpha"):
             check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
+        mixes = self.mixup_alpha > 0 or self.cutmix_alpha > 0
+        for name, fine in (("mix_epochs", self.mix_epochs is None), ("mix_probability", self.mix_probability == 1)):
+            check(mixes or fine, f"`{name}` needs `mixup_alpha` or `cutmix_alpha`", getattr(self, name))
+        check(self.mix_epochs is None or self.mix_epochs > 0, "`mix_epochs` must be > 0 or null", self.mix_epochs)
+        check(0 < self.mix_probability <= 1, "`mix_probability` must be in (0, 1]", self.mix_probability)
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
         check(self.accumulate == 1 or self.compile in (None, "default"),
@@ -169,6 +177,7 @@ presets = Registry("preset", {"digits": digits, "photos": photos})
 # %% ../nbs/50_experiment.ipynb #14e095e6
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "size": tuple(f"transforms.{phase}.resize" for phase in ("train", "val", "test")),
+    "augment": ("transforms.train.augment",),
     "epochs": ("training.num_epochs",),
     "learning_rate": ("optimizer.lr",),
     "wd": ("optimizer.weight_decay",),
@@ -194,7 +203,11 @@ def load_experiment(
 
 
 def _in_short(changed: dict[str, Any]) -> dict[str, Any]:
-    "Three equal sizes are one."
+    "Three equal sizes are one; a preset of augmentation stands for the values that it says."
+    preset = AUGMENTATIONS.get(changed.get("transforms.train.augment"), {})
+    said = {f"transforms.train.{key}": value for key, value in preset.items()}
+    changed = {key: value for key, value in changed.items() if key not in said or value != said[key]}
+    changed = {"augment" if key == "transforms.train.augment" else key: value for key, value in changed.items()}
     sizes = {changed.get(key) for key in ALIASES["size"]}
     if len(sizes) > 1 or sizes == {None}: return changed
     height, width = sizes.pop()

@@ -675,6 +675,7 @@ def _preset_in_words(c: TransformConfig) -> str:
     "Named where its values are used; where some were said otherwise, that is said."
     if c.augment is None: return ""
     other = [key for key, value in AUGMENTATIONS[c.augment].items() if getattr(c, key) != value]
+    if c.augment == "none" and not other: return ""
     return f" (augment={c.augment!r}{', but for ' + ', '.join(other) if other else ''})"
 
 
