@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
+from .augmentation import Albumentation, is_albumentation, with_augmentation, written_down
 from .cache import PixelCache, open_cache
 from .checking import DataReport, check_table
 from .config import FREE, arguments_of, from_dict, override
@@ -48,14 +49,16 @@ from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
 from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
+from .images import load_pixels
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
 from .manifests import read_manifest, save_splits as write_splits, write_manifest
 from .multilabel import check_separator
 from .plots import image_grid, stretched
 from .samples import write_digits, write_photos
-from .seeding import preserve_rng
+from .seeding import preserve_rng, seeded
 from .settings import MAX_WORKERS, find_settings, get_logger
 from .splits import folds as fold_tables, split_table
+from .stages import SEEN, stage_grid, stages
 from .transforms import TransformsConfig, build_transform, denormalize
 
 if TYPE_CHECKING:
@@ -446,6 +449,7 @@ def data_from_table(
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
     mode = config.mode
     check(len(table.splits) > 0, "`table` must be divided", "no splits", "See splits.split_table.", DataError)
+    train_transform, eval_transform = _seeded_by_us(train_transform), _seeded_by_us(eval_transform, 0)
     own = {split: train_transform if split == "train" else eval_transform for split in table.splits}
     pipelines = {split: own[split] or _pipeline(transforms, split, mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
@@ -456,6 +460,19 @@ def data_from_table(
     _keep_pixels(datasets, seen, config)
     return ImageData(datasets, seen.table.class_names, seen.table, config, transforms,
                      bool(train_transform or eval_transform), eval_transform, notes, seen)
+
+# %% ../nbs/19_data.ipynb #c6a05400
+def _seeded_by_us(transform: Any, seed: int | None = None) -> Any:
+    "A composition of Albumentations as a transform; it must end in floats, as every transform of one's own."
+    return _WholeAlbumentation(transform, seed) if is_albumentation(transform) else transform
+
+
+class _WholeAlbumentation(Albumentation):
+    def forward(self, image: Any) -> Tensor:
+        out = super().forward(image)
+        check(out.is_floating_point(), "A transform of Albumentations that does everything must end in floats, as "
+              "A.Normalize() makes them", out, "Or let size and normalization be done here, and give it as augment=...")
+        return out
 
 # %% ../nbs/19_data.ipynb #af1238e7
 WORTH_KEEPING = 128 * 128       # pixels
@@ -554,13 +571,14 @@ def from_folder(
     size: int | Sequence[int] = 224,        # pixels: side, or (height, width)
     seed: int = 42,                 # of the split, where the folder has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     **options: Any,                 # of DataConfig: val_ratio, test_ratio, mode, on_bad_image, num_workers
 ) -> ImageData:
     "Images in folders named after their classes."
     config = _config("from_folder", seed, options, data_dir=str(root))
-    look = _transforms(transforms, size, config.mode)
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_folder(_find_folder(root, find_settings().data))
     return data_from_table(_divided(table, config, seed), config, look, train_transform, eval_transform)
 
@@ -573,13 +591,15 @@ def from_csv(
     size: int | Sequence[int] = 224,        # pixels: side, or (height, width)
     seed: int = 42,                 # of the split, where the file has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     **options: Any,                 # of DataConfig: label_column, label_separator, group_column, val_ratio, ...
 ) -> ImageData:
     "Images listed in a CSV file; relative paths start at its folder."
     config = _config("from_csv", seed, options, csv=str(file))
-    return data_from_config(config, _transforms(transforms, size, config.mode), seed,
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
+    return data_from_config(config, look, seed,
                             train_transform=train_transform, eval_transform=eval_transform)
 
 # %% ../nbs/19_data.ipynb #fac4b4b0
@@ -592,6 +612,7 @@ def from_dataframe(
     seed: int = 42,                 # of the split, where the frame has none
     root: str | Path = ".",         # where relative paths start
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     path_column: str = "path",      # holds the image's path
@@ -604,10 +625,11 @@ def from_dataframe(
 ) -> ImageData:
     "Images listed in a DataFrame."
     config = _config("from_dataframe", seed, options, data_dir=OBJECTS)
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root, label_separator,
                                       label_columns)
     data = data_from_table(_divided(table, config, seed, group_column), config,
-                           _transforms(transforms, size, config.mode), train_transform, eval_transform)
+                           look, train_transform, eval_transform)
     data.group_column = group_column
     return data
 
@@ -617,7 +639,8 @@ _WORDS = {
                                                    "validation_size",
     "test_ratio=0.2 takes a fifth for testing.": "test_pct test_split test_size",
     "Say how large with size=224, and what else with transforms={'train': {...}} or train_transform and "
-    "eval_transform of your own.": "item_tfms batch_tfms tfms transform augment augmentation after_item after_batch",
+    "eval_transform of your own.": "item_tfms batch_tfms tfms transform after_item after_batch",
+    "augment='standard' varies the images of training.": "augmentation augmentations aug_transforms data_augmentation",
     "size=224 is the side in pixels; size=(height, width) need not be square.": "image_size img_size input_size "
                                                                                 "target_size resize shape img_sz",
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",
@@ -664,9 +687,10 @@ def _transforms(
     given: TransformsConfig | Mapping[str, Any] | None,
     size: int | Sequence[int],
     mode: str = "RGB",
+    augment: Any = None,
 ) -> TransformsConfig:
     "What is done to images; `size` and the number of channels where it was not said."
-    side = _side(size)
+    given, side = _augmented(given, augment), _side(size)
     if isinstance(given, TransformsConfig):
         other = size != 224 and any(getattr(given, phase).resize != tuple(side) for phase in SPLITS)
         check(not other, "`size` must be what `transforms` says, or be left away", size,
@@ -689,6 +713,26 @@ def _silent(said: Mapping[str, Mapping[str, Any]], side: list[int], mode: str) -
     if mode == "L" and not any("normalize" in keys for keys in said.values()):
         for phase in said: changes |= {f"{phase}.normalize.mean": [*_GREY[0]], f"{phase}.normalize.std": [*_GREY[1]]}
     return changes
+
+# %% ../nbs/19_data.ipynb #8d7325f9
+def _augmented(given: TransformsConfig | Mapping[str, Any] | None, augment: Any) -> Any:
+    "The transforms with what the keyword says; a composition of Albumentations is all that is done."
+    if augment is None: return given
+    check(not isinstance(given, TransformsConfig), "`augment` is a part of `transforms`, which are given", augment,
+          "Say it there: TransformConfig(augment='light').")
+    if isinstance(augment, str): with_augmentation({"augment": augment})        # or a near miss
+    said = {"augment": augment} if isinstance(augment, str) else {"augment": "none", "extra": [written_down(augment)]}
+    train = (given or {}).get("train") or {}
+    twice = [key for key in said if key in train]
+    check(not twice, "A setting must be given once", twice, "`augment` stands in `transforms`, too.")
+    return {**(given or {}), "train": {**said, **train}}
+
+
+def _alone(augment: Any, train_transform: Any) -> Any:
+    "A transform of one's own is everything that is done to a training image."
+    check(augment is None or train_transform is None, "`augment` has no effect beside a `train_transform`", augment,
+          "Augment there, or leave it away.")
+    return augment
 
 # %% ../nbs/19_data.ipynb #8ae105c6
 @checked
@@ -788,6 +832,35 @@ def show_batch(
         batches = Batches(self.dataset(split), n, seed, shuffle=split == "train", name=split)
         images, targets = next(batches.epoch(epoch))
     return image_grid(self.colours(images[:n], split), [self.kind.words(t, self.class_names) for t in targets[:n]])
+
+# %% ../nbs/19_data.ipynb #5c6cff2a
+@patch
+@checked
+def show_augmentations(
+    self: ImageData,
+    i: int = 0,                 # which image of `train`
+    n: int = 8,                 # epochs, 1 to 100
+    seed: int = 42,             # the run's
+    epoch: int = 0,             # the first one
+    size: float = 1.1,          # width of a picture, inches
+) -> "Figure":                  # shows itself
+    "An image as epochs of training see it, a row for each step of the pipeline."
+    dataset, epochs = self.dataset("train"), range(epoch, epoch + n)
+    check(0 <= i < len(dataset), f"`i` must be in 0..{len(dataset) - 1}, the images of train", i)
+    check(1 <= n <= 100, "`n` must be in 1..100", n)
+    check(epoch >= 0 and seed >= 0, "`epoch` and `seed` must be >= 0", (epoch, seed))
+    draws = []
+    for e in epochs:
+        with seeded(seed, "train", e, i): draws.append(_stages(self, dataset, i))
+    return stage_grid(draws, [f"epoch {e}" for e in epochs], size)
+
+
+def _stages(data: ImageData, dataset: Dataset, i: int) -> list[tuple[str, Any]]:
+    "Each step where the pipeline is known, else what comes out of the dataset."
+    transform = dataset.transform if isinstance(dataset, ImageDataset) else None
+    if transform is not None: return stages(transform, load_pixels(dataset.paths[i], dataset.mode)
+                                            if isinstance(transform, InParts) else dataset.with_transform(None)[i][0])
+    return [(SEEN, data.colours(dataset[i][0][None], "train")[0])]
 
 # %% ../nbs/19_data.ipynb #4bb542b6
 @patch
