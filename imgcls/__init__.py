@@ -46,6 +46,7 @@ Modules:
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
+- `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.listing`: Which runs are there, and what differs between them?
 - `imgcls.loaders`: How do images become batches, in an order that can be taken up anywhere?

@@ -11,7 +11,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'Mix', 'FollowNetwork', 'what_is_trained', 'callback_builder']
+           'Mix', 'FollowNetwork', 'what_is_trained', 'HeadFirst', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
@@ -28,8 +28,8 @@ from torch.optim import Optimizer
 
 from .core import ImgclsError, arguments_for, check, checked, imported, name_and_arguments
 from .history import Event, History
-from .networks import count_parameters, head_of, train_mode, trained_names
-from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names
+from .networks import count_parameters, freeze_backbone, train_mode, trained_names
+from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names, known_parts
 from .optimizers import set_learning_rate
 from .predictor import NetworkError
 from .settings import get_logger
@@ -294,8 +294,7 @@ class FollowNetwork(Callback):
     def take_up(self, state: State) -> None:
         "Hold the optimizer against the network."
         config = replace(self.config, lr=base_lr_of(state.optimizer, self.config))
-        head = head_of(state.network)[1].parameters() if config.backbone_lr_factor != 1 else None
-        follow_network(state.optimizer, state.network, config, head, self.builder)
+        follow_network(state.optimizer, state.network, config, builder=self.builder, **known_parts(state.network, config))
 
 # %% ../nbs/34_callbacks.ipynb #4a4f9407
 def what_is_trained(
@@ -308,6 +307,36 @@ def what_is_trained(
     for name, p in network.named_parameters(): parts.setdefault(name.split(".")[0], []).append(p.requires_grad)
     found = ", ".join(part if all(flags) else f"{part} (in part)" for part, flags in parts.items() if any(flags))
     return f"{trained:,} of {total:,} parameters" + (f": {found}" if found else "")
+
+# %% ../nbs/34_callbacks.ipynb #20c6a4e4
+class HeadFirst(Callback):
+    "Trains the head alone for some epochs, then what was to be trained before."
+    order = Order.PREPARE           # before `FollowNetwork`, which tells optimizer and history
+
+    @checked
+    def __init__(
+        self,
+        frozen_epochs: int,         # of the head alone, > 0
+    ):
+        check(frozen_epochs > 0, "`frozen_epochs` must be > 0", frozen_epochs)
+        self.frozen_epochs = frozen_epochs
+        self._frozen: list[str] | None = None       # what is frozen for now; None: the phase has not begun
+
+    def on_fit_start(self, state: State) -> None: self._look(state)
+    def on_epoch_start(self, state: State) -> None: self._look(state)
+
+    def _look(self, state: State) -> None:
+        if state.batch: return              # phases begin where epochs do
+        if state.epoch == 0 and self._frozen is None:
+            before = trained_names(state.network)
+            freeze_backbone(state.network)
+            self._frozen = sorted({*before} - {*trained_names(state.network)})
+        elif state.epoch == self.frozen_epochs:
+            for name, parameter in state.network.named_parameters():
+                if name in (self._frozen or ()): parameter.requires_grad_(True)
+
+    def state_dict(self) -> dict[str, Any]: return {"frozen": self._frozen}
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: self._frozen = saved["frozen"]
 
 # %% ../nbs/34_callbacks.ipynb #a56dfc6c
 def callback_builder(

@@ -49,6 +49,7 @@ class TrainingConfig:
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
+    frozen_epochs: int = 0              # the first so many train the head alone, then the rest too; 0: none
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
@@ -61,6 +62,7 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
+        check(self.frozen_epochs >= 0, "`frozen_epochs` must be >= 0", self.frozen_epochs)
         parse_every(self.checkpoint_every)
         gradient_steps(self.gradient_norms)
         for name in ("clip_norm", "early_stopping"):
@@ -94,6 +96,9 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)
+        check(not self.training.frozen_epochs or self.model.freeze != "backbone",
+              "`frozen_epochs` ends with more than the head trained, and `freeze: backbone` never does",
+              self.training.frozen_epochs, "Leave one of them out.")
         check(not self.deterministic or self.training.compile != "max-autotune",
               "`deterministic` needs another `compile`: kernels are chosen by the clock", self.training.compile,
               "Try compile='default'.")

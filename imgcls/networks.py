@@ -13,8 +13,8 @@ frozen entirely, with its BatchNorm statistics; looking at a network changes not
 # %% auto #0
 __all__ = ['TORCHVISION', 'networks', 'ModelConfig', 'simple_cnn', 'tiny_net', 'head_of', 'replace_head', 'replace_input',
            'Source', 'torchvision_network', 'NetworkRegistry', 'builder_of', 'pretrained_weights', 'build_network',
-           'load_weights', 'read_weights', 'freeze_backbone', 'unfreeze', 'trained_names', 'set_trained', 'train_mode',
-           'evaluating', 'count_parameters', 'summary']
+           'load_weights', 'read_weights', 'freeze_backbone', 'freeze_to', 'unfreeze', 'trained_names', 'set_trained',
+           'train_mode', 'evaluating', 'count_parameters', 'summary']
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
 import hashlib
@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from .checkpointing import VERSION, load_weights_file
 from .config import arguments_of
-from .core import CheckpointError, DataError, ImgclsError, Registry, arguments_for, check, checked
-from .core import imported, is_path, near_miss, verify_archive
+from .core import CheckpointError, ConfigError, DataError, ImgclsError, Registry, arguments_for, check, checked
+from .core import imported, is_path, listed, near_miss, verify_archive
 from .seeding import preserve_rng, seeded
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ModelConfig:
     new_head: bool = False               # weights from a file only: leave its head out?
     in_channels: int | None = None       # colour channels of the images, >= 1; None: as many as they have
     num_classes: int | None = None       # logits, >= the data's classes; None: as many
-    freeze: Literal["backbone"] | None = None  # what keeps its weights; None: all are trained
+    freeze: str | None = None            # 'backbone': train the head alone; a layer's name: from it on; None: all
     arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("architecture"))  # of yours
 
     def __post_init__(self):
@@ -59,7 +59,7 @@ class ModelConfig:
         check(self.weights != "", "`weights` must be a name or a file", self.weights, "For random ones: null.")
         check(self.num_classes is None or self.num_classes >= 2, "`num_classes` must be >= 2",
               self.num_classes)
-        check(self.freeze in (None, "backbone"), "`freeze` must be 'backbone' or null", self.freeze)
+        check(self.freeze != "", "`freeze` must be 'backbone', the name of a layer, or null", self.freeze)
         check(not self.new_head or not (self.weights is None or _is_default(self.weights)),
               "`new_head` needs `weights` from a file", self.weights,
               "Other weights get a new head in any case: leave it out.")
@@ -337,7 +337,8 @@ def build_network(
     check(isinstance(network, nn.Module), f"The builder of {config.architecture!r} must return a module",
           network)
     if file: load_weights(network, file, config.new_head)
-    if config.freeze: freeze_backbone(network)
+    if config.freeze == "backbone": freeze_backbone(network)
+    elif config.freeze: freeze_to(network, config.freeze)
     return network
 
 
@@ -432,6 +433,30 @@ def freeze_backbone(
     "Let only the head be trained."
     network.requires_grad_(False)
     head_of(network)[1].requires_grad_(True)
+
+# %% ../nbs/20_networks.ipynb #1894f615
+@checked
+def freeze_to(
+    network: nn.Module,     # changed in place
+    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+) -> None:
+    "Train from a layer to the head, in the network's order; what stands before it is frozen."
+    names = [name for name, _ in network.named_parameters()]
+    first = next((i for i, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")), None)
+    if first is None: raise _no_layer(network, layer, names)
+    head = head_of(network)[0]
+    set_trained(network, {*names[first:], *(name for name in names if name.startswith(f"{head}."))})
+
+
+def _no_layer(network: nn.Module, layer: str, names: list[str]) -> ConfigError:
+    "What layers there are: the large parts, or what these consist of where they are few."
+    parts = [name.split(".") for name in names]
+    large, small = (list(dict.fromkeys(".".join(part[:n]) for part in parts if len(part) > n)) for n in (1, 2))
+    every = dict.fromkeys(name for name, module in network.named_modules() if name and any(True for _ in
+                          module.parameters()))
+    known = "has no weights" if layer in dict(network.named_modules()) else "is not there"
+    return ConfigError(f"`freeze_to` must name a layer with weights. Got {layer!r}, which {known}."
+                       f"{near_miss(layer, every)} There are: {listed(large if len(large) > 3 else small, 20)}.")
 
 # %% ../nbs/20_networks.ipynb #f16b43ea
 @checked

@@ -103,8 +103,8 @@ def steps_per_epoch(self: State) -> int:
 
 @patch(as_prop=True)
 def lr(self: State) -> float:
-    "The learning rate of the first group of parameters."
-    return self.optimizer.param_groups[0]["lr"]
+    "The learning rate of the head, or of the first group of parameters."
+    return max(self.optimizer.param_groups, key=lambda group: group.get("share", 1.0))["lr"]
 
 
 @patch
