@@ -22,8 +22,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, Mix
-from .callbacks import Scheduling, StopOnNaN, callback_builder, lr_factor
+from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, HeadFirst
+from .callbacks import Mix, Scheduling, StopOnNaN, callback_builder, lr_factor
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
@@ -31,8 +31,8 @@ from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_e
 from .history import Event
 from .losses import as_loss, build_loss
 from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
-from .networks import build_network, evaluating, head_of, networks, trained_names
-from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
+from .networks import build_network, evaluating, networks, trained_names
+from .optimizers import base_lr_of, build_optimizer, build_schedule, known_parts, set_base_lr
 from .runtime import Runtime
 from .seeding import preserve_rng
 from .settings import find_settings
@@ -142,7 +142,7 @@ def _weights_by_name(changes: dict[str, Any], class_names: Sequence[str]) -> dic
 
 # %% ../nbs/51_assembly.ipynb #f9eb5d36
 _STILL_USED = ("data.num_workers", "optimizer.lr", "optimizer.weight_decay", "optimizer.backbone_lr_factor",
-               "optimizer.decay_norm_and_bias")     # also with data and an optimizer of your own
+               "optimizer.layer_decay", "optimizer.decay_norm_and_bias")     # also with data and an optimizer of your own
 
 
 def _refuse_late_keys(base: ExperimentConfig, changes: Mapping[str, Any], given: Given) -> None:
@@ -181,12 +181,11 @@ def make_state(
     runtime.prepare(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(config.loss, data.class_counts())
-    head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
     names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
     n_outputs = config.model.num_classes or data.n_classes
     state = State(
-        network, build_optimizer(network, config.optimizer, head, given.optimizer), as_loss(loss).to(runtime.device),
+        network, _optimizer(network, config, given), as_loss(loss).to(runtime.device),
         data.batches("train", chosen.batch_size, shuffle=True, **options),
         data.batches("val", chosen.batch_size, **options) if "val" in data.datasets else None,
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
@@ -194,6 +193,11 @@ def make_state(
         trained=trained_names(network))
     state.history.monitor = _checked_monitor(chosen.monitor, state)
     return state
+
+
+def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:
+    parts = known_parts(network, config.optimizer)
+    return build_optimizer(network, config.optimizer, builder=given.optimizer, **parts)
 
 
 def _checked_monitor(monitor: str, state: State) -> str:
@@ -253,6 +257,7 @@ def make_callbacks(
     wished = [
         (chosen.clip_norm, lambda: ClipGradients(chosen.clip_norm)),
         (chosen.mixup_alpha or chosen.cutmix_alpha, lambda: Mix(n_classes, chosen.mixup_alpha, chosen.cutmix_alpha)),
+        (chosen.frozen_epochs, lambda: HeadFirst(chosen.frozen_epochs)),
         (chosen.ema_decay, lambda: EMA(chosen.ema_decay)),
         (chosen.early_stopping, lambda: EarlyStopping(chosen.early_stopping))]
     standard = [Scheduling(build_schedule(config.scheduler)), StopOnNaN(), CheckFirstBatch(n_outputs),
@@ -339,6 +344,25 @@ def set_lr(
     elif not math.isclose(lr, before, rel_tol=1e-12):
         state.history.note(state.step, state.epoch, Event.LEARNING_RATE, f"from {before:g} to {lr:g}", lr)
     if lr_factor(state.history) != 1: state.history.note(state.step, state.epoch, Event.LR_FACTOR, "", 1.0)
+
+# %% ../nbs/51_assembly.ipynb #f58d378b
+@patch
+def plan_phases(
+    self: Setup,                # at its beginning
+    frozen_epochs: int,         # of the head alone, >= 0
+    epochs: int,                # of everything, after them, > 0
+    backbone_lr_factor: float | None = None,    # None: as it is
+) -> None:
+    "The head first, then everything: callbacks and optimizer are made anew for it."
+    factor = {} if backbone_lr_factor is None else {"optimizer.backbone_lr_factor": backbone_lr_factor}
+    self.config = override(self.config, {"training.frozen_epochs": frozen_epochs, **factor})
+    self.changed = {**self.changed, "training.frozen_epochs": frozen_epochs, **factor}
+    self.set_epochs(frozen_epochs + epochs)
+    self.planned = self.state.n_epochs
+    lr = base_lr_of(self.state.optimizer, self.config.optimizer)
+    self.state.optimizer = _optimizer(self.state.network, self.config, self.given)
+    set_base_lr(self.state.optimizer, lr, self.config.optimizer)
+    self.callbacks = make_callbacks(self.config, self.data.n_classes, self.given)
 
 # %% ../nbs/51_assembly.ipynb #cf873231
 @patch

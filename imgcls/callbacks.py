@@ -294,7 +294,8 @@ class FollowNetwork(Callback):
     def take_up(self, state: State) -> None:
         "Hold the optimizer against the network."
         config = replace(self.config, lr=base_lr_of(state.optimizer, self.config))
-        follow_network(state.optimizer, state.network, config, builder=self.builder, **known_parts(state.network, config))
+        parts = known_parts(state.network, config)
+        follow_network(state.optimizer, state.network, config, builder=self.builder, **parts)
 
 # %% ../nbs/34_callbacks.ipynb #4a4f9407
 def what_is_trained(

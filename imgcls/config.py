@@ -175,6 +175,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`weight_decay`": "wd decay l2",
         "`momentum`": "mom moms",
         "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
+        "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
+        "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
         "`optimizer`": "opt opt_func optim",
         "`scheduler`": "sched lr_scheduler lr_schedule",
         "`warmup_epochs`": "warmup warmup_steps warmup_ratio",

@@ -48,9 +48,10 @@ from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .metrics import Metric
-from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
-from .networks import summary as network_summary, unfreeze as networks_unfreeze
-from .optimizers import base_lr_of
+from .networks import count_parameters, freeze_backbone, freeze_to as networks_freeze_to, head_of, load_weights
+from .networks import networks
+from .networks import read_weights, summary as network_summary, trained_names, unfreeze as networks_unfreeze
+from .optimizers import base_lr_of, describe_groups
 from .plots import PALETTE, image_grid
 from .predictions import Predictions
 from .predictor import NetworkError, Predictor
@@ -151,6 +152,9 @@ class Learner(_Parts):
                      "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
+        frozen = chosen.training.frozen_epochs
+        check(frozen < chosen.training.num_epochs, "`frozen_epochs` must be less than the "
+              f"{chosen.training.num_epochs} of `num_epochs`", frozen, "To train the head alone: freeze='backbone'.")
         setup = assemble(data, chosen, given, changed)
         setup.layers = layers_of(config)
         self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
@@ -324,6 +328,54 @@ def resume(
             return _nothing_to_do(self, f"Nothing to resume: {_all_trained(self, state.n_epochs)}")
         self.history.note(state.step, state.epoch, Event.RESUMED)
         return _train(self, callbacks, background, claim)
+
+# %% ../nbs/55_learner.ipynb #6424aa03
+@patch
+@checked
+def fine_tune(
+    self: Learner,
+    epochs: int,                            # of everything, after the frozen ones, > 0
+    frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
+    lr: float | None = None,                # of the head, > 0; None: the config's
+    backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
+    callbacks: Iterable[Callback] = (),     # more listeners, this time only
+    background: bool = False,               # in a thread, with buttons to steer, and return at once?
+) -> Learner:                               # itself
+    "Train a network that was trained before: the head first, then everything, the layers below it more slowly."
+    _checked_fit(epochs, None, lr)
+    callbacks, training = check_callbacks(callbacks), self.config.training
+    frozen = (training.frozen_epochs or 1) if frozen_epochs is None else frozen_epochs
+    check(frozen >= 0, "`frozen_epochs` must be >= 0", frozen)
+    _check_idle(self)
+    _check_tunable(self, frozen)
+    with _Claim(self) as claim:
+        self.setup.plan_phases(frozen, epochs, _rate_below(self, backbone_lr_factor))
+        if lr is not None: self.setup.set_lr(float(lr), begun=False)
+        return _train(self, callbacks, background, claim)
+
+
+def _check_tunable(learner: Learner, frozen: int) -> None:
+    "It begins a training, of more than the head."
+    if learner.run is not None or learner.state.step:
+        way = _way_on(learner) if _broken_off(learner) else "learn.fit(3) trains everything for three more epochs"
+        raise ConfigError(f"`fine_tune` begins a training, and this learner has begun one: {_trained(learner)}. {way}; "
+                          "to tune these weights anew: Learner(data, ..., weights=learn.run.folder).")
+    head = f"{head_of(learner.network)[0]}."
+    alone = all(name.startswith(head) for name in trained_names(learner.network))
+    check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
+          "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
+    if learner.given.network is None and learner.config.model.weights is None and not learner.notes:
+        get_logger().warning(f"The weights of {learner.setup.network_name} are random: there is nothing to fine-tune. "
+                             "weights='DEFAULT' begins with pretrained ones, weights='file.pt' with yours.")
+
+
+def _rate_below(learner: Learner, factor: float | None) -> float | None:
+    "What is said of the backbone's rate; where nobody said anything, a tenth of the head's."
+    optimizer = learner.config.optimizer
+    said = "optimizer.backbone_lr_factor" in learner.changed or optimizer.backbone_lr_factor != 1
+    if factor is not None or said or optimizer.layer_decay is not None: return factor
+    learner.notes.append("fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)")
+    return 0.1
 
 # %% ../nbs/55_learner.ipynb #5c3be607
 @patch
@@ -765,6 +817,16 @@ def freeze(
     "Train only the head from the next fit on; the backbone keeps its weights and statistics."
     return _with_trained(self, freeze_backbone)
 
+# %% ../nbs/55_learner.ipynb #8048d8a6
+@patch
+@checked
+def freeze_to(
+    self: Learner,
+    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+) -> Learner:               # itself
+    "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
+    return _with_trained(self, lambda network: networks_freeze_to(network, layer))
+
 # %% ../nbs/55_learner.ipynb #b9895628
 @patch
 @checked
@@ -783,6 +845,15 @@ def _with_trained(learner: Learner, change: Callable[[nn.Module], Any]) -> Learn
     for callback in learner.callbacks:
         if isinstance(callback, FollowNetwork): callback.take_up(learner.state)
     return learner
+
+# %% ../nbs/55_learner.ipynb #e01358e9
+@patch
+@checked
+def parameter_groups(
+    self: Learner,
+) -> "pd.DataFrame":        # a row a group: layers, tensors, parameters, trained, base_lr, weight_decay
+    "Which weights move at which learning rate."
+    return describe_groups(self.state.optimizer, self.network)
 
 # %% ../nbs/55_learner.ipynb #bacc236f
 @patch
@@ -874,7 +945,7 @@ def validate(
 
 
 _VERBS_ELSEWHERE = {
-    "fine_tune": "learn.freeze().fit(1), then learn.unfreeze().fit(4, lr=1e-4)",
+    "finetune": "learn.fine_tune(4)",
     **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
     **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),

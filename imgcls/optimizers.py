@@ -50,7 +50,7 @@ class OptimizerConfig:
     betas: tuple[float, float] | None = None  # adam and adamw only, in [0, 1); None: 0.9, 0.999
     fused: bool | None = None            # sgd, adam and adamw: all weights in one pass? None: yes
     backbone_lr_factor: float = 1.0      # learning rate of all but the head, as a multiple of lr
-    layer_decay: float | None = None     # rate of a block of layers as a multiple of the next one's, in (0, 1]; None: 1
+    layer_decay: float | None = None     # rate of a block of layers, as a share of the next one's, in (0, 1]; None: 1
     decay_norm_and_bias: bool = True     # also decay biases and normalization scales?
     arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("type"))  # of an optimizer of yours
 
@@ -63,10 +63,11 @@ class OptimizerConfig:
         check(0 <= self.weight_decay < math.inf, "`weight_decay` must be >= 0", self.weight_decay)
         check(0 < self.backbone_lr_factor < math.inf, "`backbone_lr_factor` must be > 0",
               self.backbone_lr_factor, "To keep the backbone as it is, freeze it.")
-        check(self.layer_decay is None or 0 < self.layer_decay <= 1, "`layer_decay` must be in (0, 1]", self.layer_decay,
+        decay, factor = self.layer_decay, self.backbone_lr_factor
+        check(decay is None or 0 < decay <= 1, "`layer_decay` must be in (0, 1]", decay,
               "Try 0.75: each block moves three quarters as fast as the one after it.")
-        check(self.layer_decay is None or self.backbone_lr_factor == 1, "`layer_decay` and `backbone_lr_factor` both say "
-              "how fast the backbone moves", (self.layer_decay, self.backbone_lr_factor), "Give one of them.")
+        check(decay is None or factor == 1, "`layer_decay` and `backbone_lr_factor` both say how fast the backbone "
+              "moves", (decay, factor), "Give one of them.")
         momentum = 0.9 if self.momentum is None else self.momentum
         check(0 <= momentum < 1, "`momentum` must be in [0, 1)", momentum)
         check(not self.nesterov or momentum > 0, "`nesterov` needs `momentum` > 0", momentum)
@@ -493,8 +494,8 @@ def describe_groups(
     for group, names in zip(optimizer.param_groups, held_names(optimizer, network), strict=True):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
         ends = list(layers)[:1] + list(layers)[-1:] * (len(layers) > 1)
-        rows.append((group.get("name", "of yours"), " to ".join(ends), len(names),
-                     sum(p.numel() for p in group["params"]), sum(p.numel() for p in group["params"] if p.requires_grad),
+        sizes = [(p.numel(), p.numel() * p.requires_grad) for p in group["params"]]
+        rows.append((group.get("name", "of yours"), " to ".join(ends), len(names), *map(sum, zip(*sizes, strict=True)),
                      group["base_lr"], group.get("weight_decay", 0.0)))
     columns = ["group", "layers", "tensors", "parameters", "trained", "base_lr", "weight_decay"]
     return pd.DataFrame(rows, columns=columns).set_index("group")
