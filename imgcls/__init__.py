@@ -93,6 +93,7 @@ Modules:
 - `imgcls.trying`: What does it say of an image of mine?
 - `imgcls.turns`: Who may use what the whole process shares, and when?
 - `imgcls.verification`: How do I know that stopping costs nothing?
+- `imgcls.weights`: What is in a file of weights, and what of it was taken?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 
 __version__ = "0.1.0"

@@ -34,7 +34,7 @@ import yaml
 from fastcore.docments import docments
 from torch import Tensor
 
-from .core import ConfigError, check, checked, is_path, near_miss, shown, write_atomic
+from .core import ConfigError, check, checked, near_miss, shown, takes_arguments, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -262,7 +262,7 @@ class _Builder:
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str): self.note(dotted, _no_text(key))
             elif key in hints: values[key] = self.value(hints[key], value, dotted)
-            elif rest and is_path(tree.get(named_by)):
+            elif rest and takes_arguments(tree.get(named_by)):
                 values.setdefault(rest, {})[key] = self.value(Any, value, dotted)
             else: self.unknown(key, dotted, hints)
         if len(self.problems) > before: return None
@@ -419,7 +419,7 @@ def _left_behind(cls: Any, section: Mapping[str, Any], name: Any) -> list[str]:
     "The keys that are arguments of the import path in a section, where another name takes its place."
     rest, named_by = _open_field(cls)
     old = section.get(named_by)
-    if not is_path(old) or name == old: return []
+    if not takes_arguments(old) or name == old: return []
     return [key for key in section if key not in {f.name for f in fields(cls)} - {rest}]
 
 # %% ../nbs/02_config.ipynb #c3af65e2

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 
 from . import training
 from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
+from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out, weights_of_run
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import override, to_dict
@@ -49,8 +49,7 @@ from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .metrics import Metric
 from .networks import count_parameters, freeze_backbone, freeze_to as networks_freeze_to, head_of, load_weights
-from .networks import networks
-from .networks import read_weights, summary as network_summary, trained_names, unfreeze as networks_unfreeze
+from .networks import networks, summary as network_summary, trained_names, unfreeze as networks_unfreeze
 from .optimizers import base_lr_of, describe_groups
 from .plots import PALETTE, image_grid
 from .predictions import Predictions
@@ -69,6 +68,7 @@ from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
+from .weights import read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ class Learner(_Parts):
         batch_size: int | None = None,              # images a batch, > 0; None: config's
         num_epochs: int | None = None,              # epochs planned, > 0; None: config's
         scheduler: str | None = None,               # of the learning rate: a name in schedulers(); None: config's
-        weights: str | Path | None = None,          # 'DEFAULT': pretrained; or a file; None: config's, random at first
+        weights: str | Path | None = None,          # 'DEFAULT': pretrained; a file; a run; None: config's, or random
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
@@ -364,7 +364,8 @@ def _check_tunable(learner: Learner, frozen: int) -> None:
     alone = all(name.startswith(head) for name in trained_names(learner.network))
     check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
           "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
-    if learner.given.network is None and learner.config.model.weights is None and not learner.notes:
+    begun = learner.setup.loaded or learner.given.network is not None or learner.notes      # noted: `load` did it
+    if not begun:
         get_logger().warning(f"The weights of {learner.setup.network_name} are random: there is nothing to fine-tune. "
                              "weights='DEFAULT' begins with pretrained ones, weights='file.pt' with yours.")
 
@@ -555,7 +556,7 @@ def retrain(
     wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
     said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
     check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
-    file, objects = _weights_of(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
+    file, objects = weights_of_run(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
     passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
     given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
     if config is None: check_given(run, objects, data, given)
@@ -576,13 +577,6 @@ def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
     learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
     for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
     return learner
-
-
-def _weights_of(run: Run) -> Path:
-    "The file of the weights that answer for a run."
-    found = next((file for file in (run.best_weights, run.best, run.last) if file.is_file()), None)
-    if found is None: raise CheckpointError(f"The run {run.name!r} has no weights yet.")
-    return found.resolve()
 
 # %% ../nbs/55_learner.ipynb #d33405ec
 @patch
