@@ -66,6 +66,7 @@ Modules:
 - `imgcls.portable`: How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
+- `imgcls.preprocessing`: How do pretrained weights want their images?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?

@@ -231,7 +231,8 @@ def _checked_weights(taken: Loaded, config: ExperimentConfig, data: ImageData) -
           f"{listed(names, 10)}, and so must be the data", data.class_names, "For other classes: new_head=True takes "
           "everything but its head.", DataError)
     folder = Path(config.model.weights or "").expanduser().resolve().parent.parent
-    return replace(taken, source=f"{taken.source} of run {folder.name}") if taken.about and Run(folder).exists else taken
+    of_run = bool(taken.about) and Run(folder).exists
+    return replace(taken, source=f"{taken.source} of run {folder.name}") if of_run else taken
 
 
 def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:

@@ -366,8 +366,8 @@ class NetworkRegistry(Registry):
 
 networks = NetworkRegistry("network", {"simple_cnn": simple_cnn, "tiny_net": tiny_net}, hint=(
     "There are simple_cnn, tiny_net and torchvision's classifiers; imgcls.networks.networks() lists them. Those of "
-    "timm are named timm/resnet18, say; networks('timm/') lists them. One of your own is passed as an object, or its module "
-    "is named, mymodule.MyNet."))
+    "timm are named timm/resnet18, say; networks('timm/') lists them. One of your own is passed as an object, or its "
+    "module is named, mymodule.MyNet."))
 
 # %% ../nbs/20_networks.ipynb #38bb7e12
 _CLASSES, _CHANNELS = ("n_classes", "num_classes"), ("in_channels", "in_chans")
@@ -434,7 +434,7 @@ def begin_network(
     check(isinstance(network, nn.Module), f"The builder of {config.architecture!r} must return a module",
           network)
     loaded = load_weights(network, file, config.new_head) if file else None
-    if name: loaded = _told(network, heard, name)
+    if name: loaded = _told(network, heard, pretrained_weights(config.architecture)[0] if name == "DEFAULT" else name)
     if config.freeze == "backbone": freeze_backbone(network)
     elif config.freeze: freeze_to(network, config.freeze)
     return network, loaded
