@@ -129,7 +129,7 @@ OBJECTS = "(datasets passed as objects)"        # what a config says in place of
 
 class ImageData:
     "The splits of a set of images, ready to be learned from."
-    unsaid: frozenset[str] = frozenset()    # keys of the transforms that nobody set: those of weights may take their place
+    unsaid: frozenset[str] = frozenset()    # keys of the transforms that nobody set: weights may say them
 
     @checked
     def __init__(
@@ -502,7 +502,7 @@ def data_from_config(
 def from_folder(
     cls: ImageData,
     root: str | Path,               # root/{train,val,test}/class/*.jpg, or root/class/*.jpg
-    size: int | Sequence[int] | None = None,     # pixels: side, or (height, width); None: 224, or what weights want
+    size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the folder has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
@@ -522,7 +522,7 @@ def from_folder(
 def from_csv(
     cls: ImageData,
     file: str | Path,               # with columns path and label, perhaps split
-    size: int | Sequence[int] | None = None,     # pixels: side, or (height, width); None: 224, or what weights want
+    size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the file has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
@@ -541,7 +541,7 @@ def from_csv(
 def from_dataframe(
     cls: ImageData,
     frame: "DataFrame",             # with columns path and label, perhaps split
-    size: int | Sequence[int] | None = None,     # pixels: side, or (height, width); None: 224, or what weights want
+    size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the frame has none
     root: str | Path = ".",         # where relative paths start
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
@@ -559,7 +559,7 @@ def from_dataframe(
     data = data_from_table(_divided(table, config, seed, group_column), config,
                            _transforms(transforms, size, config.mode), train_transform, eval_transform)
     data.group_column = group_column
-    return data
+    return _not_said(data, transforms, size)
 
 # %% ../nbs/19_data.ipynb #755d9ca3
 _WORDS = {
@@ -646,7 +646,8 @@ OF_WEIGHTS = ("resize", "resize_mode", "crop_pct", "interpolation", "normalize")
 def _not_said(data: ImageData, given: TransformsConfig | Mapping[str, Any] | None, size: Any) -> ImageData:
     "Remember what somebody set of the transforms, in any phase."
     if isinstance(given, TransformsConfig) or data.own_transforms: return data
-    said = {key for phase in (given or {}).values() for key in phase or ()} | ({"resize"} if size is not None else set())
+    said = {key for phase in (given or {}).values() for key in phase or ()}
+    if size is not None: said.add("resize")
     data.unsaid = frozenset({*OF_WEIGHTS} - said)
     return data
 
@@ -741,7 +742,7 @@ def with_transforms(
 ) -> ImageData:                         # new; this one stays as it is
     "The same images, seen in another way."
     own = self.own_transforms or (self.table is None and self.config.dataset is None)
-    check(not own, "`with_transforms` is for data with the transforms of a config", "transforms or datasets of your own",
+    check(not own, "`with_transforms` is for data with the transforms of a config", "transforms or datasets of yours",
           "Change them where they are made.", DataError)
     other = copy.copy(self)
     pipelines = {split: _pipeline(transforms, split, self.config.mode) for split in self.datasets}
@@ -812,7 +813,7 @@ def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:
     config = replace(data.config, data_dir=OBJECTS, csv=None, **_COLUMNS)   # no longer what a folder or a file says
     again = ImageData(datasets, data.class_names, table, config, data.transforms, data.own_transforms,
                       data._eval_transform, [*data.notes, note], data.seen)
-    again.group_column = data.group_column
+    again.group_column, again.unsaid = data.group_column, data.unsaid
     _check_groups(table, again.group_column)
     return again
 

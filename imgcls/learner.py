@@ -31,16 +31,17 @@ from torch.utils.data import Dataset
 
 from . import training
 from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out, weights_of_run
+from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle, sort_out
+from .assembly import unsaid_transforms, weights_of_run
 from .callbacks import FollowNetwork, lr_factor, what_is_trained
 from .checkpointing import save_weights, weights_hash
-from .config import override, to_dict
+from .config import find_keys, override, to_dict
 from .control import ControlFile
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
+from .experiment import ALIASES, ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
 from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
@@ -155,7 +156,9 @@ class Learner(_Parts):
         frozen = chosen.training.frozen_epochs
         check(frozen < chosen.training.num_epochs, "`frozen_epochs` must be less than the "
               f"{chosen.training.num_epochs} of `num_epochs`", frozen, "To train the head alone: freeze='backbone'.")
+        data, chosen, notes = fit_to_weights(data, chosen, given)
         setup = assemble(data, chosen, given, changed)
+        setup.notes += notes
         setup.layers = layers_of(config)
         self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
 
@@ -503,7 +506,11 @@ def from_config(
     base, _ = load_experiment(config)
     chosen, changed = load_experiment(base, [*overrides])
     chosen, more = load_experiment(chosen, changes)
-    if data is None: data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+    if data is None:
+        data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+        keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
+        data.unsaid = unsaid_transforms(config, [dotted for key in [*keys, *changes]
+                                                 for dotted in find_keys(chosen, key, ALIASES)])
     learner = cls(data, config=chosen, **dict(own or {}))
     learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
     return learner
