@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -108,7 +108,7 @@ def _bad_images(bad: "pd.DataFrame", n: int, hint: str) -> str:
 def _without(table: ImageTable, bad: "pd.DataFrame") -> ImageTable:
     if bad.empty: return table
     skipped = {**table.skipped, "that cannot be read": bad["path"].tolist()}
-    return ImageTable(table.frame[~table.frame["path"].isin(bad["path"])], table.root, skipped)
+    return replace(table, frame=table.frame[~table.frame["path"].isin(bad["path"])], skipped=skipped)
 
 # %% ../nbs/16_audit.ipynb #d46a54de
 class _Seen(NamedTuple):

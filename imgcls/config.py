@@ -23,6 +23,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
 from functools import cache, lru_cache
@@ -187,6 +188,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`loss`": "loss_func loss_fn criterion",
         "`label_smoothing`": "smoothing label_smooth ls",
         "`class_weights`": "class_weight weight pos_weight",
+        "`balance`: 'loss', 'sampler' or 'logits'":
+            "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
         "`ema_decay`": "ema model_ema use_ema",
@@ -616,6 +619,8 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
     "A value typed in a shell; where the field is a text, 2024 stays a text."
     hint = cls
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
+    if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
+        with suppress(_Mismatch): return _coerce(text, hint)
     value = parse_yaml(text, dotted)
     try: return _plain(_coerce(value, hint))
     except _Mismatch:

@@ -43,13 +43,15 @@ from .config import FREE, arguments_of, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, arguments_for, check, checked, imported
 from .core import listed, near_miss
 from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, OwnDataset, TargetKind, as_dataset
-from .datasets import cache_of, check_files, read_targets
+from .datasets import cache_of, check_files, labels_in_words, read_targets, target_kind
 from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
+from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
 from .manifests import read_manifest, save_splits as write_splits, write_manifest
+from .multilabel import check_separator
 from .plots import image_grid, stretched
 from .samples import write_digits, write_photos
 from .seeding import preserve_rng
@@ -73,6 +75,8 @@ class DataConfig:
     dataset: str | None = None          # a class of yours instead of files, by import path: mymodule.MyData
     path_column: str = "path"           # the CSV's column of paths
     label_column: str = "label"         # the CSV's column of classes
+    label_separator: str | None = None  # between the labels of an image, in the CSV: ' '; None: it has one class
+    label_columns: tuple[str, ...] | None = None    # CSV columns of 0 and 1, one a class, instead of label_column
     split_column: str = "split"         # the CSV's column of splits, if it has one
     group_column: str | None = None     # CSV column whose equal rows stay together (patient); None: none
     val_ratio: float = 0.15             # share for validation where there is no val, in [0, 1)
@@ -99,6 +103,9 @@ class DataConfig:
               near_miss(self.cache, _CACHES).strip())
         check(self.mode in ["RGB", "L"], "`mode` must be 'RGB' or 'L' (grey)", self.mode)
         check(self.on_bad_image in ["error", "skip"], "`on_bad_image` must be 'error' or 'skip'", self.on_bad_image)
+        _check_separator(self.label_separator)
+        check(self.label_columns is None or self.label_column == "label", "Labels come from `label_column` or from "
+              "`label_columns`: say one", self.label_column)
         if self.dataset is not None: named_dataset(self)
         elif self.csv is None: _check_no_columns(self)
         check(self.dataset is not None or not self.arguments, "Arguments are for a `dataset` with an import path",
@@ -115,13 +122,20 @@ def _check_whole(name: str, value: Any) -> None:
     check(ok, f"`{name}` must be >= 0, a whole number", value)
 
 
-_COLUMNS = {"path_column": "path", "label_column": "label", "split_column": "split", "group_column": None}
+def _check_separator(separator: str | None) -> None:
+    try: return None if separator is None else check_separator(separator)
+    except DataError as error: raise ConfigError(str(error)) from None
+
+
+_COLUMNS = {"path_column": "path", "label_column": "label", "split_column": "split", "group_column": None,
+            "label_separator": None, "label_columns": None}     # what is said of a CSV file
 
 
 def _check_no_columns(config: DataConfig) -> None:
     for name, default in _COLUMNS.items():
         value = getattr(config, name)
-        check(value == default, f"`{name}` is a column of `csv`, which is not given", value, "Set csv='table.csv'.")
+        what = "is a column of" if name.endswith("_column") else "is said of the labels in"
+        check(value == default, f"`{name}` {what} `csv`, which is not given", value, "Set csv='table.csv'.")
 
 # %% ../nbs/19_data.ipynb #b994beb4
 OBJECTS = "(datasets passed as objects)"        # what a config says in place of a folder
@@ -143,11 +157,11 @@ class ImageData:
         eval_transform: Callable[[Any], Tensor] | None = None,  # for predict; None: the datasets' own
         notes: Sequence[str] = (),          # what was done to the data, for the summary of its runs
         seen: Audit | None = None,          # what the files looked like; None: nobody looked
-        kind: TargetKind = ONE_CLASS,       # of the targets of datasets of your own
+        kind: TargetKind | str | None = None,   # of targets: 'one_class', 'multi_label'; None: the datasets', or the first
     ):
-        self.kind = kind
+        self.kind = _kind_of(datasets) if kind is None else target_kind(kind)
         self.class_names = _checked_names(class_names)
-        self.datasets = _checked_datasets(datasets, self.class_names, kind)
+        self.datasets = _checked_datasets(datasets, self.class_names, self.kind)
         self.table, self.own_transforms, self._eval_transform = table, own_transforms, eval_transform
         self._targets: dict[str, tuple[Dataset, list[int]]] = {}        # what was read of datasets of your own
         self.config = config or DataConfig(data_dir=OBJECTS)
@@ -181,7 +195,15 @@ class ImageData:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
         names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
-        return f"ImageData({'; '.join([sizes, f'{self.n_classes} classes: {names}', *self.notes])})"
+        classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
+        parts = [sizes, classes, *_labels_in_words(self), *_unequal(self), *self.notes]
+        return f"ImageData({'; '.join(parts)})"
+
+
+def _labels_in_words(data: ImageData) -> list[str]:
+    "How many labels the images have, where they may have several; no image is opened for it."
+    if not data.kind.several or not all(isinstance(d, ImageDataset) for d in data.datasets.values()): return []
+    return [labels_in_words([target for split in data.datasets for target in data.targets(split)])]
 
 # %% ../nbs/19_data.ipynb #60d4170d
 @patch
@@ -202,7 +224,7 @@ def targets(
     self: ImageData,
     split: str,                 # 'train', 'val' or 'test'
 ) -> list[Any]:
-    "The class number of every image; a dataset of your own that does not list them is read once, with a bar."
+    "The class number of every image, or the numbers of its classes, as a tuple; a dataset of your own that does not list them is read once, with a bar."
     dataset = self.dataset(split)
     if type(dataset) is ImageDataset: return list(dataset.targets)
     if split not in self._targets or self._targets[split][0] is not dataset:
@@ -216,8 +238,22 @@ def class_counts(
     self: ImageData,
     split: str = "train",       # 'train', 'val' or 'test'
 ) -> list[int]:
-    "Images of each class."
+    "Images of each class; one that shows several counts in each."
     return self.kind.counts(self.targets(split), self.n_classes).tolist()
+
+# %% ../nbs/19_data.ipynb #2fdf1e72
+@patch
+def imbalance(self: ImageData) -> Imbalance | None:     # None: an image has several classes, or another kind of target
+    "How unequal the classes are in `train`."
+    return unequal(self.class_counts(), self.class_names) if self.kind is ONE_CLASS else None
+
+
+def _unequal(data: ImageData) -> list[str]:
+    "A word about unequal classes, where they are known: nothing is read for it."
+    dataset = data.datasets["train"]
+    if type(dataset) is not ImageDataset and data._targets.get("train", (None,))[0] is not dataset: return []
+    found = data.imbalance()
+    return [f"unbalanced: {found}"] if found is not None and found.noticeable else []
 
 # %% ../nbs/19_data.ipynb #a5823021
 @patch
@@ -282,11 +318,12 @@ def batches(
     num_workers: int | Literal["auto"] | None = None,   # processes that load; None: as the config says
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
+    balanced: bool = False,     # are the classes drawn equally often, some images several times? Needs `shuffle`
 ) -> Batches:
     "A split in batches."
     if num_workers is None: num_workers = self.num_workers
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
-                   self.config.worker_timeout)
+                   self.config.worker_timeout, self.targets(split) if balanced else None)
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)
@@ -320,6 +357,12 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     return names
 
 
+def _kind_of(datasets: Any) -> TargetKind:
+    "What the targets of datasets that say it are."
+    known = datasets.values() if isinstance(datasets, Mapping) else ()
+    return next((one.kind for one in known if isinstance(one, ImageDataset | OwnDataset)), ONE_CLASS)
+
+
 def _checked_datasets(datasets: Any, class_names: Sequence[str], kind: TargetKind) -> dict[str, Dataset]:
     "By split, in their order; those that are not ours in a wrapper."
     check(isinstance(datasets, Mapping), "`datasets` must be a dict of splits", datasets,
@@ -345,9 +388,13 @@ def _listed_table(config: DataConfig, home: Path) -> ImageTable:
     "What a CSV file lists; the list that a run wrote down is taken to the letter."
     file = next((p for p in (Path(config.csv), home/config.csv) if os.path.isfile(p)), Path(config.csv))
     columns = (config.path_column, config.label_column, config.split_column)
-    if is_manifest(file) and columns == ("path", "label", "split"): return read_manifest(file)[0]
+    if is_manifest(file) and columns == ("path", "label", "split") and config.label_columns is None:
+        table = read_manifest(file)[0]
+        check(config.label_separator in (None, table.label_separator), f"{str(file)!r} says itself what stands between "
+              "labels: leave `label_separator` away", config.label_separator, error=DataError)
+        return table
     root = None if config.data_dir is None else _find_folder(config.data_dir, home)
-    return ImageTable.from_csv(file, *columns, root)
+    return ImageTable.from_csv(file, *columns, root, config.label_separator, config.label_columns)
 
 
 _SAMPLES = {"digits": write_digits, "photos": write_photos}
@@ -453,9 +500,9 @@ def _left_out(before: ImageTable, after: ImageTable) -> list[str]:
     "What could not be read, by class and split: said in the log, and noted."
     gone = before.frame[~before.frame["path"].isin(after.frame["path"])]
     if gone.empty: return []
-    left = after.frame.groupby(["label", "split"]).size()
+    left, each = after.each_label().groupby(["label", "split"]).size(), before.each_label()
     counts = [f"{'all ' * (key not in left)}{n} of {key[0]!r} in {key[1]}"
-              for key, n in gone.groupby(["label", "split"]).size().items()]
+              for key, n in each[each["path"].isin(gone["path"])].groupby(["label", "split"]).size().items()]
     more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
     said = f"{len(gone):,} images cannot be read and are left out: {', '.join(counts[:5])}{more}"
     get_logger().warning(said)
@@ -468,9 +515,13 @@ def _say_what_was_seen(seen: Audit) -> None:
     for reason, paths in table.skipped.items():
         log.info(f"Skipped {len(paths)} files {reason}: {listed(paths)}")
     for name in {"nan", "nat", "<na>"} & {name.lower() for name in table.class_names}:
-        same = table.frame["label"][table.frame["label"].str.lower() == name]
+        labels = table.each_label()["label"]
+        same = labels[labels.str.lower() == name]
         log.warning(f"The class {same.iloc[0]!r} ({len(same):,} images) may be missing labels that were made a text. "
                     "If it is no class, drop these rows.")
+    if table.label_separator is not None and max(map(len, table.label_sets)) < 2:
+        log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A class: "
+                    f"{table.class_names[0]!r}.")
     check_leaks(table)
 
 
@@ -527,7 +578,7 @@ def from_csv(
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
-    **options: Any,                 # of DataConfig: label_column, group_column, val_ratio, ...
+    **options: Any,                 # of DataConfig: label_column, label_separator, group_column, val_ratio, ...
 ) -> ImageData:
     "Images listed in a CSV file; relative paths start at its folder."
     config = _config("from_csv", seed, options, csv=str(file))
@@ -548,14 +599,17 @@ def from_dataframe(
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     path_column: str = "path",      # holds the image's path
-    label_column: str = "label",    # holds its class
+    label_column: str = "label",    # holds its class, or a list of its classes
     split_column: str = "split",    # holds train, val or test; may be missing
     group_column: str | None = None,    # rows that are equal here stay together; None: no groups
+    label_separator: str | None = None,     # between the labels of an image; None: it has one, or a list of them
+    label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
     **options: Any,                 # of DataConfig: val_ratio, test_ratio, mode, on_bad_image, num_workers
 ) -> ImageData:
     "Images listed in a DataFrame."
     config = _config("from_dataframe", seed, options, data_dir=OBJECTS)
-    table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root)
+    table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root, label_separator,
+                                      label_columns)
     data = data_from_table(_divided(table, config, seed, group_column), config,
                            _transforms(transforms, size, config.mode), train_transform, eval_transform)
     data.group_column = group_column
@@ -573,7 +627,8 @@ _WORDS = {
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",
     "Training is said to the learner: Learner(data, ...).": "lr epochs n_epochs num_epochs optimizer loss metrics "
                                                             "callbacks network model architecture shuffle device",
-    "An image has one label today; several are not supported.": "label_delim delim label_delimiter multilabel",
+    "Several labels an image are said of a table: ImageData.from_csv(file, label_separator=' '), or label_columns=['cat', "
+    "'dog'] for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
     "label_column='label' names the column of classes.": "label_col y_col label",
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",
@@ -704,7 +759,7 @@ class NamedDataset(OwnDataset):
         told = {"split": split, "train": split == "train"}
         takes = inspect.signature(made).parameters
         dataset = made(**{k: v for k, v in told.items() if k in takes}, transform=transform, **arguments)
-        super().__init__(dataset, split, n_classes)
+        super().__init__(dataset, split, n_classes, target_kind(getattr(made, "target_kind", ONE_CLASS)))
         self.config = config
 
     def with_transform(self, transform: Callable[[Any], Tensor]) -> "NamedDataset":
