@@ -22,7 +22,7 @@ from imgcls.checkpointing import first_difference
 from imgcls.core import ConfigError, temporary_for
 from imgcls.keeping import load_checkpoint
 from imgcls.samples import write_digits
-from imgcls.training import Callback, Order
+from imgcls.training import Callback, Order, StopAt
 from imgcls.verification import outcome
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills")
@@ -100,10 +100,10 @@ def straight(folder) -> tuple[dict, float]:
     return outcome(folder/"runs"/"straight"), time.monotonic() - begun
 
 
-def check_equal(folder: Path, name: str, straight: tuple[dict, float]) -> None:
+def check_equal(folder: Path, name: str, straight: tuple[dict, float], like: str = "straight") -> None:
     found = first_difference(outcome(folder/"runs"/name), straight[0])
     assert found is None, f"{name}: {found}"
-    best, wanted = (load_checkpoint(folder/"runs"/n/"weights"/"best.pt") for n in (name, "straight"))
+    best, wanted = (load_checkpoint(folder/"runs"/n/"weights"/"best.pt") for n in (name, like))
     for key in ("network", "optimizer", "epoch", "step", "callbacks"):
         assert first_difference(best[key], wanted[key], key) is None, (name, "best.pt")
     assert not [*(folder/"runs"/name).rglob(".*.tmp")], "what killed writers left is swept"
@@ -166,6 +166,29 @@ def test_kill_9_inside_a_checkpoint_write(folder, straight, call, number):
     assert finish(start(job, folder/"child.log")) == -signal.SIGKILL, (folder/"child.log").read_text()[-2000:]
     do(lambda: again(folder, name).resume(), folder)
     check_equal(folder, name, straight)
+
+
+TOOLS = {
+    "swa": {"swa_epochs": 2, "swa_lr": 0.01, "clip_norm": 1.0, "accumulate": 2, "scheduler.type": "cosine"},
+    "sam": {"sam_rho": 0.05, "ema_decay": 0.9, "ema_warmup": True, "mixup_alpha": 0.3, "accumulate": 2},
+    "muon": {"optimizer": "muon", "backbone_lr_factor": 0.5, "scheduler.type": "plateau", "patience": 0,
+             "plateau_monitor": "val_accuracy", "monitor": "val_loss", "warmup_epochs": 0.5}}
+
+
+@pytest.mark.parametrize("tools", TOOLS)
+def test_tools_resume_in_the_middle_of_an_epoch(folder, tools):
+    "Stopped in the last epoch, and taken up from the disk."
+    def job():
+        os.chdir(folder)
+        settings = {"lr": 0.01, "batch_size": 32, "num_epochs": 3, "progress": "pipe", **TOOLS[tools]}
+        made = lambda name: Learner(ImageData.from_folder("small", size=16), "tiny_net", name=name, **settings)
+        never, stop = StopAt(10**6), StopAt(11)
+        assert made(f"{tools}_straight").fit(callbacks=[never]).state.steps_per_epoch * 3 > stop.step
+        made(tools).fit(callbacks=[stop])
+        again(folder, tools).resume(callbacks=[never])
+
+    do(job, folder)
+    check_equal(folder, tools, (outcome(folder/"runs"/f"{tools}_straight"), 0.0), f"{tools}_straight")
 
 
 class Sleep(Callback):
