@@ -187,7 +187,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`num_classes`": "n_classes n_out nc classes",
         "`loss`": "loss_func loss_fn criterion",
         "`label_smoothing`": "smoothing label_smooth ls",
-        "`class_weights`": "class_weight weight pos_weight",
+        "`class_weights`": "class_weight weight", "`pos_weights` (of several labels)": "pos_weight",
         "`balance`: 'loss', 'sampler' or 'logits'":
             "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
@@ -213,7 +213,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
             "item_tfms batch_tfms tfms transform",
         "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
         "`random_horizontal_flip`": "hflip flip",
-        "not possible: each image has one class": "label_delim multi_label multilabel",
+        "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
     }.items():
         for word in there.split(): yield word, here
 
