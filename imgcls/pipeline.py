@@ -46,10 +46,20 @@ def write_report(
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
     if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
     more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
-    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
+    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n{_each_class(evaluation)}\n{evaluation!r}\n{more}")
     evaluation.save_confusion_matrix(files[1])
     evaluation.to_csv(files[2])
     return files
+
+
+def _each_class(evaluation: Evaluation) -> str:
+    "Where the classes are unequal: what is known of each one's recall, which for a rare one is little."
+    if not evaluation.imbalance().noticeable: return ""
+    table, width = evaluation.per_class(), max(map(len, evaluation.class_names))
+    columns = ("recall", "recall_low", "recall_high", "support")
+    rows = [f"{name:>{width}}  {with_interval(value, (low, high))}  {n:,} images"
+            for name, value, low, high, n in table[[*columns]].itertuples()]
+    return "\n".join(["\nrecall of each class, with its 95 % interval:", *rows, ""])
 
 # %% ../nbs/56_pipeline.ipynb #b98fb314
 @checked
@@ -79,7 +89,15 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
     "What the summary says of a split: every number with its interval."
     return {"weights": evaluation.weights, "images": len(evaluation),
             "accuracy": evaluation.accuracy, "accuracy_interval": [*evaluation.accuracy_interval],
-            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval], **_measured(evaluation)}
+            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval],
+            **(_measured(evaluation) | _balanced(evaluation))}
+
+
+def _balanced(evaluation: Evaluation) -> dict[str, Any]:
+    "Where the classes are unequal, and it is not measured anyway: what accuracy is when each class counts alike."
+    if not evaluation.imbalance().noticeable or "balanced_accuracy" in evaluation.measure(): return {}
+    return {"balanced_accuracy": evaluation.balanced_accuracy,
+            "balanced_accuracy_interval": [*evaluation.balanced_accuracy_interval]}
 
 
 def _measured(evaluation: Evaluation) -> dict[str, Any]:
