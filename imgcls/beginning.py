@@ -31,6 +31,7 @@ from .datasets import ImageTable
 from .describing import DataDescription, about_data, describe_data
 from .experiment import ExperimentConfig, load_experiment
 from .folders import folders_in
+from .imbalance import UNBALANCED
 from .manifests import memory_file
 from .markup import escaped, facts, table, tag
 from .runs import writing
@@ -194,9 +195,6 @@ def _network(side: int, pretrained: bool) -> list[Advice]:
                    "the first steps are small; with num_epochs 1 all of them are: then set 0")]
 
 
-_STRONG = 4     # times as many images in the largest class as in the smallest
-
-
 def _imbalance(found: DataDescription) -> float:
     "In all parts together: in train alone a class of four images may have three or two."
     totals = [sum(counts[name] for counts in found.counts.values()) for name in found.counts["train"]]
@@ -205,11 +203,12 @@ def _imbalance(found: DataDescription) -> float:
 
 def _balance(found: DataDescription) -> Iterator[Advice]:
     times = _imbalance(found)
-    if times < _STRONG: return
-    why = f"the largest class has {times:.3g} times the images of the smallest (from {_STRONG} on)"
-    yield Advice("loss.class_weights", "balanced", f"{why}: each class counts alike")
-    yield Advice("training.metrics", ("balanced_accuracy",), "the mean over classes: a rare class is seen in it")
-    if "val" in found.images: yield Advice("training.monitor", "val_balanced_accuracy", "chooses the best epoch by it")
+    if times < UNBALANCED: return
+    why = f"the largest class has {times:.3g} times the images of the smallest (from {UNBALANCED:g} on)"
+    yield Advice("training.balance", "logits", f"{why}: training makes up for it; loss and sampler are other ways")
+    if "val" in found.images:
+        yield Advice("training.monitor", "val_balanced_accuracy",
+                     "chooses the best epoch by the mean over classes: a rare class is seen in it")
 
 # %% ../nbs/57_beginning.ipynb #177b467f
 def _concerns(found: DataDescription, seen: Audit, skipped: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -240,7 +239,7 @@ def _few(found: DataDescription) -> Iterator[str]:
     elif "test" not in found.images:
         yield "There is no test part: the accuracy of the epoch that validation chose flatters a little."
     if _imbalance(found) >= 100:
-        yield "With class weights an image of the smallest class counts a hundred times as much: see to its labels."
+        yield "A hundred images of the largest class stand against one of the smallest: see to the labels of these few."
 
 # %% ../nbs/57_beginning.ipynb #ad1fdac6
 @dataclass(frozen=True, repr=False)

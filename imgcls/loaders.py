@@ -376,10 +376,6 @@ class Batches:
         self._plan, self._loader, self._board, self._ring, self._fresh = _Plan(), None, None, None, False
         self._live, self._made_for = False, None
 
-    def __len__(self) -> int:
-        n, size = len(self.dataset), self.batch_size
-        return max(1, -(-n // size) - (n % size == 1 < size))       # as `batch_indices` cuts it
-
     def epoch(
         self,
         epoch: int = 0,             # which epoch, from 0
@@ -411,13 +407,21 @@ class Batches:
             self._live = False
             if done < len(plan): self.close()      # left in the middle: workers hold batches nobody wants
 
-    def __iter__(self) -> Iterator[tuple[Images, Labels]]: return self.epoch(0)
-
 # %% ../nbs/15_loaders.ipynb #74ec1cf5
 @patch(as_prop=True)
 def workers(self: Batches) -> int:
     "Processes that prepare batches, now."
     return self.trial.workers if self.num_workers == "auto" else self.num_workers
+
+
+@patch
+def __len__(self: Batches) -> int:
+    n, size = len(self.dataset), self.batch_size
+    return max(1, -(-n // size) - (n % size == 1 < size))       # as `batch_indices` cuts it
+
+
+@patch
+def __iter__(self: Batches) -> Iterator[tuple[Images, Labels]]: return self.epoch(0)
 
 
 @patch

@@ -51,12 +51,22 @@ def write_report(
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
     if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
     more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
-    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
+    write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n{_each_class(evaluation)}\n{evaluation!r}\n{more}")
     if several: evaluation.save_label_confusion(files[1])
     else: evaluation.save_confusion_matrix(files[1])
     if several: save_plot(evaluation.plot_per_class(), files[3])
     evaluation.to_csv(files[2])
     return files
+
+
+def _each_class(evaluation: Evaluation | MultiLabelEvaluation) -> str:
+    "Where the classes are unequal: what is known of each one's recall, which for a rare one is little."
+    if isinstance(evaluation, MultiLabelEvaluation) or not evaluation.imbalance().noticeable: return ""
+    table, width = evaluation.per_class(), max(map(len, evaluation.class_names))
+    columns = ("recall", "recall_low", "recall_high", "support")
+    rows = [f"{name:>{width}}  {with_interval(value, (low, high))}  {n:,} images"
+            for name, value, low, high, n in table[[*columns]].itertuples()]
+    return "\n".join(["\nrecall of each class, with its 95 % interval:", *rows, ""])
 
 # %% ../nbs/56_pipeline.ipynb #b98fb314
 @checked
@@ -95,7 +105,9 @@ def _result(evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
 
 def _headlines(evaluation: Evaluation | MultiLabelEvaluation) -> tuple[str, ...]:
     "Its own numbers, the first one first."
-    if not isinstance(evaluation, MultiLabelEvaluation): return "accuracy", "loss"
+    if not isinstance(evaluation, MultiLabelEvaluation):
+        unequal = ("balanced_accuracy",) if evaluation.imbalance().noticeable else ()
+        return "accuracy", *unequal, "loss"
     return "mean_average_precision", "micro_f1", "macro_f1", "exact_match", "loss"
 
 
