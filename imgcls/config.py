@@ -12,7 +12,7 @@ that names the key, the line, and the nearest right name. All problems are repor
 # %% auto #0
 __all__ = ['ELSEWHERE', 'T', 'FREE', 'parse_yaml', 'scalar', 'yaml_lines', 'our_word', 'from_dict', 'arguments_of', 'to_dict',
            'dump_yaml', 'save_config', 'load_config', 'key_lines', 'leaves', 'free_keys', 'find_keys', 'override',
-           'diff', 'describe', 'merge_configs']
+           'diff', 'describe', 'merge_configs', 'resets']
 
 # %% ../nbs/02_config.ipynb #fd42ea08
 import math
@@ -176,6 +176,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`weight_decay`": "wd decay l2",
         "`momentum`": "mom moms",
         "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
+        "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
+        "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
         "`optimizer`": "opt opt_func optim",
         "`scheduler`": "sched lr_scheduler lr_schedule",
         "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
@@ -190,6 +192,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
             "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
+        "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
         "`ema_decay`": "ema model_ema use_ema",
         "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
         "`sam_rho`": "sam rho use_sam",
@@ -207,7 +210,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`test_ratio`": "test_pct test_split test_size test_fraction",
         "`size`": "img_size image_size imgsz input_size",
         "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
-            "item_tfms batch_tfms tfms transform augment augmentation aug_transforms",
+            "item_tfms batch_tfms tfms transform",
+        "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
         "`random_horizontal_flip`": "hflip flip",
         "not possible: each image has one class": "label_delim multi_label multilabel",
     }.items():
@@ -425,6 +429,12 @@ def _takes_arguments(cls: type, name: Any) -> bool:
     return bool(rest) and cls.__dataclass_fields__[rest].metadata["takes"](name)
 
 
+def _forgotten(cls: Any, section: Mapping[str, Any], name: str) -> list[str]:
+    "The keys that are to be found anew where a key is said anew: see `resets`."
+    known = {f.name: f.metadata.get("resets", ()) for f in fields(cls)} if is_dataclass(cls) else {}
+    return [key for key in known.get(name, ()) if key in section]
+
+
 def _left_behind(cls: Any, section: Mapping[str, Any], name: Any) -> list[str]:
     "The keys that are arguments of what a section names, where another name takes its place."
     rest, named_by = _open_field(cls)
@@ -597,7 +607,7 @@ def override(
     for dotted, value in values.items():
         branch, kind, last = _section(tree, type(config), dotted)
         gone = _left_behind(kind, branch, value) if last == _open_field(kind)[1] else ()
-        for key in gone: del branch[key]
+        for key in dict.fromkeys([*gone, *_forgotten(kind, branch, last)]): del branch[key]
     for dotted, value in values.items():
         branch, _, last = _section(tree, type(config), dotted)
         branch[last] = value
@@ -701,7 +711,8 @@ def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: M
     "Both, in a new dict; `places` follows: of a section, each place where it stands."
     result, named_by = dict(tree), _open_field(cls)[1]
     hints = get_type_hints(cls) if is_dataclass(cls) else {}
-    for key in _left_behind(cls, tree, part[named_by]) if named_by in part else ():
+    gone = _left_behind(cls, tree, part[named_by]) if named_by in part else []
+    for key in dict.fromkeys([*gone, *(key for name in part for key in _forgotten(cls, tree, name))]):
         del result[key]
         _forget(places, f"{path}{key}")
     for key, value in part.items():
@@ -720,3 +731,10 @@ def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: M
 def _forget(places: dict[str, str], dotted: str) -> None:
     "Where replaced keys stood."
     for key in [key for key in places if key == dotted or key.startswith(f"{dotted}.")]: del places[key]
+
+# %% ../nbs/02_config.ipynb #cfbc61c2
+def resets(
+    *names: str,            # fields of the same section
+) -> Mapping[str, Any]:
+    "`metadata` of a field that says what others are, unless they are said: said anew, it forgets what they were."
+    return types.MappingProxyType({"resets": names})

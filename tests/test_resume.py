@@ -379,3 +379,32 @@ def test_names_and_contents_come_back(folder):
             Learner.from_run("odd", progress="pipe")
 
     do(job, folder)
+
+
+@pytest.mark.parametrize("event", ["on_loss", "on_val_batch_end"])
+def test_several_labels_go_on_in_the_middle_of_an_epoch(folder, event):
+    "A loss with weights, metrics of counts and of rankings, the best epoch by one of them; in another process."
+    listener = type("Once", (Interrupt,), {event: lambda self, state: self.send(state)})
+
+    def several(name: str) -> Learner:
+        os.chdir(folder)
+        rows = [f"{file.relative_to(folder)},{' '.join(['even']*(i % 2 == 0) + ['large']*(i > 6))},"
+                f"{'val' if k % 3 == 0 else 'train'}"
+                for i in range(10) for k, file in enumerate(sorted((folder/"small"/str(i)).iterdir())[:15])]
+        Path("several.csv").write_text("\n".join(["path,label,split", *rows]))
+        data = ImageData.from_csv("several.csv", label_separator=" ", size=16)
+        return Learner(data, "tiny_net", name=name, progress="pipe", lr=0.02, batch_size=8, num_epochs=3, ema_decay=0.9,
+                       loss="asymmetric", pos_weights="balanced", label_smoothing=0.05, early_stopping=9,
+                       metrics=["auroc", "macro_f1", "micro_f1", "exact_match", "hamming_accuracy"],
+                       checkpoint_every="3 steps")
+
+    def stop():
+        with pytest.raises(TrainingInterrupted): several(f"several_{event}").fit(callbacks=[listener(event)])
+
+    do(lambda: several(f"whole_{event}").fit(), folder)
+    do(stop, folder)
+    do(lambda: again(folder, f"several_{event}").resume(), folder)
+    found, whole = (outcome(folder/"runs"/name) for name in (f"several_{event}", f"whole_{event}"))
+    assert first_difference(found, whole) is None
+    last = load_checkpoint(folder/"runs"/f"several_{event}"/"weights"/"last.pt")
+    assert last["epoch"] == 3
