@@ -12,14 +12,15 @@ chosen optimizer or schedule is an error."""
 
 # %% auto #0
 __all__ = ['optimizers', 'TORCH_OPTIMIZERS', 'schedulers', 'OptimizerConfig', 'sgd', 'adam', 'adamw', 'parameter_groups',
-           'build_optimizer', 'follow_network', 'held_names', 'hold_again', 'Position', 'SchedulerConfig', 'constant',
-           'step', 'cosine', 'linear', 'polynomial', 'flat_cosine', 'warm_restarts', 'one_cycle', 'plateau',
-           'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of', 'learning_rates', 'plot_schedule']
+           'known_parts', 'build_optimizer', 'follow_network', 'held_names', 'hold_again', 'Position',
+           'SchedulerConfig', 'constant', 'step', 'cosine', 'linear', 'polynomial', 'flat_cosine', 'warm_restarts',
+           'one_cycle', 'plateau', 'build_schedule', 'set_learning_rate', 'set_base_lr', 'base_lr_of',
+           'describe_groups', 'learning_rates', 'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,13 @@ from torch.optim import Optimizer
 
 from .config import arguments_of
 from .core import Registry, arguments_for, check, checked, extra, imported, near_miss
+from .layers import parameter_blocks
 from .muon import MuonAdamW, matrices_apart
+from .networks import head_of
 from .plots import curves
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 # %% ../nbs/23_optimizers.ipynb #2f895836
@@ -48,6 +52,7 @@ class OptimizerConfig:
     betas: tuple[float, float] | None = None  # adam, adamw and their kin, in [0, 1); None: 0.9, 0.999
     fused: bool | None = None            # sgd, adam and adamw: all weights in one pass? None: yes
     backbone_lr_factor: float = 1.0      # learning rate of all but the head, as a multiple of lr
+    layer_decay: float | None = None     # rate of a block of layers, as a share of the next one's, in (0, 1]; None: 1
     decay_norm_and_bias: bool = True     # also decay biases and normalization scales?
     arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of(
         "type", lambda name: _takes_arguments(name)))    # what else it takes, beside the name: alpha of rmsprop
@@ -62,6 +67,11 @@ class OptimizerConfig:
         check(0 <= self.weight_decay < math.inf, "`weight_decay` must be >= 0", self.weight_decay)
         check(0 < self.backbone_lr_factor < math.inf, "`backbone_lr_factor` must be > 0",
               self.backbone_lr_factor, "To keep the backbone as it is, freeze it.")
+        decay, factor = self.layer_decay, self.backbone_lr_factor
+        check(decay is None or 0 < decay <= 1, "`layer_decay` must be in (0, 1]", decay,
+              "Try 0.75: each block moves three quarters as fast as the one after it.")
+        check(decay is None or factor == 1, "`layer_decay` and `backbone_lr_factor` both say how fast the backbone "
+              "moves", (decay, factor), "Give one of them.")
         momentum = 0.9 if self.momentum is None else self.momentum
         check(0 <= momentum < 1, "`momentum` must be in [0, 1)", momentum)
         check(not self.nesterov or momentum > 0, "`nesterov` needs `momentum` > 0", momentum)
@@ -196,30 +206,49 @@ def parameter_groups(
     network: nn.Module,         # only parameters that require gradients are taken
     config: OptimizerConfig,    # lr, weight_decay, backbone_lr_factor, decay_norm_and_bias
     head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
-) -> list[dict[str, Any]]:      # 'params', 'name', 'lr', 'base_lr' and 'weight_decay' each
+    blocks: Sequence[Iterable[nn.Parameter]] | None = None,     # from the input to the head; None: not known
+) -> list[dict[str, Any]]:      # 'params', 'name', 'lr', 'base_lr', 'share' of the head's rate and 'weight_decay' each
     "Which weights move at which speed."
     factor = config.backbone_lr_factor
     check(factor == 1 or head_parameters is not None, "`backbone_lr_factor` needs to know the head", factor,
           "Pass head_parameters, for instance head_of(network)[1].parameters().")
+    check(config.layer_decay is None or blocks is not None, "`layer_decay` needs to know the network's blocks",
+          config.layer_decay, "Pass blocks, from layers.parameter_blocks(network).")
     head = {id(p) for p in head_parameters or ()}
+    distance = {id(p): i for i, block in enumerate(reversed(blocks or ())) for p in block}
     groups: dict[str, dict[str, Any]] = {}
     for parameter in network.parameters():
         if not parameter.requires_grad: continue
-        new = _empty_group(config, id(parameter) in head, parameter.ndim >= 2 or config.decay_norm_and_bias)
+        part = _part(config, id(parameter) in head, distance.get(id(parameter), 0))
+        new = _empty_group(config, *part, parameter.ndim >= 2 or config.decay_norm_and_bias)
         groups.setdefault(new["name"], new)["params"].append(parameter)
     check(bool(groups), "The network needs parameters to train", groups,
           "All are frozen, or there are none.")
     return list(groups.values())
 
 
-def _empty_group(config: OptimizerConfig, in_head: bool, decayed: bool) -> dict[str, Any]:
+def _part(config: OptimizerConfig, in_head: bool, distance: int) -> tuple[str, float]:
+    "The part of the network that a parameter belongs to, and its rate as a share of the head's."
+    if config.layer_decay is not None: return f"head-{distance}" if distance else "head", config.layer_decay**distance
+    if config.backbone_lr_factor == 1: return "network", 1.0
+    return ("head", 1.0) if in_head else ("backbone", config.backbone_lr_factor)
+
+
+def _empty_group(config: OptimizerConfig, part: str, share: float, decayed: bool) -> dict[str, Any]:
     "The group that such a parameter belongs to."
-    factor = 1 if in_head else config.backbone_lr_factor
-    part = "head" if in_head else "backbone"
-    if config.backbone_lr_factor == 1: part = "network"
-    lr, weight_decay = config.lr * factor, config.weight_decay if decayed else 0.0
-    return {"name": part if decayed else f"{part}_no_decay", "params": [], "lr": lr, "base_lr": lr,
+    lr, weight_decay = config.lr * share, config.weight_decay if decayed else 0.0
+    return {"name": part if decayed else f"{part}_no_decay", "params": [], "lr": lr, "base_lr": lr, "share": share,
             "weight_decay": weight_decay}
+
+# %% ../nbs/23_optimizers.ipynb #0eaea62e
+@checked
+def known_parts(
+    network: nn.Module,
+    config: OptimizerConfig,        # whether it needs them
+) -> dict[str, Any]:                # arguments of `parameter_groups`, `build_optimizer` and `follow_network`
+    "What has to be known of a network for the rates that a config asks for."
+    head = head_of(network)[1].parameters() if config.needs_head else None
+    return {"head_parameters": head, "blocks": None if config.layer_decay is None else parameter_blocks(network)}
 
 # %% ../nbs/23_optimizers.ipynb #9a3784d6
 @checked
@@ -228,10 +257,11 @@ def build_optimizer(
     config: OptimizerConfig,    # how
     head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
     builder: Callable[[list[dict[str, Any]]], Optimizer] | None = None,  # None: the one config names
+    blocks: Sequence[Iterable[nn.Parameter]] | None = None,     # from the input to the head; None: not known
 ) -> Optimizer:                 # each group has a 'name' and a 'base_lr'
     "The optimizer of a network."
     head_parameters = None if head_parameters is None else [*head_parameters]
-    groups = parameter_groups(network, config, head_parameters)
+    groups = parameter_groups(network, config, head_parameters, blocks)
     if builder is None and config.type == "muon": groups = matrices_apart(groups, head_parameters)
     if builder is None and _takes_arguments(config.type): builder = _own_optimizer(config)
     optimizer = builder(groups) if builder else optimizers[config.type](groups, config)
@@ -258,6 +288,7 @@ def follow_network(
     config: OptimizerConfig,    # for the groups of what is new; `lr` is the base rate of now
     head_parameters: Iterable[nn.Parameter] | None = None,  # the head's; None: no head is known
     builder: Callable[[list[dict[str, Any]]], Optimizer] | None = None,  # what built it; None: what the config names
+    blocks: Sequence[Iterable[nn.Parameter]] | None = None,     # from the input to the head; None: not known
 ) -> None:
     "Let the optimizer train what the network wants trained."
     here = {id(p): p for p in network.parameters()}
@@ -267,7 +298,7 @@ def follow_network(
     without_gradient = [p for key, p in here.items() if key not in held or not p.requires_grad]
     for parameter in without_gradient: parameter.grad = None
     new = [p for p in without_gradient if p.requires_grad]
-    if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder))
+    if new: _take_up(optimizer, build_optimizer(nn.ParameterList(new), config, head_parameters, builder, blocks))
     _begin_momentum(optimizer)
 
 
@@ -549,7 +580,7 @@ def set_learning_rate(
 def set_base_lr(
     optimizer: Optimizer,       # from `build_optimizer`; changed in place
     lr: float,                  # base learning rate of the head, > 0
-    config: OptimizerConfig,    # `backbone_lr_factor` is read here
+    config: OptimizerConfig,    # it was built from this
 ) -> None:
     "Give each group another `base_lr`; those that a builder added keep theirs."
     check(0 < lr < math.inf, "`lr` must be > 0", lr, "Try lr=1e-3.")
@@ -563,12 +594,34 @@ def base_lr_of(
     config: OptimizerConfig,    # it was built from this
 ) -> float:
     "The base learning rate of the head as it is now."
-    group = next((g for g in optimizer.param_groups if "name" in g), None)
-    return config.lr if group is None else group["base_lr"] / _share(group, config)
+    named = [group for group in optimizer.param_groups if "name" in group]
+    if not named: return config.lr
+    nearest = max(named, key=lambda group: _share(group, config))       # the head's share is 1: nothing is rounded
+    return nearest["base_lr"] / _share(nearest, config)
 
 
 def _share(group: Mapping[str, Any], config: OptimizerConfig) -> float:
+    "Of the head's rate; checkpoints of before say it by the name alone."
+    if "share" in group: return group["share"]
     return config.backbone_lr_factor if group["name"].startswith("backbone") else 1.0
+
+# %% ../nbs/23_optimizers.ipynb #3d71460f
+@checked
+def describe_groups(
+    optimizer: Optimizer,           # from `build_optimizer`
+    network: nn.Module,             # whose weights it moves
+) -> "pd.DataFrame":                # a row a group: layers, tensors, parameters, trained, base_lr, weight_decay
+    "Which weights move at which rate."
+    import pandas as pd
+    rows = []
+    for group, names in zip(optimizer.param_groups, held_names(optimizer, network), strict=True):
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
+        ends = list(layers)[:1] + list(layers)[-1:] * (len(layers) > 1)
+        sizes = [(p.numel(), p.numel() * p.requires_grad) for p in group["params"]]
+        rows.append((group.get("name", "of yours"), " to ".join(ends), len(names), *map(sum, zip(*sizes, strict=True)),
+                     group["base_lr"], group.get("weight_decay", 0.0)))
+    columns = ["group", "layers", "tensors", "parameters", "trained", "base_lr", "weight_decay"]
+    return pd.DataFrame(rows, columns=columns).set_index("group")
 
 # %% ../nbs/23_optimizers.ipynb #926e7d24
 @checked
