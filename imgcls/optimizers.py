@@ -160,7 +160,7 @@ def _named_class(name: str) -> tuple[type, dict[str, Any]]:
 
 
 def _takes_arguments(name: Any) -> bool:
-    return name in TORCH_OPTIMIZERS or optimizers.imports(name) or (isinstance(name, str) and name.startswith("timm/"))
+    return isinstance(name, str) and (name in TORCH_OPTIMIZERS or optimizers.imports(name) or name.startswith("timm/"))
 
 
 def _check_steps(made: type, name: str) -> None:
