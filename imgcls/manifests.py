@@ -176,16 +176,19 @@ def memory_file(
 
 # %% ../nbs/14_manifests.ipynb #af5f77c8
 _COLUMNS = ["path", "label", "split", "content"]
+_SEVERAL = "label_separator"        # a further column, the same in each row, where an image may have several labels
 
 
 @checked
 def write_manifest(
     table: ImageTable,          # with splits
-    path: str | Path,           # a CSV file: path, label, split, content
+    path: str | Path,           # a CSV file: path, label, split, content, and perhaps label_separator
 ) -> None:
     "Write down which images these are, and what is in them; paths are absolute, so that the file can be moved."
     paths = table.paths()
-    write_rows(path, _COLUMNS, zip(paths, table.frame["label"], table.frame["split"], _marks(paths), strict=True))
+    columns = dict(zip(_COLUMNS, (paths, table.frame["label"], table.frame["split"], _marks(paths)), strict=True))
+    if table.label_separator is not None: columns[_SEVERAL] = [table.label_separator] * len(table)
+    write_rows(path, [*columns], zip(*columns.values(), strict=True))
 
 
 def _marks(paths: Sequence[str]) -> list[str]: return contents(paths, memory_file(_common_folder(paths), "contents"))
@@ -201,8 +204,9 @@ def is_manifest(
     path: str | Path,           # a CSV file
 ) -> bool:
     "Is it a list that a run wrote?"
+    heads = [",".join(columns).encode() for columns in (_COLUMNS, [*_COLUMNS, _SEVERAL])]
     try:
-        with open(path, "rb") as file: return file.readline(200).strip() == ",".join(_COLUMNS).encode()
+        with open(path, "rb") as file: return file.readline(200).strip() in heads
     except (OSError, ValueError): return False
 
 # %% ../nbs/14_manifests.ipynb #4744ac76
@@ -220,7 +224,9 @@ def read_manifest(
     root = _common_folder(paths)
     names = [file.removeprefix(os.path.join(root, "")).replace(os.sep, "/") for file in paths]
     frame = pd.DataFrame({"path": names, "label": columns["label"], "split": columns["split"]}, dtype=object)
-    try: table = ImageTable(frame, root)
+    separators = sorted({*columns.get(_SEVERAL, ())})
+    check(len(separators) < 2, f"{str(path)!r} must have the same {_SEVERAL} in each row", separators, error=DataError)
+    try: table = ImageTable(frame, root, label_separator=separators[0] if separators else None)
     except DataError as error:
         error.add_note(f"In the file {str(path)!r}.")
         raise

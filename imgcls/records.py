@@ -110,7 +110,7 @@ def describe(
         dataset_sizes=data.sizes, n_classes=data.n_classes,
         environment={**_environment(setup), **_starting_weights(setup)},
         config=_as_used(setup), objects=setup.objects, monitor=state.history.monitor,
-        notes=[*data.notes, *setup.notes, *passed])
+        notes=[*data.notes, *filter(None, [setup.balance]), *setup.notes, *passed])
 
 
 def _environment(setup: Setup) -> dict[str, Any]:
@@ -169,7 +169,8 @@ def belongs_to(
     return {"config": to_dict(setup.config), "planned": setup.planned, "class_names": setup.data.class_names,
             "fingerprint": setup.data.fingerprint, "objects": setup.objects, "monitor": history.monitor,
             "best_value": best[history.monitor] if best else None,
-            "environment": _environment(setup) if known is None else dict(known)}
+            "environment": _environment(setup) if known is None else dict(known),
+            **({"multi_label": True} if setup.data.kind.several else {})}
 
 # %% ../nbs/52_records.ipynb #1c7f5d30
 @checked
@@ -190,7 +191,8 @@ def about_weights(
     return {"architecture": setup.network_name, "class_names": setup.data.class_names, "n_outputs": setup.n_outputs,
             "in_channels": setup.data.n_channels, "model": config["model"] if setup.given.network is None else None,
             "preprocessing": setup.objects.get("data", config["transforms"]["test"]), "mode": config["data"]["mode"],
-            "best": setup.state.history.best(), **({"own_code": code} if (code := own_code(setup.config)) else {})}
+            "best": setup.state.history.best(), **({"multi_label": True} if setup.data.kind.several else {}),
+            **({"own_code": code} if (code := own_code(setup.config)) else {})}
 
 # %% ../nbs/52_records.ipynb #bc80bff3
 @checked

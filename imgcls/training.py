@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,8 @@ def steps_per_epoch(self: State) -> int:
 
 @patch(as_prop=True)
 def lr(self: State) -> float:
-    "The learning rate of the first group of parameters."
-    return self.optimizer.param_groups[0]["lr"]
+    "The learning rate of the head, or of the first group of parameters."
+    return max(self.optimizer.param_groups, key=lambda group: group.get("share", 1.0))["lr"]
 
 
 @patch
@@ -164,6 +165,7 @@ class Order(IntEnum):
 class Callback:
     "Listens to training. Override what you need; each method gets the `State` and returns nothing."
     order: int = Order.CHANGE
+    orders: Mapping[str, int] = MappingProxyType({})    # an event -> another turn at that one
     writes: bool = False        # does it write files?
 
     def on_fit_start(self, state: State) -> None: "Before the first step, or the first after a resume."
@@ -192,6 +194,7 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check({*cls.orders} <= {*EVENTS}, f"`orders` of {cls.__name__} must name events", [*cls.orders])
         for name, method in vars(cls).items():
             if name in EVENTS: _check_listener(cls, name, method)
             elif name.startswith("on_") or name in FOREIGN_EVENTS:
@@ -260,7 +263,8 @@ class Events:
         check(len(set(names)) == len(names), "Callbacks must have different names", names,
               "Override `name` in one of them.")
         for event in EVENTS:
-            listeners = [getattr(c, event) for c in callbacks
+            turns = sorted(callbacks, key=lambda callback, event=event: callback.orders.get(event, callback.order))
+            listeners = [getattr(c, event) for c in turns
                          if getattr(type(c), event) is not getattr(Callback, event)]
             setattr(self, event, _caller(listeners, finish=event in ("on_batch_end", "on_val_end", "on_epoch_end")))
         self._callbacks, self._started = callbacks, []
