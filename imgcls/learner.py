@@ -528,7 +528,7 @@ def _with_less_memory(learner: Learner) -> str:
                     f"imgcls-train --retrain {run} batch_size={size} accumulate={more}") if in_shell else
                    (f"Learner.from_run({run!r}, gradient_checkpointing=True).resume()",
                     f"Learner.retrain({run!r}, batch_size={size}, accumulate={more})"))
-    first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, with the same bits on a CPU; "
+    first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, bit for bit on a CPU; "
     return f"The run {run!r} keeps its last checkpoint: {first}{anew} begins a new run with its weights."
 
 # %% ../nbs/55_learner.ipynb #fe1dfdbc

@@ -266,7 +266,7 @@ def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -
             targets.append(torch.as_tensor(target))
         yield torch.stack(images), torch.stack(targets)
 
-
+# %% ../nbs/27_predictor.ipynb #0213ffca
 @patch
 def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
     if self.loader is None: return _in_batches(dataset, self.batch_size, self.seed)
