@@ -343,7 +343,8 @@ def _coerce_union(value: Any, hint: Any) -> Any:
         except _Mismatch as wrong: literal = wrong if get_origin(kind) is Literal else None
     others = [k for k in kinds if k is not type(None)]
     if len(others) == 1 and literal: raise literal
-    raise _mismatch(value, hint)
+    words = [one for kind in kinds if get_origin(kind) is Literal for one in get_args(kind) if isinstance(one, str)]
+    raise _Mismatch(f"{_mismatch(value, hint)}{near_miss(value, words) if isinstance(value, str) else ''}")
 
 
 _RULES = {Union: _coerce_union, types.UnionType: _coerce_union, Literal: _coerce_literal, tuple: _coerce_tuple,
