@@ -22,7 +22,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
@@ -176,6 +176,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`weight_decay`": "wd decay l2",
         "`momentum`": "mom moms",
         "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
+        "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
+        "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
         "`optimizer`": "opt opt_func optim",
         "`scheduler`": "sched lr_scheduler lr_schedule",
         "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
@@ -192,6 +194,9 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
         "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
         "`ema_decay`": "ema model_ema use_ema",
+        "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
+        "`sam_rho`": "sam rho use_sam",
+        "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
         "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
         "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
@@ -265,7 +270,7 @@ class _Builder:
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str): self.note(dotted, _no_text(key))
             elif key in hints: values[key] = self.value(hints[key], value, dotted)
-            elif rest and is_path(tree.get(named_by)):
+            elif rest and _takes_arguments(cls, tree.get(named_by)):
                 values.setdefault(rest, {})[key] = self.value(Any, value, dotted)
             else: self.unknown(key, dotted, hints)
         if len(self.problems) > before: return None
@@ -407,9 +412,10 @@ _YAML_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "t
 # %% ../nbs/02_config.ipynb #becad1f2
 def arguments_of(
     name: str,              # the field of the same section that may hold an import path
+    takes: Callable[[Any], bool] = is_path,     # does what that field says take arguments? None but import paths do
 ) -> Mapping[str, Any]:
     "`metadata` of a field for the arguments of what is named: a dict, whose keys stand beside the section's own."
-    return types.MappingProxyType({"arguments_of": name})
+    return types.MappingProxyType({"arguments_of": name, "takes": takes})
 
 
 @cache
@@ -419,6 +425,11 @@ def _open_field(cls: type) -> tuple[str, str]:
     return next(((f.name, f.metadata["arguments_of"]) for f in every if "arguments_of" in f.metadata), ("", ""))
 
 
+def _takes_arguments(cls: type, name: Any) -> bool:
+    rest, _ = _open_field(cls)
+    return bool(rest) and cls.__dataclass_fields__[rest].metadata["takes"](name)
+
+
 def _forgotten(cls: Any, section: Mapping[str, Any], name: str) -> list[str]:
     "The keys that are to be found anew where a key is said anew: see `resets`."
     known = {f.name: f.metadata.get("resets", ()) for f in fields(cls)} if is_dataclass(cls) else {}
@@ -426,10 +437,10 @@ def _forgotten(cls: Any, section: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _left_behind(cls: Any, section: Mapping[str, Any], name: Any) -> list[str]:
-    "The keys that are arguments of the import path in a section, where another name takes its place."
+    "The keys that are arguments of what a section names, where another name takes its place."
     rest, named_by = _open_field(cls)
     old = section.get(named_by)
-    if not is_path(old) or name == old: return []
+    if name == old or not _takes_arguments(cls, old): return []
     return [key for key in section if key not in {f.name for f in fields(cls)} - {rest}]
 
 # %% ../nbs/02_config.ipynb #c3af65e2

@@ -141,6 +141,8 @@ class TransformConfig:
     augment: Preset | None = _AUGMENT               # a preset; keys that are said beat it; null: flips are all
     resize: tuple[int, int] | None = (224, 224)     # height, width in pixels; null: as they are
     resize_mode: Literal["stretch", "crop", "pad"] | None = None    # for other proportions; null: stretch
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"      # how a new size is computed
+    crop_pct: float | None = None   # resize_mode crop only: share of the shorter side that is kept, in (0, 1]; null: 1
     random_resized_crop: tuple[float, float] | None = None  # area of the part, [least, most], of 1; null: off
     random_horizontal_flip: bool | float | None = None      # probability, true: 0.5; null: true in train only
     random_vertical_flip: bool | float = False      # probability; true: 0.5
@@ -161,7 +163,7 @@ class TransformConfig:
         _check_augmentation(self)
         for step in self.extra: step_builder(step)
 
-
+# %% ../nbs/13_transforms.ipynb #47a221da
 def _filled(init: Callable[..., None]) -> Callable[..., None]:
     "Before a config is made: what a preset says of the knobs that are not said."
     @wraps(init)
@@ -185,6 +187,12 @@ def _check_size(c: TransformConfig) -> None:
           "`resize_mode` must be 'stretch', 'crop' or 'pad'", c.resize_mode)
     check(c.resize_mode is None or (c.resize is not None and c.random_resized_crop is None),
           "`resize_mode` has no effect without `resize`, or with `random_resized_crop`", c.resize_mode)
+    known = c.interpolation in ("bilinear", "bicubic")
+    check(known, "`interpolation` must be 'bilinear' or 'bicubic'", c.interpolation)
+    check(c.resize is not None or c.interpolation == "bilinear", "`interpolation` has no effect without `resize`",
+          c.interpolation)
+    check(c.crop_pct is None or c.resize_mode == "crop", "`crop_pct` needs resize_mode='crop'", c.crop_pct)
+    check(c.crop_pct is None or 0 < c.crop_pct <= 1, "`crop_pct` must be in (0, 1]", c.crop_pct, "Try 0.875.")
     crop = c.random_resized_crop
     check(crop is None or (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1),
           "`random_resized_crop` must be the least and the most of the area, 0 < least <= most <= 1",
@@ -265,29 +273,36 @@ class Fit(nn.Module):
         self,
         size: Sequence[int],        # height, width in pixels
         mode: Literal["crop", "pad"],   # cut off, or add
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",     # how pixels are computed
+        crop_pct: float = 1.0,      # crop: share of the shorter side that is kept, in (0, 1]
     ):
         super().__init__()
         _check_resize(tuple(size))
-        self.size, self.mode = tuple(size), mode
+        self.size, self.mode, self.interpolation, self.crop_pct = tuple(size), mode, interpolation, crop_pct
 
     def forward(
         self,
         image: RawImage,
     ) -> RawImage:                  # of the size
         "The largest part that fills the size, or the whole inside it."
-        if self.mode == "crop": image = _middle(image, self.size)
-        (height, width), (h, w) = self.size, image.shape[-2:]
+        height, width = (side / self.crop_pct for side in self.size)
+        if self.mode == "crop": image = _middle(image, (height, width))
+        h, w = image.shape[-2:]
         scale = (max if self.mode == "crop" else min)(height / h, width / w)
-        image = functional.resize(image, [max(1, round(h * scale)), max(1, round(w * scale))])
+        size = [max(1, round(h * scale)), max(1, round(w * scale))]
+        image = functional.resize(image, size, InterpolationMode(self.interpolation))
         return functional.center_crop(image, self.size)     # pads with zeros what is too small
 
-    def extra_repr(self) -> str: return f"size={self.size}, mode={self.mode!r}"
+    def extra_repr(self) -> str:
+        other = {"interpolation": self.interpolation, "crop_pct": self.crop_pct}
+        more = [f"{key}={value!r}" for key, value in other.items() if value not in ("bilinear", 1.0)]
+        return ", ".join([f"size={self.size}", f"mode={self.mode!r}", *more])
 
 
 _LONG = 16      # times the pixels that are kept
 
 
-def _middle(image: RawImage, size: tuple[int, int]) -> RawImage:
+def _middle(image: RawImage, size: tuple[float, float]) -> RawImage:
     "What a crop keeps of a very long image, and as much around it as resampling looks at."
     sides = image.shape[-2:]
     scale = max(wanted / n for wanted, n in zip(size, sides, strict=True))
@@ -413,9 +428,10 @@ def build_transform(
 
 def _size_steps(c: TransformConfig) -> list[nn.Module]:
     if c.resize is None: return []
-    if c.random_resized_crop: return [v2.RandomResizedCrop(c.resize, scale=c.random_resized_crop)]
-    if c.resize_mode in ("crop", "pad"): return [Fit(c.resize, c.resize_mode)]
-    return [v2.Resize(c.resize)]
+    mode = InterpolationMode(c.interpolation)
+    if c.random_resized_crop: return [v2.RandomResizedCrop(c.resize, scale=c.random_resized_crop, interpolation=mode)]
+    if c.resize_mode in ("crop", "pad"): return [Fit(c.resize, c.resize_mode, c.interpolation, c.crop_pct or 1.0)]
+    return [v2.Resize(c.resize, mode)]
 
 
 def _flips(p: bool | float, kind: type[nn.Module]) -> list[nn.Module]:
