@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .augmentation import AUGMENTATIONS, POLICIES, albumentation_step, is_albumentation, policy
-from .augmentation import vision_step, vision_steps, with_augmentation
+from .augmentation import AUGMENTATIONS, POLICIES, Preset, albumentation_step, is_albumentation
+from .augmentation import policy, vision_step, vision_steps, with_augmentation
 from .config import resets
 from .core import ConfigError, DataError, Images, RawImage, Registry, arguments_for, check, checked, fits
 from .core import imported, in_words, name_and_arguments, near_miss
@@ -138,7 +138,7 @@ _AUGMENT = field(default=None, metadata=resets(*AUGMENTATIONS["none"]))
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
     "What is done to the images of one phase, in this order."
-    augment: Literal["none", "light", "standard", "strong"] | None = _AUGMENT   # for what is not said; null: flips
+    augment: Preset | None = _AUGMENT               # a preset; keys that are said beat it; null: flips are all
     resize: tuple[int, int] | None = (224, 224)     # height, width in pixels; null: as they are
     resize_mode: Literal["stretch", "crop", "pad"] | None = None    # for other proportions; null: stretch
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"      # how a new size is computed
@@ -163,7 +163,7 @@ class TransformConfig:
         _check_augmentation(self)
         for step in self.extra: step_builder(step)
 
-
+# %% ../nbs/13_transforms.ipynb #47a221da
 def _filled(init: Callable[..., None]) -> Callable[..., None]:
     "Before a config is made: what a preset says of the knobs that are not said."
     @wraps(init)
