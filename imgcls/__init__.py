@@ -6,6 +6,7 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.balance`: One class has twenty times the images of another. What can training do about it?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
@@ -37,10 +38,12 @@ Modules:
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.flips`: Which of two runs was right more often, and on which images do they disagree?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
+- `imgcls.formulas`: Which number sums up how often each class was right, or how well its probabilities rank the images?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
 - `imgcls.images`: How does any image file become the same kind of picture?
+- `imgcls.imbalance`: When do some classes have so many more images than others that it must be said?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
 - `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
@@ -57,6 +60,9 @@ Modules:
 - `imgcls.mlflow_delivery`: In which form does an MLflow server take what happened?
 - `imgcls.mlflow_tracking`: How is a training followed in MLflow, also when its server goes away?
 - `imgcls.multilabel`: Which classes does an image show, where it may show several, or none?
+- `imgcls.multilabel_evaluation`: Which labels are found, which are missed, and how sure is that?
+- `imgcls.multilabel_losses`: What is made smaller where an image may show several classes at once?
+- `imgcls.multilabel_predictions`: Which labels did the network give to each image?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?

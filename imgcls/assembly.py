@@ -22,14 +22,16 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .balance import BETA, TAU, AdjustedLoss, effective_weights
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, Mix
 from .callbacks import Scheduling, StopOnNaN, callback_builder, lr_factor
 from .config import find_keys, override
 from .core import ConfigError, DataError, Logits, Targets, check, checked, listed, near_miss
 from .data import ImageData
+from .datasets import ONE_CLASS
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment
 from .history import Event
-from .losses import as_loss, build_loss
+from .losses import LossConfig, as_loss, build_loss
 from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
 from .networks import build_network, evaluating, head_of, networks, trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, set_base_lr
@@ -127,6 +129,7 @@ def settle(
         every = dict.fromkeys([*settled.training.metrics, *metrics])
         settled = override(settled, {"training.metrics": [*every]})
     _check_needs_val(settled, data)
+    _check_balance(settled, data, given)
     return settled, changed
 
 
@@ -166,6 +169,38 @@ def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
     check(without, "`early_stopping` needs a val split", list(data.datasets))
     check(config.scheduler.type != "plateau", "The scheduler 'plateau' needs a val split", list(data.datasets))
 
+# %% ../nbs/51_assembly.ipynb #490ad107
+def _check_balance(config: ExperimentConfig, data: ImageData, given: Given) -> None:
+    "Is the choice possible with this data, network and loss?"
+    chosen = config.training.balance
+    if chosen is None: return
+    check(data.kind is ONE_CLASS, "`balance` is for images of one class each", chosen,
+          'For several labels an image: loss.pos_weights="balanced".')
+    counts = data.class_counts()
+    empty = [name for name, n in zip(data.class_names, counts, strict=True) if not n]
+    check(not empty, "`balance` needs training images of every class", f"none of {listed(empty)}",
+          "Add some, or leave the class away.", DataError)
+    outputs = config.model.num_classes or data.n_classes
+    check(chosen == "sampler" or outputs == data.n_classes, f"`balance` {chosen} needs one logit for each of the "
+          f"data's {data.n_classes} classes", outputs, "Leave `num_classes` out, or try balance='sampler'.")
+    check(chosen != "loss" or given.loss is None, "`balance` loss puts weights into a loss that is named, and cannot "
+          "into an object", given.loss, "'sampler' and 'logits' can be had with any loss.")
+
+
+def _weighted(config: ExperimentConfig, data: ImageData) -> LossConfig:
+    "The loss's part of the config, with the weights that balance asks for."
+    chosen = config.training
+    if chosen.balance != "loss": return config.loss
+    weights = effective_weights(data.class_counts(), BETA if chosen.balance_beta is None else chosen.balance_beta)
+    return replace(config.loss, class_weights=tuple(weights.tolist()))
+
+
+def _adjusted(config: ExperimentConfig, data: ImageData, loss: nn.Module) -> nn.Module:
+    "The loss, of adjusted logits if balance asks for it."
+    chosen = config.training
+    if chosen.balance != "logits": return loss
+    return AdjustedLoss(loss, data.class_counts(), TAU if chosen.balance_tau is None else chosen.balance_tau)
+
 # %% ../nbs/51_assembly.ipynb #123c5e32
 @checked
 def make_state(
@@ -180,14 +215,16 @@ def make_state(
     network = given.network or build_network(config.model, data.n_classes, config.seed, len(image))
     runtime.prepare(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
-    loss = given.loss or build_loss(config.loss, data.class_counts())
+    loss = given.loss or build_loss(_weighted(config, data), data.class_counts())
     head = head_of(network)[1].parameters() if config.optimizer.backbone_lr_factor != 1 else None
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
-    names = ["loss", *data.kind.metrics, *chosen.metrics, *given.metrics]
+    recalls = ["balanced_accuracy"] if chosen.balance else []
+    names = ["loss", *data.kind.metrics, *recalls, *chosen.metrics, *given.metrics]
     n_outputs = config.model.num_classes or data.n_classes
     state = State(
-        network, build_optimizer(network, config.optimizer, head, given.optimizer), as_loss(loss).to(runtime.device),
-        data.batches("train", chosen.batch_size, shuffle=True, **options),
+        network, build_optimizer(network, config.optimizer, head, given.optimizer),
+        _adjusted(config, data, as_loss(loss)).to(runtime.device),
+        data.batches("train", chosen.batch_size, shuffle=True, balanced=chosen.balance == "sampler", **options),
         data.batches("val", chosen.batch_size, **options) if "val" in data.datasets else None,
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
         train_metrics=build_metrics(names, n_outputs), val_metrics=build_metrics(names, n_outputs),
@@ -304,6 +341,32 @@ class Setup:
 
     @property
     def network_name(self) -> str: return self.objects.get("network", self.config.model.architecture)
+
+# %% ../nbs/51_assembly.ipynb #4ce286f3
+@patch(as_prop=True)
+def balance(self: Setup) -> str:        # "": the classes are about equal, and nothing was asked for
+    "How unequal the classes are, and what is done about it: a sentence for a person."
+    found, chosen = self.data.imbalance(), self.config.training
+    if found is None or (not found.noticeable and chosen.balance is None): return ""
+    how = f"unbalanced: {found}" if found.noticeable else f"{found}"
+    if chosen.balance is not None: return f"{how}; balance={chosen.balance!r}, {_done(self)}"
+    if self.given.loss is not None: return f"{how}; the loss is yours, and nothing else is done about it"
+    weights = self.config.loss.class_weights
+    if weights is not None: return f"{how}; class_weights={weights if isinstance(weights, str) else [*weights]!r}"
+    return f"{how}; nothing is done about it: balance='loss', 'sampler' or 'logits' would"
+
+
+def _done(setup: Setup) -> str:
+    counts, chosen = setup.data.class_counts(), setup.config.training
+    n, rest = divmod(sum(counts), len(counts))
+    if chosen.balance == "sampler":
+        drawn = f"{n:,} or {n + 1:,}" if rest else f"{n:,}"
+        return f"an epoch draws {drawn} images of each class, and training accuracy is of these"
+    if chosen.balance == "logits":
+        tau = TAU if chosen.balance_tau is None else chosen.balance_tau
+        return f"the losses of training and validation are of logits + {tau:g} x log(share of the class)"
+    weights = effective_weights(counts, BETA if chosen.balance_beta is None else chosen.balance_beta)
+    return f"an image weighs {weights.min():.2g} to {weights.max():.2g} in the losses of training and validation"
 
 # %% ../nbs/51_assembly.ipynb #7edcca6f
 @patch

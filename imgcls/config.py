@@ -186,6 +186,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`loss`": "loss_func loss_fn criterion",
         "`label_smoothing`": "smoothing label_smooth ls",
         "`class_weights`": "class_weight weight pos_weight",
+        "`balance`: 'loss', 'sampler' or 'logits'":
+            "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
         "`ema_decay`": "ema model_ema use_ema",

@@ -46,6 +46,7 @@ from .datasets import cache_of, check_files, labels_in_words, read_targets, targ
 from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
+from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
 from .manifests import read_manifest, save_splits as write_splits, write_manifest
@@ -195,7 +196,8 @@ def __repr__(self: ImageData) -> str:
     sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
     names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
     classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
-    return f"ImageData({'; '.join([sizes, classes, *_labels_in_words(self), *self.notes])})"
+    parts = [sizes, classes, *_labels_in_words(self), *_unequal(self), *self.notes]
+    return f"ImageData({'; '.join(parts)})"
 
 
 def _labels_in_words(data: ImageData) -> list[str]:
@@ -238,6 +240,20 @@ def class_counts(
 ) -> list[int]:
     "Images of each class; one that shows several counts in each."
     return self.kind.counts(self.targets(split), self.n_classes).tolist()
+
+# %% ../nbs/19_data.ipynb #2fdf1e72
+@patch
+def imbalance(self: ImageData) -> Imbalance | None:     # None: an image has several classes, or another kind of target
+    "How unequal the classes are in `train`."
+    return unequal(self.class_counts(), self.class_names) if self.kind is ONE_CLASS else None
+
+
+def _unequal(data: ImageData) -> list[str]:
+    "A word about unequal classes, where they are known: nothing is read for it."
+    dataset = data.datasets["train"]
+    if type(dataset) is not ImageDataset and data._targets.get("train", (None,))[0] is not dataset: return []
+    found = data.imbalance()
+    return [f"unbalanced: {found}"] if found is not None and found.noticeable else []
 
 # %% ../nbs/19_data.ipynb #a5823021
 @patch
@@ -302,11 +318,12 @@ def batches(
     num_workers: int | Literal["auto"] | None = None,   # processes that load; None: as the config says
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
+    balanced: bool = False,     # are the classes drawn equally often, some images several times? Needs `shuffle`
 ) -> Batches:
     "A split in batches."
     if num_workers is None: num_workers = self.num_workers
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
-                   self.config.worker_timeout)
+                   self.config.worker_timeout, self.targets(split) if balanced else None)
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)

@@ -20,6 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from .balance import check_balance
 from .callbacks import callback_builder
 from .config import FREE, describe, diff, from_dict, load_config, merge_configs, override, parse_yaml
 from .core import ConfigError, Registry, check, checked, meanings, name_and_arguments, near_miss, source_of
@@ -52,6 +53,9 @@ class TrainingConfig:
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
+    balance: Literal["loss", "sampler", "logits"] | None = None     # how rare classes get their share; None: not at all
+    balance_beta: float | None = None   # balance loss only: 0: not at all, near 1: one over the count; None: 0.999
+    balance_tau: float | None = None    # balance logits only: share of the frequent classes' advantage, > 0; None: 1
     metrics: tuple[str, ...] = ()       # more metrics beside loss and accuracy: names, import paths (mymodule.f)
     callbacks: tuple[str | dict[str, Any], ...] = ()    # yours, by import path: mymodule.MyCallback
     trackers: tuple[str, ...] = field(default=("tensorboard",), metadata=FREE)  # names or import paths; []: none
@@ -73,6 +77,7 @@ class TrainingConfig:
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
+        check_balance(self.balance, self.balance_beta, self.balance_tau)
         for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
@@ -94,6 +99,10 @@ class ExperimentConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, "`seed` must be >= 0", self.seed)
+        chosen, weights = self.training.balance, self.loss.class_weights
+        check(weights is None or not (chosen == "loss" or (chosen and weights == "balanced")),
+              f"`balance` {chosen} and `class_weights` would make up for the same thing twice", weights,
+              "Leave one of them out.")
         check(not self.deterministic or self.training.compile != "max-autotune",
               "`deterministic` needs another `compile`: kernels are chosen by the clock", self.training.compile,
               "Try compile='default'.")

@@ -110,7 +110,7 @@ def describe(
         dataset_sizes=data.sizes, n_classes=data.n_classes,
         environment={**_environment(setup), **_starting_weights(setup)},
         config=_as_used(setup), objects=setup.objects, monitor=state.history.monitor,
-        notes=[*data.notes, *setup.notes, *passed])
+        notes=[*data.notes, *filter(None, [setup.balance]), *setup.notes, *passed])
 
 
 def _environment(setup: Setup) -> dict[str, Any]:
