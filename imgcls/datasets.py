@@ -96,9 +96,8 @@ class ImageTable:
     @cached_property
     def label_sets(self) -> list[tuple[str, ...]]:
         "The labels of every image, '2' before '10'; (): none of the classes."
-        texts, separator = self.frame["label"], self.label_separator
-        if separator is None: return [(text,) for text in texts]
-        known = {text: split_labels(text, separator) for text in texts.unique()}
+        texts, separator = self.frame["label"].tolist(), self.label_separator
+        known = {text: (text,) if separator is None else split_labels(text, separator) for text in {*texts}}
         return [known[text] for text in texts]
 
     @checked
