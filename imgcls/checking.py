@@ -287,7 +287,7 @@ _SAME: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
 _OTHER_LABELS = ("with labels that differ", "The files show the same, so they have the same labels. Keep one file, "
                                             "with those that are right.")
 
-
+# %% ../nbs/18b_checking.ipynb #dcb054f5
 def _pictures(seen: _Evidence, groups: Sequence[list[int]], exact: Mapping[int, int]) -> tuple[Alike, ...]:
     "Each group with those of other splits and labels first, and how far each is from the first."
     found = []
