@@ -195,23 +195,6 @@ def _classes(seen: _Evidence) -> Iterator[Finding]:
     yield Finding("warning" if times >= MANY_TIMES else "note", "imbalance", what, advice)
 
 
-def _several_labels(seen: _Evidence) -> Iterator[Finding]:
-    "Images with none of the classes, and classes that are everywhere."
-    sets = [seen.labels(row) for row in range(len(seen.frame))]
-    bare = [row for row, labels in enumerate(sets) if not labels]
-    if bare:
-        advice = "They teach that none of the classes is there. If nobody looked at them, leave them out."
-        yield Finding("note", "unlabelled", f"{_n(bare, 'image')} without a label", advice,
-                      tuple(seen.frame["path"].iloc[bare]), rows=tuple(bare))
-    learned = [{*labels} for labels, split in zip(sets, seen.frame["split"], strict=True)
-               if "train" not in seen.splits or split == "train"]
-    always = sorted(set.intersection(*learned), key=natural) if learned else []
-    if always:
-        yield Finding("warning", "always", f"{_n(always, 'class', 'classes')} in every image to learn from", "There is "
-                      f"nothing to tell apart. Add images without {_them(always)}, or leave {_them(always)} away.",
-                      tuple(always))
-
-
 def _names_of_classes(seen: _Evidence) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
     for name in sorted({*seen.each["label"], *map(os.path.basename, seen.empty)}, key=natural):
@@ -239,6 +222,23 @@ def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
 
 
 def _bare(name: str) -> str: return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
+
+# %% ../nbs/18b_checking.ipynb #ab9450d6
+def _several_labels(seen: _Evidence) -> Iterator[Finding]:
+    "Images with none of the classes, and classes that are everywhere."
+    sets = [seen.labels(row) for row in range(len(seen.frame))]
+    bare = [row for row, labels in enumerate(sets) if not labels]
+    if bare:
+        advice = "They teach that none of the classes is there. If nobody looked at them, leave them out."
+        yield Finding("note", "unlabelled", f"{_n(bare, 'image')} without a label", advice,
+                      tuple(seen.frame["path"].iloc[bare]), rows=tuple(bare))
+    learned = [{*labels} for labels, split in zip(sets, seen.frame["split"], strict=True)
+               if "train" not in seen.splits or split == "train"]
+    always = sorted(set.intersection(*learned), key=natural) if learned else []
+    if always:
+        yield Finding("warning", "always", f"{_n(always, 'class', 'classes')} in every image to learn from", "There is "
+                      f"nothing to tell apart. Add images without {_them(always)}, or leave {_them(always)} away.",
+                      tuple(always))
 
 # %% ../nbs/18b_checking.ipynb #6accc10f
 def _copies(seen: _Evidence) -> Iterator[Finding]:
@@ -287,7 +287,7 @@ _SAME: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
 _OTHER_LABELS = ("with labels that differ", "The files show the same, so they have the same labels. Keep one file, "
                                             "with those that are right.")
 
-
+# %% ../nbs/18b_checking.ipynb #dcb054f5
 def _pictures(seen: _Evidence, groups: Sequence[list[int]], exact: Mapping[int, int]) -> tuple[Alike, ...]:
     "Each group with those of other splits and labels first, and how far each is from the first."
     found = []

@@ -96,9 +96,8 @@ class ImageTable:
     @cached_property
     def label_sets(self) -> list[tuple[str, ...]]:
         "The labels of every image, '2' before '10'; (): none of the classes."
-        texts, separator = self.frame["label"], self.label_separator
-        if separator is None: return [(text,) for text in texts]
-        known = {text: split_labels(text, separator) for text in texts.unique()}
+        texts, separator = self.frame["label"].tolist(), self.label_separator
+        known = {text: (text,) if separator is None else split_labels(text, separator) for text in {*texts}}
         return [known[text] for text in texts]
 
     @checked
@@ -218,7 +217,7 @@ def _check_names(names: list[str]) -> None:
 def _check_classes(table: ImageTable) -> None:
     "Each class can be learned, and is told apart by more than an invisible character."
     frame, class_names = table.each_label(), table.class_names
-    if table.splits and "train" not in table.splits or not class_names:
+    if (table.splits and "train" not in table.splits) or not class_names:
         what = "no label in train" if "train" in (table.splits or ["train"]) else "no image in the split 'train'"
         raise DataError(f"There is {what}: nothing to learn from.")
     unseen = frame[~frame["label"].isin(class_names)]
@@ -579,7 +578,7 @@ def _no_multi_hot(label: Any, values: Tensor | None, n_classes: int) -> str:
     if isinstance(plain_number(label), numbers.Real): return "One class an image? Leave kind='multi_label' away."
     if values is None: return "Of names: [float(name in names) for name in class_names]."
     if values.shape == (n_classes,): return "Shares of classes, or gaps, are no labels: decide each, yes or no."
-    whole = values.ndim == 1 and not values.is_floating_point() and bool(((0 <= values) & (values < n_classes)).all())
+    whole = values.ndim == 1 and not values.is_floating_point() and bool(((values >= 0) & (values < n_classes)).all())
     return "Of class numbers: [float(i in numbers) for i in range(n_classes)]." if whole else ""
 
 # %% ../nbs/11_datasets.ipynb #0e199634

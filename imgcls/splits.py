@@ -71,6 +71,14 @@ def _check_small(labels: "pd.Series", need: int, fewer: str = "parts (no test)")
                         f"{named}. Add images, leave the class away, or ask for fewer {fewer}."
                         f"{seems_joined(counts.index.tolist())}")
 
+
+def _labels(table: ImageTable, rows: "pd.DataFrame") -> "pd.Series":
+    "The labels of these rows, one an entry, '' where an image has none; the index says the row."
+    import pandas as pd
+    if table.label_separator is None: return rows["label"]
+    sets = table.label_sets
+    return pd.Series([[*sets[row]] or [""] for row in rows.index], rows.index, dtype=object).explode()
+
 # %% ../nbs/12_splits.ipynb #55d888e3
 @checked
 def split_table(
@@ -104,14 +112,6 @@ def _with_splits(table: ImageTable, new: "pd.Series") -> ImageTable:
     return replace(table, frame=table.frame.assign(split=split))
 
 # %% ../nbs/12_splits.ipynb #fb0e5d74
-def _labels(table: ImageTable, rows: "pd.DataFrame") -> "pd.Series":
-    "The labels of these rows, one an entry, '' where an image has none; the index says the row."
-    import pandas as pd
-    if table.label_separator is None: return rows["label"]
-    sets = table.label_sets
-    return pd.Series([[*sets[row]] or [""] for row in rows.index], rows.index, dtype=object).explode()
-
-
 def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, float], seed: int,
                    named: "pd.Series", stratify: bool = True) -> "pd.Series":
     "A part for each row, the same for all rows of a group."
