@@ -11,9 +11,9 @@ that a stranger would catch (`ValueError`, `TypeError`, `RuntimeError`)."""
 # %% auto #0
 __all__ = ['Images', 'RawImage', 'Logits', 'Labels', 'Targets', 'MAX_SHOWN', 'ImgclsError', 'ConfigError', 'ArgumentError',
            'DataError', 'CheckpointError', 'MissingExtra', 'extra', 'shown', 'check', 'near_miss', 'listed', 'checked',
-           'fits', 'in_words', 'is_path', 'imported', 'source_of', 'changed_sources', 'arguments_for',
-           'name_and_arguments', 'meanings', 'explain_function', 'explain_methods', 'Registry', 'write_atomic',
-           'sync_folder', 'temporary_for', 'sweep', 'is_gone', 'verify_archive']
+           'fits', 'in_words', 'is_path', 'takes_arguments', 'imported', 'source_of', 'changed_sources',
+           'arguments_for', 'name_and_arguments', 'meanings', 'explain_function', 'explain_methods', 'Registry',
+           'write_atomic', 'sync_folder', 'temporary_for', 'sweep', 'is_gone', 'verify_archive']
 
 # %% ../nbs/00_core.ipynb #788fbe4f
 import difflib
@@ -276,6 +276,13 @@ def is_path(
 ) -> bool:
     "Does it name a class or function by its import path? Such a text has a dot."
     return isinstance(name, str) and "." in name
+
+
+def takes_arguments(
+    name: Any,              # what a config says: 'mymodule.MyNet', 'timm/resnet18'
+) -> bool:
+    "May arguments stand beside it? Beside an import path, and beside a name of another library's, which has a slash."
+    return is_path(name) or (isinstance(name, str) and "/" in name)
 
 # %% ../nbs/00_core.ipynb #1cf86088
 @checked

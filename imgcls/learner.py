@@ -14,6 +14,7 @@ interrupt or an error the learner can go on."""
 __all__ = ['Learner']
 
 # %% ../nbs/55_learner.ipynb #b57ea2d0
+import gc
 import math
 import numbers
 import os
@@ -31,28 +32,33 @@ from torch.utils.data import Dataset
 
 from . import training
 from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, settle, sort_out
-from .callbacks import FollowNetwork, lr_factor, what_is_trained
+from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle
+from .assembly import sort_out, tools_in_words, unsaid_transforms, weights_of_run
+from .batch_size import BatchSize, find_batch_size as largest_batch
+from .blocks import has_gradient_checkpointing
+from .callbacks import FollowNetwork, lr_factor, sizes_in_words, what_is_trained
 from .checkpointing import save_weights, weights_hash
-from .config import override, to_dict
+from .config import find_keys, override, to_dict
 from .control import ControlFile
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
 from .evaluation import Evaluation
-from .experiment import ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
+from .experiment import ALIASES, ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
 from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
+from .memory import OutOfMemory
 from .metrics import Metric
 from .multilabel_evaluation import MultiLabelEvaluation, verdict
 from .multilabel_predictions import MultiLabelPrediction, MultiLabelPredictions
-from .networks import count_parameters, freeze_backbone, load_weights, networks, read_weights
-from .networks import summary as network_summary, unfreeze as networks_unfreeze
-from .optimizers import base_lr_of
+from .networks import count_parameters, freeze_backbone, freeze_to as networks_freeze_to, head_of
+from .networks import load_weights, networks, read_weights, summary as network_summary, trained_names
+from .networks import unfreeze as networks_unfreeze
+from .optimizers import base_lr_of, describe_groups
 from .plots import PALETTE, image_grid
 from .predictions import Prediction, Predictions
 from .predictor import NetworkError, Predictor
@@ -70,6 +76,7 @@ from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
+from .weights import read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,7 +137,7 @@ class Learner(_Parts):
         batch_size: int | None = None,              # images a batch, > 0; None: config's
         num_epochs: int | None = None,              # epochs planned, > 0; None: config's
         scheduler: str | None = None,               # of the learning rate: a name in schedulers(); None: config's
-        weights: str | Path | None = None,          # 'DEFAULT': pretrained; or a file; None: config's, random at first
+        weights: str | Path | None = None,          # 'DEFAULT': pretrained; a file; a run; None: config's, or random
         loss: Callable[[Logits, Targets], Tensor] | str | None = None,  # yours, or a name; None: config's
         optimizer: Callable[..., torch.optim.Optimizer] | str | None = None,
         # takes parameter groups, torch.optim.RMSprop say; or a name; None: the config's
@@ -153,7 +160,12 @@ class Learner(_Parts):
                      "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
+        frozen = chosen.training.frozen_epochs
+        check(frozen < chosen.training.num_epochs, "`frozen_epochs` must be less than the "
+              f"{chosen.training.num_epochs} of `num_epochs`", frozen, "To train the head alone: freeze='backbone'.")
+        data, chosen, notes = fit_to_weights(data, chosen, given)
         setup = assemble(data, chosen, given, changed)
+        setup.notes += notes
         setup.layers = layers_of(config)
         self._begin(setup, name=name, runs=runs, progress=progress, trackers=classes)
 
@@ -213,7 +225,14 @@ def __repr__(self: Learner) -> str:
     if _broken_off(self): at += f", {state.status} at {_place(state)}"
     best = self.history.best()
     best = f", best {_value(self.history, best)} (epoch {best['epoch']})" if best else ""
-    return f"Learner({what} on {self.data!r}; {at}{best}{f'; run {self.run.name}' if self.run else ''})"
+    run = f"; run {self.run.name}" if self.run else ""
+    return f"Learner({what} on {self.data!r}{_balance_in_short(self)}; {at}{best}{run})"
+
+
+def _balance_in_short(learner: Learner) -> str:
+    chosen = learner.config.training.balance
+    if chosen is not None: return f"; balance={chosen!r}"
+    return "; nothing is done about the balance" if learner.setup.unheeded else ""
 
 
 @patch
@@ -222,12 +241,15 @@ def _repr_html_(self: Learner) -> str:
     config, setup = self.config, self.setup
     lr = base_lr_of(self.state.optimizer, config.optimizer)
     begun = "" if math.isclose(lr, config.optimizer.lr) else f" ({config.optimizer.lr:g} to begin with)"
+    tools = tools_in_words(config)
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
-        "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
+        "data": repr(self.data), "images": _images_in_words(self.data) + _sizes_in_words(config.training.sizes),
+        **({"classes": setup.balance} if setup.balance else {}), "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
-                     f"{config.scheduler.type}, batches of {config.training.batch_size}",
+                     f"{config.scheduler.type}, batches of {config.training.batch_size}"
+                     f"{tools and f', {tools}'}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
         "trained": _trained(self), "run": self.run.name if self.run else "none yet: the first fit makes one"})
 
@@ -236,6 +258,10 @@ def _images_in_words(data: ImageData) -> str:
     if data.table is None or data.own_transforms: return "as transforms of yours make them"
     kept = "" if data.cache is None else "; decoded once, and kept for the next epoch and the next run"
     return told(data.transforms) + kept
+
+
+def _sizes_in_words(sizes: Sequence[tuple[int, tuple[int, int]]]) -> str:
+    return f"; in training {sizes_in_words(sizes)}" if sizes else ""
 
 
 def _trained(learner: Learner) -> str:
@@ -326,6 +352,55 @@ def resume(
             return _nothing_to_do(self, f"Nothing to resume: {_all_trained(self, state.n_epochs)}")
         self.history.note(state.step, state.epoch, Event.RESUMED)
         return _train(self, callbacks, background, claim)
+
+# %% ../nbs/55_learner.ipynb #6424aa03
+@patch
+@checked
+def fine_tune(
+    self: Learner,
+    epochs: int,                            # of everything, after the frozen ones, > 0
+    frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
+    lr: float | None = None,                # of the head, > 0; None: the config's
+    backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
+    callbacks: Iterable[Callback] = (),     # more listeners, this time only
+    background: bool = False,               # in a thread, with buttons to steer, and return at once?
+) -> Learner:                               # itself
+    "Train a network that was trained before: the head first, then everything, the layers below it more slowly."
+    _checked_fit(epochs, None, lr)
+    callbacks, training = check_callbacks(callbacks), self.config.training
+    frozen = (training.frozen_epochs or 1) if frozen_epochs is None else frozen_epochs
+    check(frozen >= 0, "`frozen_epochs` must be >= 0", frozen)
+    _check_idle(self)
+    _check_tunable(self, frozen)
+    with _Claim(self) as claim:
+        self.setup.plan_phases(frozen, epochs, _rate_below(self, backbone_lr_factor))
+        if lr is not None: self.setup.set_lr(float(lr), begun=False)
+        return _train(self, callbacks, background, claim)
+
+
+def _check_tunable(learner: Learner, frozen: int) -> None:
+    "It begins a training, of more than the head."
+    if learner.run is not None or learner.state.step:
+        way = _way_on(learner) if _broken_off(learner) else "learn.fit(3) trains everything for three more epochs"
+        raise ConfigError(f"`fine_tune` begins a training, and this learner has begun one: {_trained(learner)}. {way}; "
+                          "to tune these weights anew: Learner(data, ..., weights=learn.run.folder).")
+    head = f"{head_of(learner.network)[0]}."
+    alone = all(name.startswith(head) for name in trained_names(learner.network))
+    check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
+          "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
+    begun = learner.setup.loaded or learner.given.network is not None or learner.notes      # noted: `load` did it
+    if not begun:
+        get_logger().warning(f"The weights of {learner.setup.network_name} are random: there is nothing to fine-tune. "
+                             "weights='DEFAULT' begins with pretrained ones, weights='file.pt' with yours.")
+
+
+def _rate_below(learner: Learner, factor: float | None) -> float | None:
+    "What is said of the backbone's rate; where nobody said anything, a tenth of the head's."
+    optimizer = learner.config.optimizer
+    said = "optimizer.backbone_lr_factor" in learner.changed or optimizer.backbone_lr_factor != 1
+    if factor is not None or said or optimizer.layer_decay is not None: return factor
+    learner.notes.append("fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)")
+    return 0.1
 
 # %% ../nbs/55_learner.ipynb #5c3be607
 @patch
@@ -431,10 +506,30 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. {_way_on(learner)}."
             raise
+        except OutOfMemory as error:
+            error.add_note(_with_less_memory(learner))
+            raise
         except Exception as error:
             get_logger().opt(exception=True).debug(f"Training failed: {error}")
             error.add_note(f"The run {run.name!r} keeps its last checkpoint: {_way_on(learner)}.")
             raise
+
+# %% ../nbs/55_learner.ipynb #5112c932
+def _with_less_memory(learner: Learner) -> str:
+    "How to go on when a step did not fit; what it held is let go of."
+    gc.collect()
+    if torch.cuda.is_initialized(): torch.cuda.empty_cache()
+    run, now, in_shell = learner.run.name, learner.config.training, learner.way_on != type(learner).way_on
+    size, more = max(1, now.batch_size // 2), 2 * now.accumulate
+    if not learner.state.step:
+        way = f"batch_size={size} accumulate={more}" if in_shell else f"learn.set_batch_size({size})"
+        return f"Nothing is trained yet: {way} makes smaller batches, as many images a step."
+    exact, anew = ((f"imgcls-train --resume {run} gradient_checkpointing=true",
+                    f"imgcls-train --retrain {run} batch_size={size} accumulate={more}") if in_shell else
+                   (f"Learner.from_run({run!r}, gradient_checkpointing=True).resume()",
+                    f"Learner.retrain({run!r}, batch_size={size}, accumulate={more})"))
+    first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, with the same bits on a CPU; "
+    return f"The run {run!r} keeps its last checkpoint: {first}{anew} begins a new run with its weights."
 
 # %% ../nbs/55_learner.ipynb #fe1dfdbc
 @patch_to(Learner, cls_method=True)
@@ -452,13 +547,18 @@ def from_config(
     base, _ = load_experiment(config)
     chosen, changed = load_experiment(base, [*overrides])
     chosen, more = load_experiment(chosen, changes)
-    if data is None: data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+    if data is None:
+        data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+        keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
+        data.unsaid = unsaid_transforms(config, [dotted for key in [*keys, *changes]
+                                                 for dotted in find_keys(chosen, key, ALIASES)])
     learner = cls(data, config=chosen, **dict(own or {}))
     learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers")
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers",
+        "gradient_checkpointing")
 
 
 @patch_to(Learner, cls_method=True)
@@ -475,7 +575,7 @@ def from_run(
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
     followed, classes = _sorted_trackers(own.pop("trackers", None))
-    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    free = {key: own.pop(key) for key in ("num_workers", "device", "gradient_checkpointing") if key in own}
     if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
@@ -505,7 +605,7 @@ def retrain(
     wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
     said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
     check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
-    file, objects = _weights_of(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
+    file, objects = weights_of_run(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
     passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
     given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
     if config is None: check_given(run, objects, data, given)
@@ -526,13 +626,6 @@ def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
     learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
     for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
     return learner
-
-
-def _weights_of(run: Run) -> Path:
-    "The file of the weights that answer for a run."
-    found = next((file for file in (run.best_weights, run.best, run.last) if file.is_file()), None)
-    if found is None: raise CheckpointError(f"The run {run.name!r} has no weights yet.")
-    return found.resolve()
 
 # %% ../nbs/55_learner.ipynb #d33405ec
 @patch
@@ -625,7 +718,8 @@ def show_batch(
     "Images as the network will see them next."
     check(n > 0, "`n` must be > 0", n)
     check(epoch is None or epoch >= 0, "`epoch` must be >= 0", epoch)
-    return self.data.show_batch(split, n, self.config.seed, self.state.epoch if epoch is None else epoch)
+    epoch = self.state.epoch if epoch is None else epoch
+    return self.setup.data_in(epoch).show_batch(split, n, self.config.seed, epoch)
 
 # %% ../nbs/55_learner.ipynb #bf2b7408
 @patch
@@ -749,9 +843,12 @@ def lr_find(
 ) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
-    batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
-                      num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
-                      worker_timeout=self.data.config.worker_timeout)
+    if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
+    dataset = self.setup.data_in(state.epoch).dataset("train")
+    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers,
+                      pin_memory=state.runtime.pin_memory, name="lr finder",
+                      worker_timeout=self.data.config.worker_timeout,
+                      classes=self.data.targets("train") if config.training.balance == "sampler" else None)
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
         try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
@@ -766,6 +863,58 @@ def _endless(batches: Batches) -> Iterator[Any]:
         yield from batches.epoch(epoch)
         epoch += 1
 
+# %% ../nbs/55_learner.ipynb #fe79e7c2
+@patch
+@checked
+def find_batch_size(
+    self: Learner,
+    max_batch_size: int | None = None,      # no larger one is tried, >= 2; None: all training images
+    share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
+) -> BatchSize:                             # shows itself; .suggestion .settings
+    "How many images fit in a batch? Tried on copies; the learner is left as it is."
+    state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
+    dataset = data.dataset("train")
+    most = max(2, len(dataset)) if max_batch_size is None else max_batch_size
+    with preserve_rng(), deterministic_mode(self.config.deterministic):
+        batch = next(Batches(dataset, min(4, len(dataset)), self.config.seed, name="batch size").epoch())
+        return largest_batch(state.network, state.optimizer, state.loss_fn, batch, state.runtime,
+                             now.batch_size * now.accumulate, most, share, self.config.seed)
+
+
+@patch
+def _largest_epoch(self: Learner) -> int:
+    "The epoch whose images take most memory."
+    return max(self.config.training.sizes, key=lambda row: row[1][0] * row[1][1], default=(0, ()))[0]
+
+# %% ../nbs/55_learner.ipynb #8a985af5
+@patch
+@checked
+def set_batch_size(
+    self: Learner,
+    batch_size: int,                    # images a batch, > 0
+    accumulate: int | None = None,      # batches a step, > 0; None: as many images a step as now
+) -> Learner:                           # itself, as if just made
+    "Train in other batches; possible before the first step."
+    _check_idle(self)
+    _recover(self)
+    setup, now, run = self.setup, self.config.training, self.run and self.run.name
+    check(batch_size > 0, "`batch_size` must be > 0", batch_size)
+    check(not self.state.step, "A run keeps its batch size", f"{self.state.step} steps of batches of {now.batch_size}",
+          f"Learner.retrain({run!r}, batch_size={batch_size}) begins a new one with its weights.")
+    images = now.batch_size * now.accumulate
+    if accumulate is None:
+        even = batch_size >= images or images % batch_size == 0
+        check(even, f"`batch_size` must divide the {images} images of a step", batch_size,
+              "Or say `accumulate`, the number of batches that make a step.")
+        accumulate = max(1, images // batch_size)
+    changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+    config = override(self.config, {**changes, "training.num_epochs": self.planned})
+    config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
+    fresh = assemble(self.data, config, replace(setup.given, network=self.network), {**setup.changed, **changes})
+    fresh.given, fresh.notes, fresh.layers = setup.given, setup.notes, setup.layers
+    self.setup, self.record, self.background = fresh, None, None
+    return self
+
 # %% ../nbs/55_learner.ipynb #1fda2939
 @patch
 @checked
@@ -774,6 +923,16 @@ def freeze(
 ) -> Learner:               # itself
     "Train only the head from the next fit on; the backbone keeps its weights and statistics."
     return _with_trained(self, freeze_backbone)
+
+# %% ../nbs/55_learner.ipynb #8048d8a6
+@patch
+@checked
+def freeze_to(
+    self: Learner,
+    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+) -> Learner:               # itself
+    "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
+    return _with_trained(self, lambda network: networks_freeze_to(network, layer))
 
 # %% ../nbs/55_learner.ipynb #b9895628
 @patch
@@ -793,6 +952,15 @@ def _with_trained(learner: Learner, change: Callable[[nn.Module], Any]) -> Learn
     for callback in learner.callbacks:
         if isinstance(callback, FollowNetwork): callback.take_up(learner.state)
     return learner
+
+# %% ../nbs/55_learner.ipynb #e01358e9
+@patch
+@checked
+def parameter_groups(
+    self: Learner,
+) -> "pd.DataFrame":        # a row a group: layers, tensors, parameters, trained, base_lr, weight_decay
+    "Which weights move at which learning rate."
+    return describe_groups(self.state.optimizer, self.network)
 
 # %% ../nbs/55_learner.ipynb #bacc236f
 @patch
@@ -884,14 +1052,19 @@ def validate(
 
 
 _VERBS_ELSEWHERE = {
-    "fine_tune": "learn.freeze().fit(1), then learn.unfreeze().fit(4, lr=1e-4)",
-    **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
+    "finetune": "learn.fine_tune(4)",
+    "fit_one_cycle": "Learner(..., scheduler='one_cycle'), then learn.fit(5)",
+    "fit_flat_cos": "Learner(..., scheduler='flat_cosine'), then learn.fit(5)",
+    "fit_sgdr": "Learner(..., scheduler='warm_restarts', restart_epochs=1), then learn.fit(7)",
     **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
     **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
        for verb in ("calibrate", "choose_threshold", "prediction_sets")},
     "choose_thresholds": "predictor = learn.predictor(), then predictor.choose_thresholds(learn.data), "
                          "predictor.save()",
+    **dict.fromkeys(("scale_batch_size", "auto_scale_batch_size", "tune"), "learn.find_batch_size()"),
+    **dict.fromkeys(("gradient_checkpointing_enable", "set_grad_checkpointing"),
+                    "Learner(..., gradient_checkpointing=True)"),
     "gain": "learn.predictor().with_views('flip').gain(learn.data)",
     "ensemble": "imgcls.Ensemble([learn, ...])", "predict_to": "learn.predictor().predict_to('answers.csv', images)",
     "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",

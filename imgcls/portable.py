@@ -50,15 +50,22 @@ class ExportError(ImgclsError, RuntimeError):
 LONG = 16       # times the pixels that are kept: `transforms.Fit` cuts a longer image first
 
 
-def _taps(n: int, size: int, offset: Tensor, resized: Tensor, first: Tensor, kept: Tensor) -> Tensor:
+def _taps(n: int, size: int, cubic: bool, offset: Tensor, resized: Tensor, first: Tensor, kept: Tensor) -> Tensor:
     "size x n: what each pixel of a side takes from the n pixels of an image's, as antialiased resampling does."
     i, x = torch.arange(size, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     scale, place = kept/resized, i + offset                # `place`: which pixel of the resized side
     centre = first + (place + 0.5)*scale
-    taps = 1 - ((x + 0.5 - centre[:, None])/scale.clamp(min=1)).abs()
+    away = ((x + 0.5 - centre[:, None])/scale.clamp(min=1)).abs()
+    taps = _cubic(away) if cubic else (1 - away).clamp(min=0)
     inside = (x >= first) & (x < first + kept) & ((place >= 0) & (place < resized))[:, None]
-    taps = torch.where(inside, taps.clamp(min=0), torch.zeros_like(taps))
+    taps = torch.where(inside, taps, torch.zeros_like(taps))
     return (taps/taps.sum(1, keepdim=True).clamp(min=1e-6)).float()
+
+
+def _cubic(x: Tensor) -> Tensor:
+    "Keys 1981, with a = -0.5, as torch's antialiased resampling has it."
+    near, far = (1.5*x - 2.5)*x*x + 1, ((-0.5*x + 2.5)*x - 4)*x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def _length(n: int) -> Tensor:
@@ -72,28 +79,30 @@ def _rounded(levels: Tensor) -> Tensor: return (levels + 0.5).floor().clamp(0, 2
 class FitSides(nn.Module):
     "`transforms.Fit` for a batch, written so that every exporter keeps the sides open."
 
-    def __init__(self, size: Sequence[int], mode: str):
+    def __init__(self, size: Sequence[int], mode: str, interpolation: str = "bilinear", crop_pct: float = 1.0):
         super().__init__()
-        self.size, self.mode = tuple(size), mode
+        self.size, self.mode, self.cubic = tuple(size), mode, interpolation == "bicubic"
+        self.before = tuple(side/crop_pct for side in size)         # from which `size` is cut
 
     def forward(self, images: Tensor) -> Tensor:
         sides = [_length(images.shape[-2]), _length(images.shape[-1])]
         first, kept = self._middle(sides) if self.mode == "crop" else ([s*0 for s in sides], sides)
-        scales = [wanted/k for wanted, k in zip(self.size, kept, strict=True)]
+        scales = [wanted/k for wanted, k in zip(self.before, kept, strict=True)]
         scale = (torch.maximum if self.mode == "crop" else torch.minimum)(*scales)
         resized = [(k*scale).round().clamp(min=1) for k in kept]
         offsets = [((r - wanted)/2).round() if self.mode == "crop" else -((wanted - r)/2).floor()
                    for r, wanted in zip(resized, self.size, strict=True)]
-        down, across = (_taps(n, *rest) for n, *rest in
+        down, across = (_taps(n, size, self.cubic, *rest) for n, size, *rest in
                         zip(images.shape[-2:], self.size, offsets, resized, first, kept, strict=True))
         return _rounded(down @ _rounded(images.float() @ across.T))
 
     def _middle(self, sides: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         "What `transforms.Fit` keeps of a very long image: first pixel and number of pixels of each side."
-        scale = torch.maximum(*(wanted/n for wanted, n in zip(self.size, sides, strict=True)))
-        is_long = (sides[0]*scale)*(sides[1]*scale) > LONG*self.size[0]*self.size[1]
+        scale = torch.maximum(*(wanted/n for wanted, n in zip(self.before, sides, strict=True)))
+        is_long = (sides[0]*scale)*(sides[1]*scale) > LONG*self.before[0]*self.before[1]
         around = (1/scale).clamp(min=1).ceil() + 1
-        kept = [torch.minimum(n, (wanted/scale).ceil() + 2*around) for wanted, n in zip(self.size, sides, strict=True)]
+        kept = [torch.minimum(n, (wanted/scale).ceil() + 2*around)
+                for wanted, n in zip(self.before, sides, strict=True)]
         kept = [torch.where(is_long, k + (n - k) % 2, n) for k, n in zip(kept, sides, strict=True)]
         return [((n - k)/2).floor() for k, n in zip(kept, sides, strict=True)], kept
 
@@ -121,7 +130,11 @@ class Preprocessing(nn.Module):
               f"Those are {listed(STEPS)}; with others, the formats of weights work: "
               "formats=['safetensors', 'state_dict'].", ExportError)
         self.size, self.extra = config.resize, config.extra
-        self.fit = FitSides(config.resize, config.resize_mode) if config.resize_mode in ("crop", "pad") else None
+        fitted = config.resize_mode in ("crop", "pad")
+        check(fitted or config.interpolation == "bilinear", "`interpolation` must be 'bilinear' where images are "
+              "stretched", config.interpolation, "With resize_mode='crop' or 'pad' it may be bicubic.", ExportError)
+        self.fit = FitSides(config.resize, config.resize_mode, config.interpolation, config.crop_pct or 1.0) if fitted \
+            else None
         normal = config.normalize
         check(normal is None or len(normal.mean) == channels, f"`normalize` must have a mean for each of {channels} "
               "channels", normal)

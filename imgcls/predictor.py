@@ -27,14 +27,14 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed
-from .core import near_miss
+from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed, near_miss
 from .decisions import Decisions, Gain, LabelThresholds, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
 from .images import ImageError, as_image, images_in
 from .multilabel_evaluation import MultiLabelEvaluation, choose_label_thresholds
 from .multilabel_predictions import MultiLabelPredictions
+from .memory import memory_answered
 from .networks import evaluating
 from .plots import stretched
 from .predictions import ImageAnswers, Origin, Predictions, Temperature
@@ -269,7 +269,10 @@ def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -
 
 @patch
 def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
-    return self.loader(dataset) if self.loader else _in_batches(dataset, self.batch_size, self.seed)
+    if self.loader is None: return _in_batches(dataset, self.batch_size, self.seed)
+    batches = self.loader(dataset)
+    if hasattr(batches, "batch_size"): batches.batch_size = self.batch_size
+    return batches
 
 
 def _input(dataset: Any, seed: int, i: int) -> Tensor:
@@ -296,7 +299,9 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order; `first` is the number of the first batch."
     logits, targets = [], []
-    with _asking(self):
+    size = f"batches of {getattr(batches, 'batch_size', self.batch_size)} images on {self.runtime.device}"
+    advice = f"while answering, in {size}. `predictor.batch_size = 8`, before it is asked, makes them smaller."
+    with _asking(self), memory_answered(lambda: advice):
         for images, labels in self.runtime.moved(batches):
             seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
             logits.append(_answer(self, images))

@@ -200,7 +200,7 @@ def reopen(
     run: Run,                       # that was trained before
     data: ImageData | None = None,  # the same images as objects; None: those the run has listed
     given: Given | None = None,     # the objects that it was made with; None: there were none
-    free: Mapping[str, Any] | None = None,      # num_workers, device; None: as before
+    free: Mapping[str, Any] | None = None,      # num_workers, device, ...; None: as before
 ) -> tuple[Setup, Record]:
     "A run as it was left."
     given, record = given or Given(), Record(run, Hold(run), run.summary())
@@ -213,7 +213,8 @@ def reopen(
     settled, _ = settle(start, data, given, {}, free or {})
     setup = assemble(data, settled, given, _unlike_the_defaults(config))
     workers = setup.config.data.num_workers
-    setup.config = replace(setup.config, model=config.model, data=replace(config.data, num_workers=workers))
+    model = replace(config.model, gradient_checkpointing=setup.config.model.gradient_checkpointing)
+    setup.config = replace(setup.config, model=model, data=replace(config.data, num_workers=workers))
     as_saved = config.training.num_epochs == saved["n_epochs"]      # else config.yaml was given another length
     setup.planned = saved.get("planned", saved["n_epochs"]) if as_saved else config.training.num_epochs
     _check_fits(setup, saved)
