@@ -117,7 +117,7 @@ __version__ = "0.1.0"
 
 # Registries share their room's name, so they are imported from it: from imgcls.networks import networks
 _HOMES = {
-    "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
+    "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "sample_scenes": "data", "Edits": "edits",
     "Learner": "learner",
     "load_predictor": "inference", "Ensemble": "ensembles", "average_weights": "ensembles", "judge_sets": "decisions",
     "Export": "export", "model_card": "packages", "hub_folder": "packages", "push_to_hub": "packages",

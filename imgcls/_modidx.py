@@ -836,6 +836,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'imgcls.data.named_dataset': ('data.html#named_dataset', 'imgcls/data.py'),
                              'imgcls.data.sample_digits': ('data.html#sample_digits', 'imgcls/data.py'),
                              'imgcls.data.sample_photos': ('data.html#sample_photos', 'imgcls/data.py'),
+                             'imgcls.data.sample_scenes': ('data.html#sample_scenes', 'imgcls/data.py'),
                              'imgcls.data.save_manifest': ('data.html#save_manifest', 'imgcls/data.py')},
             'imgcls.data_commands': { 'imgcls.data_commands._check': ('data_commands.html#_check', 'imgcls/data_commands.py'),
                                       'imgcls.data_commands._in_lines': ('data_commands.html#_in_lines', 'imgcls/data_commands.py'),

@@ -12,8 +12,8 @@ says which of them have changed."""
 
 # %% auto #0
 __all__ = ['OBJECTS', 'WORTH_KEEPING', 'OF_WEIGHTS', 'DataConfig', 'ImageData', 'find_table', 'load_table', 'data_from_table',
-           'data_from_config', 'sample_digits', 'sample_photos', 'named_dataset', 'NamedDataset', 'data_from_dataset',
-           'save_manifest', 'load_manifest', 'check_contents']
+           'data_from_config', 'sample_digits', 'sample_photos', 'sample_scenes', 'named_dataset', 'NamedDataset',
+           'data_from_dataset', 'save_manifest', 'load_manifest', 'check_contents']
 
 # %% ../nbs/19_data.ipynb #7d61e47e
 import copy
@@ -55,7 +55,7 @@ from .manifests import check_copy, check_unchanged, is_manifest, load_splits, me
 from .manifests import save_splits as write_splits, write_manifest
 from .multilabel import check_separator
 from .plots import image_grid, stretched
-from .samples import write_digits, write_photos
+from .samples import write_digits, write_photos, write_scenes
 from .seeding import preserve_rng, seeded
 from .settings import MAX_WORKERS, find_settings, get_logger
 from .splits import folds as fold_tables, split_table
@@ -771,6 +771,18 @@ def sample_photos(
 ) -> ImageData:
     "Tiles of two photographs, two classes: quick to try things on, too easy to prove anything."
     return ImageData.from_folder(write_photos(find_settings().data/"photos"), size, **options)
+
+# %% ../nbs/19_data.ipynb #2f8a0d5f
+@checked
+def sample_scenes(
+    size: int = 48,             # side of the square the network sees, pixels
+    several: bool = False,      # all that is on a tile? False: what fills most of it
+    **options: Any,             # of `ImageData.from_csv`
+) -> ImageData:
+    "The same tiles with what is on them, seven labels by eye; tiles that lie side by side stay in one split."
+    labels = {"label_column": "labels", "label_separator": " "} if several else {"label_column": "main"}
+    table = write_scenes(find_settings().data/"scenes")/"labels.csv"
+    return ImageData.from_csv(table, size, **{"group_column": "block", **labels, **options})
 
 # %% ../nbs/19_data.ipynb #91236698
 def named_dataset(
