@@ -254,7 +254,7 @@ class _InParts:
     def finish(self, images: Sequence[Tensor]) -> Images: return self.transform.finish(images)
     def sample(self) -> None: return None
 
-
+# %% ../nbs/27_predictor.ipynb #6ae13341
 def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -> Iterator[Batch]:
     "As a learner's batches without workers: each image has its own random numbers."
     for rows in torch.arange(len(dataset)).split(batch_size):
