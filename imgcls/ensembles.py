@@ -224,6 +224,8 @@ def _warn_of_twice(members: Sequence[Predictor]) -> None:
 
 
 def _check_fits(first: Predictor, other: Predictor, i: int) -> None:
+    check(first.multi_label == other.multi_label, "All members must give one class an image, or all several labels",
+          f"member {i}: {'several labels' if other.multi_label else 'one class'}", error=DataError)
     ours, theirs = set(first.output_names), set(other.output_names)
     lacks, has = sorted(ours - theirs), sorted(theirs - ours)
     found = " and ".join([f"it lacks {listed(lacks)}"]*bool(lacks) + [f"it also has {listed(has)}"]*bool(has))
@@ -231,8 +233,6 @@ def _check_fits(first: Predictor, other: Predictor, i: int) -> None:
     if first.about and other.about:
         check(_mode(first) == _mode(other), "All members must see images in the same colours",
               f"member {i} in {_mode(other)}, member 1 in {_mode(first)}", error=DataError)
-    check(first.multi_label == other.multi_label, "All members must give one class an image, or all several labels",
-          f"member {i}: {'several labels' if other.multi_label else 'one class'}", error=DataError)
     check(first.runtime.precision == other.runtime.precision, "All members must compute in the same precision",
           f"member {i} in {other.runtime.precision}, member 1 in {first.runtime.precision}",
           "load_predictor(..., precision='float32') takes any run.")

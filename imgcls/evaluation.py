@@ -363,7 +363,7 @@ def _answers(columns: dict[str, tuple[str, ...]]) -> Predictions:
     if "accepted" in columns or "set" in columns: found.kept = _decided(columns, names)
     return found
 
-
+# %% ../nbs/26_evaluation.ipynb #130abf68
 def _decided(columns: dict[str, tuple[str, ...]], names: list[str]) -> tuple[np.ndarray | None, list[list[str]] | None]:
     "Which answers were accepted, and the sets, as the file says."
     accepted, sets = columns.get("accepted"), None

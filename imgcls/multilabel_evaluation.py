@@ -135,7 +135,7 @@ def verdict(
     parts += [f"{word}: {', '.join(names)}" for word, names in wrong if names]
     return "; ".join(parts)
 
-
+# %% ../nbs/26c_multilabel_evaluation.ipynb #c7f42f09
 @patch(as_prop=True)
 def correct(self: MultiLabelEvaluation) -> np.ndarray:
     "Which images have the right labels, all of them and no others, as booleans."
@@ -368,8 +368,8 @@ def report(
 def _notes(self: MultiLabelEvaluation) -> list[str]:
     "What to know of the numbers."
     support, called, names, notes = self.targets.sum(0), self.predicted.sum(0), self.class_names, []
-    kinds = (((support == 0) & (called == 0), "that no image here has or was given have no numbers, and are left out of "
-              "the means"),
+    kinds = (((support == 0) & (called == 0), "that no image here has or was given have no numbers, and are left out "
+              "of the means"),
              ((support == 0) & (called > 0), "without images here have no average precision, recall and F1; given "
               "nevertheless, they count as 0 in the means of precision, recall and F1"),
              ((support > 0) & (called == 0), "never given have no precision, and count as 0 in its mean"),
@@ -500,7 +500,8 @@ def measure(
     labels = torch.from_numpy(np.where(self.predicted, 1.0, -1.0))      # for those that ask for labels only
     note = "" if self.logits is not None else "of the probabilities' log-odds: there are no logits"
     answers = {True: labels, False: logits}
-    by_labels = {name: isinstance(one, SetMetric) or getattr(one, "of", "") == "predictions" for name, one in built.items()}
+    cuts = lambda one: isinstance(one, SetMetric) or getattr(one, "of", "") == "predictions"
+    by_labels = {name: cuts(one) for name, one in built.items()}
     measured = {cut: measured_on(Metrics([one for name, one in built.items() if by_labels[name] is cut]), answers[cut],
                                  torch.from_numpy(self.targets).float(), self.losses, n_resamples, note)
                 for cut in set(by_labels.values())}
@@ -682,8 +683,7 @@ def _thresholds_of(path: str | Path, probabilities: np.ndarray, said: np.ndarray
     if wrong.any():
         n, first = int(wrong.sum()), int(wrong.argmax()) + 1
         get_logger().warning(f"{os.fspath(path)}: in {n:,} of {len(said):,} rows no threshold of a class gives the "
-                             f"labels that are written there (the first: row {first:,}). The probabilities at 0.5 are the "
-                             "answer.")
+                             f"labels that are written there (the first: row {first:,}). Those at 0.5 are the answer.")
         return np.full(len(names), 0.5)
     get_logger().info(f"{os.fspath(path)}: its labels are those at thresholds from {found.min():.4f} to "
                       f"{found.max():.4f}, put between its probabilities.")

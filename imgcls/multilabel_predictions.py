@@ -317,7 +317,7 @@ def plot_co_occurrence(
     which: str = "predicted",   # labels that were given, or 'true': those that are right, where they are known
     ax: "Axes | None" = None,   # where to draw; None: new axes
 ) -> "Axes":                    # shows itself
-    "A heatmap of the labels that come together; the colour is the share of the images of a row."
+    "A heatmap of the labels that come together; the colour is the share of the counts of its row."
     counts = self.co_occurrence(which)
     pairs, title = np.triu(counts, 1), f"{of_split(self)}no image has two {which} labels"
     if pairs.any():
