@@ -340,22 +340,6 @@ def make_state(
     return state
 
 
-def _checked_weights(taken: Loaded, config: ExperimentConfig, data: ImageData) -> Loaded:
-    "A head that was taken is for these classes; of a run's file its run is named."
-    names = taken.about.get("class_names", data.class_names)
-    check(config.model.new_head or list(names) == data.class_names, f"{taken.source} is of the classes "
-          f"{listed(names, 10)}, and so must be the data", data.class_names, "For other classes: new_head=True takes "
-          "everything but its head.", DataError)
-    folder = Path(config.model.weights or "").expanduser().resolve().parent.parent
-    of_run = bool(taken.about) and Run(folder).exists
-    return replace(taken, source=f"{taken.source} of run {folder.name}") if of_run else taken
-
-
-def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:
-    parts = known_parts(network, config.optimizer)
-    return build_optimizer(network, config.optimizer, builder=given.optimizer, **parts)
-
-
 def _checked_monitor(monitor: str, state: State) -> str:
     "The column that chooses the best epoch is one that will be recorded."
     phases = ["train"] if state.val_batches is None else ["train", "val"]
@@ -375,6 +359,22 @@ def _to_say(state: State, name: str) -> str:
     if isinstance(state.train_metrics.get(name), TorchMetric):
         return f"Say it: metrics=[TorchMetric({name}, higher_is_better=True)], or False, from imgcls.metrics."
     return f"Say it beside the function: {name}.higher_is_better = True, or False."
+
+# %% ../nbs/51_assembly.ipynb #10180d96
+def _checked_weights(taken: Loaded, config: ExperimentConfig, data: ImageData) -> Loaded:
+    "A head that was taken is for these classes; of a run's file its run is named."
+    names = taken.about.get("class_names", data.class_names)
+    check(config.model.new_head or list(names) == data.class_names, f"{taken.source} is of the classes "
+          f"{listed(names, 10)}, and so must be the data", data.class_names, "For other classes: new_head=True takes "
+          "everything but its head.", DataError)
+    folder = Path(config.model.weights or "").expanduser().resolve().parent.parent
+    of_run = bool(taken.about) and Run(folder).exists
+    return replace(taken, source=f"{taken.source} of run {folder.name}") if of_run else taken
+
+
+def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:
+    parts = known_parts(network, config.optimizer)
+    return build_optimizer(network, config.optimizer, builder=given.optimizer, **parts)
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(
