@@ -6,8 +6,12 @@ Modules:
 - `imgcls.arcgis`: What does ArcGIS run, when somebody opens a classifier there?
 - `imgcls.assembly`: How do data, a config and objects of yours become everything that trains?
 - `imgcls.audit`: Can every image be read, and is none of them there twice?
+- `imgcls.augmentation`: What may chance do to an image in training?
+- `imgcls.averaging`: What do the weights of the last epochs have in common?
 - `imgcls.balance`: One class has twenty times the images of another. What can training do about it?
+- `imgcls.batch_size`: How many images fit in a batch?
 - `imgcls.beginning`: I have a folder of images. What should the first config say?
+- `imgcls.blocks`: What can be done with the blocks of a deep network: compute them twice to save memory, leave some out to learn better?
 - `imgcls.browser`: What is in the data, and what does the network see of it?
 - `imgcls.cache`: Which pixels need not be made twice?
 - `imgcls.callbacks`: What can be added to the loop without touching it?
@@ -57,6 +61,7 @@ Modules:
 - `imgcls.lr_finder`: How large may the learning rate be?
 - `imgcls.manifests`: Which images was it, and are they still what they were?
 - `imgcls.markup`: How do names and numbers become HTML that looks the same everywhere?
+- `imgcls.memory`: How much memory does a step need, how much is there, and what is said when it ends?
 - `imgcls.metrics`: How good is the network, batch by batch, without slowing the step?
 - `imgcls.mlflow_delivery`: In which form does an MLflow server take what happened?
 - `imgcls.mlflow_tracking`: How is a training followed in MLflow, also when its server goes away?
@@ -64,6 +69,7 @@ Modules:
 - `imgcls.multilabel_evaluation`: Which labels are found, which are missed, and how sure is that?
 - `imgcls.multilabel_losses`: What is made smaller where an image may show several classes at once?
 - `imgcls.multilabel_predictions`: Which labels did the network give to each image?
+- `imgcls.muon`: How does a matrix of weights move as one thing?
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
@@ -87,11 +93,14 @@ Modules:
 - `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sharpness`: Does the loss stay low when the weights are moved a little?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
+- `imgcls.stages`: What does each step of a pipeline do to one image?
 - `imgcls.steering`: How does a person change a training while it runs?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
+- `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.tables`: How is an answer a row of a file?
@@ -108,7 +117,7 @@ __version__ = "0.1.0"
 
 # Registries share their room's name, so they are imported from it: from imgcls.networks import networks
 _HOMES = {
-    "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "Edits": "edits",
+    "ImageData": "data", "sample_digits": "data", "sample_photos": "data", "sample_scenes": "data", "Edits": "edits",
     "Learner": "learner",
     "load_predictor": "inference", "Ensemble": "ensembles", "average_weights": "ensembles", "judge_sets": "decisions",
     "Export": "export", "model_card": "packages", "hub_folder": "packages", "push_to_hub": "packages",

@@ -161,7 +161,8 @@ def predictor(
                      deterministic=config.deterministic,
                      colours=lambda images: data.colours(images, "test"),
                      loader=lambda dataset: batches_to_ask(setup, dataset), copy_of=setup.state.network,
-                     about=_about(setup, self.run), data=lambda: data, decisions=_decisions(self.run, network, origin))
+                     about=_about(setup, self.run), data=lambda: data, decisions=_decisions(self.run, network, origin),
+                     multi_label=data.kind.several)
 
 
 def _decisions(run: Run | None, network: nn.Module, origin: Origin) -> Decisions:

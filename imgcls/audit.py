@@ -162,10 +162,11 @@ class Budget:
 def _losses(table: ImageTable, bad: set[str]) -> "pd.DataFrame":
     "Where images are left out, a row for each class in each split: split, class, images, bad. Checked."
     import pandas as pd
-    rows = pd.DataFrame({"split": table.frame["split"] if table.splits else "", "class": table.frame["label"],
-                         "images": 1, "bad": table.frame["path"].isin(bad).astype(int)})
-    counts = rows.groupby(["split", "class"], as_index=False)[["images", "bad"]].sum()
-    _check_losses([*_parts(counts)])
+    each, whole = (pd.DataFrame({"split": frame["split"] if table.splits else "", "class": frame["label"], "images": 1,
+                                 "bad": frame["path"].isin(bad).astype(int)}).reset_index(drop=True)
+                   for frame in (table.each_label(), table.frame))
+    counts = each.groupby(["split", "class"], as_index=False)[["images", "bad"]].sum()
+    _check_losses([*_parts(counts, whole)])
     return counts[counts["bad"] > 0].reset_index(drop=True)
 
 
@@ -176,14 +177,14 @@ class _Part(NamedTuple):
     needed: bool        # is it an error when nothing is left of it?
 
 
-def _parts(counts: "pd.DataFrame") -> Iterator[_Part]:
-    "Each split, each class, and each class in a split."
-    def summed(column: str) -> list[list]:
-        return counts.groupby(column, as_index=False).sum()[[column, "images", "bad"]].values.tolist()
+def _parts(counts: "pd.DataFrame", whole: "pd.DataFrame") -> Iterator[_Part]:
+    "Each split, each class, and each class in a split; an image may be of several classes."
+    def summed(rows: "pd.DataFrame", column: str) -> list[list]:
+        return rows.groupby(column, as_index=False)[["images", "bad"]].sum().values.tolist()
     divided = counts[counts["split"] != ""]
     if len(divided):
-        for split, *n in summed("split"): yield _Part(f"the split {split!r}", *n, True)
-    for name, *n in summed("class"): yield _Part(f"the class {name!r}", *n, True)
+        for split, *n in summed(whole, "split"): yield _Part(f"the split {split!r}", *n, True)
+    for name, *n in summed(counts, "class"): yield _Part(f"the class {name!r}", *n, True)
     for split, name, *n in divided.values.tolist(): yield _Part(f"the class {name!r} in {split}", *n, split == "train")
 
 
@@ -269,17 +270,18 @@ def find_leaks(
     "Equal files that lie in different splits, or carry different labels."
     import pandas as pd
     frame = table.frame[["path", "label", "split"]]
-    found = [copies.assign(problem=problem) for copies in (frame.loc[rows] for rows in equal_files(table.paths()))
-             if (problem := _problem(copies))]
+    names = [", ".join(labels) or "(none)" for labels in table.label_sets]
+    found = [copies.assign(problem=problem) for rows in equal_files(table.paths())
+             if (problem := _problem(copies := frame.loc[rows], {names[row] for row in rows}))]
     leaks = [copies.assign(copy=number) for number, copies in enumerate(found)]
     columns = ["copy", "path", "label", "split", "problem"]
     return pd.concat(leaks, ignore_index=True)[columns] if leaks else pd.DataFrame(columns=columns)
 
 
-def _problem(copies: "pd.DataFrame") -> str:
+def _problem(copies: "pd.DataFrame", names: set[str]) -> str:
     "What is wrong with files that are equal; '' where they lie together and are called the same."
     splits = [split for split in SPLITS if split in set(copies["split"])]
-    labels = sorted(set(copies["label"]))
+    labels = sorted(names)
     problems = [f"in {' and '.join(splits)}"] if len(splits) > 1 else []
     if len(labels) > 1: problems.append(f"labelled {' and '.join(labels)}")
     return ", ".join(problems)

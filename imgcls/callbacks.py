@@ -11,12 +11,13 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'Mix', 'FollowNetwork', 'what_is_trained', 'HeadFirst', 'callback_builder']
+           'average_into', 'Mix', 'size_at', 'sizes_in_words', 'Resizing', 'FollowNetwork', 'what_is_trained',
+           'HeadFirst', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import ImgclsError, arguments_for, check, checked, imported, name_and_arguments
 from .history import Event, History
@@ -44,14 +46,19 @@ class Scheduling(Callback):
     def __init__(
         self,
         schedule: Callable[[Position], float],  # position -> factor of the base learning rate
+        monitor: str | None = None,     # the column that a plateau follows; None: the validation loss
     ):
-        self.schedule = schedule
+        self.schedule, self.monitor = schedule, monitor
 
     def on_epoch_start(self, state: State) -> None:
-        self._val_losses, self._steps_per_epoch = tuple(state.history.val_losses), state.steps_per_epoch
+        history, self._steps_per_epoch = state.history, state.steps_per_epoch
+        self._seen: tuple[Any, ...] = (tuple(history.val_losses),)
+        if self.monitor is None: return
+        higher = history.higher_is_better(self.monitor) is not False
+        self._seen = *self._seen, tuple(history.column(self.monitor)), higher
 
     def on_batch_start(self, state: State) -> None:
-        position = Position(state.step, self._steps_per_epoch, state.n_epochs, self._val_losses)
+        position = Position(state.step, self._steps_per_epoch, state.n_epochs, *self._seen)
         set_learning_rate(state.optimizer, self.schedule(position) * lr_factor(state.history))
 
 # %% ../nbs/34_callbacks.ipynb #136cce45
@@ -195,9 +202,14 @@ class EMA(Callback):
     def __init__(
         self,
         decay: float,               # weight of the past at each step, in (0, 1); 0.99 looks back 100 steps
+        warmup: bool = False,       # begin with a short memory, so that the first weights are soon forgotten?
     ):
         check(0 < decay < 1, "`ema_decay` must be in (0, 1)", decay, "Try 0.99.")
-        self.decay, self.average, self._raw = decay, None, None
+        self.decay, self.warmup, self.average, self._raw = decay, warmup, None, None
+
+    def decay_at(self, step: int) -> float:     # of the steps done, this one included
+        "The weight of the past at a step; as timm warms it up."
+        return min(self.decay, 1 - step ** (-2 / 3)) if self.warmup else self.decay
 
     def on_fit_start(self, state: State) -> None:
         if self.average is None: self.average = _copy(state.network.state_dict())
@@ -206,10 +218,7 @@ class EMA(Callback):
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step: return
-        with torch.no_grad():
-            for key, value in state.network.state_dict().items():
-                if value.is_floating_point(): self.average[key].lerp_(value, 1 - self.decay)
-                else: self.average[key].copy_(value)
+        average_into(self.average, state.network.state_dict(), get_ema_multi_avg_fn(self.decay_at(state.step)))
 
     def on_val_start(self, state: State) -> None:
         self._raw = _copy(state.network.state_dict())
@@ -223,6 +232,19 @@ class EMA(Callback):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.average = None if saved["average"] is None else _copy(saved["average"])
+
+# %% ../nbs/34_callbacks.ipynb #343e4ab6
+@torch.no_grad()
+def average_into(
+    average: Mapping[str, Tensor],      # changed in place
+    weights: Mapping[str, Tensor],      # of the same names
+    merge: Callable[..., Any],          # of torch.optim.swa_utils: get_ema_multi_avg_fn(0.99)
+    n_averaged: int = 0,                # how many are in the average
+) -> None:
+    "Merge floating-point tensors, all in one call; counters are copied."
+    floats = [name for name, value in weights.items() if value.is_floating_point()]
+    merge([average[name] for name in floats], [weights[name] for name in floats], n_averaged)
+    for name in weights.keys() - {*floats}: average[name].copy_(weights[name])
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,6 +260,8 @@ class Mix(Callback):
         n_classes: int,             # classes of the data, > 0
         mixup_alpha: float = 0.0,   # parameter of mixup's Beta distribution, >= 0; 0: no mixup
         cutmix_alpha: float = 0.0,  # the same for cutmix
+        epochs: int | None = None,  # that blend, from the first one on, > 0; None: all
+        probability: float = 1.0,   # that a batch is blended, in (0, 1]
     ):
         from torchvision.transforms import v2
         check(n_classes > 0, "`n_classes` must be > 0", n_classes)
@@ -246,13 +270,67 @@ class Mix(Callback):
         mixes = [(v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)]
         self.mixes = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in mixes if alpha]
         check(bool(self.mixes), "One of `mixup_alpha` and `cutmix_alpha` must be > 0", 0.0)
+        check(epochs is None or epochs > 0, "`epochs` must be > 0 or None", epochs)
+        check(0 < probability <= 1, "`probability` must be in (0, 1]", probability)
+        self.n_classes, self.epochs, self.probability = n_classes, epochs, probability
 
     def on_batch_start(self, state: State) -> None:
-        check(state.targets.ndim == 1 and not state.targets.is_floating_point(),
-              "Mixup and cutmix need one class number an image", state.targets,
-              "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
+        targets = state.targets
+        shares = targets.ndim == 2 and targets.is_floating_point() and targets.shape[1] == self.n_classes
+        check(shares or (targets.ndim == 1 and not targets.is_floating_point()),
+              f"Mixup and cutmix need one class number an image, or a share of each of the {self.n_classes} classes",
+              targets, "Leave out `mixup_alpha` and `cutmix_alpha` for other targets.")
+        if self.epochs is not None and state.epoch >= self.epochs: return
+        if self.probability < 1 and float(torch.rand(())) >= self.probability: return
         which = int(torch.randint(len(self.mixes), ())) if len(self.mixes) > 1 else 0
         state.images, state.targets = self.mixes[which](state.images, state.targets)
+
+# %% ../nbs/34_callbacks.ipynb #697e027b
+def size_at(
+    sizes: Sequence[tuple[int, tuple[int, int]]],   # from which epoch, from 0, images have which height and width
+    epoch: int,             # from 0
+) -> tuple[int, int]:       # height, width in pixels
+    "The size of training images in an epoch."
+    return next(size for start, size in reversed(sizes) if start <= epoch)
+
+# %% ../nbs/34_callbacks.ipynb #a2b77342
+def sizes_in_words(
+    sizes: Sequence[tuple[int, tuple[int, int]]],   # as for `size_at`
+) -> str:                   # '96 x 96 in epochs 1 to 10, 224 x 224 from epoch 11 on'; people count epochs from 1
+    "The schedule for a person."
+    ends = [start for start, _ in sizes[1:]]
+    parts = [f"{height} x {width} in epoch{f's {start + 1} to' if end > start + 1 else ''} {end}"
+             for (start, (height, width)), end in zip(sizes, ends, strict=False)]
+    start, (height, width) = sizes[-1]
+    return ", ".join([*parts, f"{height} x {width} from epoch {start + 1} on"])
+
+# %% ../nbs/34_callbacks.ipynb #01c8e501
+class Resizing(Callback):
+    "Trains with images of another size from an epoch on."
+    order = Order.PREPARE
+
+    @checked
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, tuple[int, int]]],       # as for `size_at`, rising, from epoch 0 on
+        images: Callable[[tuple[int, int]], Any],           # size -> the dataset of training images in it
+    ):
+        check(bool(sizes) and sizes[0][0] == 0, "`sizes` must begin with epoch 0", sizes)
+        self.sizes, self.images, self._made = [*sizes], images, {}
+
+    def on_fit_start(self, state: State) -> None:
+        start, (height, width) = self.sizes[-1]
+        if start < state.n_epochs: return
+        get_logger().warning(f"Training ends with epoch {state.n_epochs}, before images of {height} x {width} come "
+                             f"(epoch {start + 1}), in which validation and answers see them.")
+
+    def on_epoch_start(self, state: State) -> None:
+        size = size_at(self.sizes, state.epoch)
+        if size not in self._made: self._made[size] = self.images(size)
+        batches, dataset = state.train_batches, self._made[size]
+        if batches.dataset is dataset: return
+        batches.close()                 # workers have copies of the dataset that was
+        batches.dataset = dataset
 
 # %% ../nbs/34_callbacks.ipynb #ea5519b8
 class FollowNetwork(Callback):

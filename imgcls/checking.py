@@ -34,6 +34,7 @@ from .duplicates import MIN_SIDE, NEAR_BITS, Look, Near, Unreadable, find_near, 
 from .folders import SPLITS, survey
 from .images import decode, natural
 from .markup import CUT, escaped, table, tag
+from .multilabel import split_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,25 +67,44 @@ class _Evidence(NamedTuple):
     skipped: Mapping[str, Sequence[str]]    # reason -> paths passed over
     empty: list[str]                    # class folders without an image
     refused: str                        # why training would refuse it; "": it would not
+    separator: str | None = None        # between the labels of an image; None: it has one
 
     @property
     def splits(self) -> list[str]: return [split for split in SPLITS if split in set(self.frame["split"])]
+
+    @property
+    def each(self) -> "pd.DataFrame": return _each_label(self.frame, self.separator)     # a row for each label
+
+    def labels(self, row: int) -> tuple[str, ...]: return _label_set(self.frame["label"].iloc[row], self.separator)
 
     def readable(self) -> list[int]: return [i for i, look in enumerate(self.looks) if isinstance(look, Look)]
 
     def place(self, row: int) -> str:
         split, label = self.frame["split"].iloc[row], self.frame["label"].iloc[row]
+        label = label or "(none)"
         return f"{split} / {label}" if isinstance(split, str) else label
+
+
+def _label_set(label: str, separator: str | None) -> tuple[str, ...]:
+    return (label,) if separator is None else split_labels(label, separator)
+
+
+def _each_label(frame: "pd.DataFrame", separator: str | None) -> "pd.DataFrame":
+    "A row for each label of each image."
+    if separator is None: return frame
+    return frame.assign(label=[_label_set(text, separator) for text in frame["label"]]).explode("label").dropna(
+        subset="label")
 
 # %% ../nbs/18b_checking.ipynb #13df6ed1
 def _evidence(frame: "pd.DataFrame", root: Path, bits: int, mirrored: bool,
               skipped: Mapping[str, Sequence[str]] | None = None, empty: Sequence[str] = (),
-              refused: str = "") -> _Evidence:
+              refused: str = "", separator: str | None = None) -> _Evidence:
     files = [os.path.join(root, path) for path in frame["path"]]
     looks = look_at(files)
     there = [i for i, look in enumerate(looks) if isinstance(look, Look)]
     copies = [[there[i] for i in group] for group in equal_files([files[i] for i in there])]
-    return _Evidence(frame, looks, copies, find_near(looks, bits, mirrored), skipped or {}, list(empty), refused)
+    return _Evidence(frame, looks, copies, find_near(looks, bits, mirrored), skipped or {}, list(empty), refused,
+                     separator)
 
 # %% ../nbs/18b_checking.ipynb #3e5515f3
 def _files(seen: _Evidence) -> Iterator[Finding]:
@@ -96,7 +116,7 @@ def _files(seen: _Evidence) -> Iterator[Finding]:
     if seen.refused: yield Finding("error", "refused", "Training would refuse this", seen.refused, _refused_for(seen))
     for reason, paths in seen.skipped.items():
         yield _passed_over(reason, tuple(paths))
-    said, known = _refused_for(seen), {*seen.frame["label"]}
+    said, known = _refused_for(seen), {*seen.each["label"]}
     empty = [folder for folder in seen.empty if folder not in said
              and not ("/" in folder and os.path.basename(folder) in known)]         # a class that a split lacks
     if empty:
@@ -115,7 +135,7 @@ def _refused_for(seen: _Evidence) -> tuple[str, ...]:
 def _lacking(seen: _Evidence, split: str) -> list[str]:
     "The classes that have no image in a split."
     if split not in seen.splits: return []
-    frame = seen.frame
+    frame = seen.each
     return sorted({*frame["label"]} - {*frame["label"][frame["split"] == split]}, key=natural)
 
 
@@ -155,7 +175,8 @@ FEW_IMAGES = 10         # of a class to learn from: fewer are a warning
 def _classes(seen: _Evidence) -> Iterator[Finding]:
     yield from _names_of_classes(seen)
     yield from _missing_classes(seen)
-    frame = seen.frame
+    if seen.separator is not None: yield from _several_labels(seen)
+    frame = seen.each
     learned = frame[frame["split"] == "train"] if "train" in seen.splits else frame
     counts = Counter(learned["label"])
     few = [f"{name}: {_n(n, 'image')}" for name, n in sorted(counts.items(), key=lambda item: natural(item[0]))
@@ -169,18 +190,37 @@ def _classes(seen: _Evidence) -> Iterator[Finding]:
     if times < SOME_TIMES: return
     what = f"Imbalance: {n_most:,} images of {most!r}, {n_least:,} of {least!r}, {times:.1f} times as many"
     advice = ("Accuracy alone says little: look at the F1 of each class. loss.class_weights=balanced gives rare "
-              "classes more weight.")
+              "classes more weight." if seen.separator is None else "Look at each class for itself, at its average "
+              "precision: a mean over classes hides the rare ones.")
     yield Finding("warning" if times >= MANY_TIMES else "note", "imbalance", what, advice)
+
+
+def _several_labels(seen: _Evidence) -> Iterator[Finding]:
+    "Images with none of the classes, and classes that are everywhere."
+    sets = [seen.labels(row) for row in range(len(seen.frame))]
+    bare = [row for row, labels in enumerate(sets) if not labels]
+    if bare:
+        advice = "They teach that none of the classes is there. If nobody looked at them, leave them out."
+        yield Finding("note", "unlabelled", f"{_n(bare, 'image')} without a label", advice,
+                      tuple(seen.frame["path"].iloc[bare]), rows=tuple(bare))
+    learned = [{*labels} for labels, split in zip(sets, seen.frame["split"], strict=True)
+               if "train" not in seen.splits or split == "train"]
+    always = sorted(set.intersection(*learned), key=natural) if learned else []
+    if always:
+        yield Finding("warning", "always", f"{_n(always, 'class', 'classes')} in every image to learn from", "There is "
+                      f"nothing to tell apart. Add images without {_them(always)}, or leave {_them(always)} away.",
+                      tuple(always))
 
 
 def _names_of_classes(seen: _Evidence) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
-    for name in sorted({*seen.frame["label"], *map(os.path.basename, seen.empty)}, key=natural):
+    for name in sorted({*seen.each["label"], *map(os.path.basename, seen.empty)}, key=natural):
         alike.setdefault(_bare(name), []).append(name)
     same = [" = ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
     if not same: return
     what = f"{_n(same, 'class', 'classes')} under several names, which differ by case, blanks or hyphens only"
-    yield Finding("warning", "alike_names", what, "If one thing is meant, put the images into one folder.", tuple(same))
+    yield Finding("warning", "alike_names", what, "If one thing is meant, " +
+                  ("put the images into one folder." if seen.separator is None else "write one name."), tuple(same))
 
 
 def _missing_classes(seen: _Evidence) -> Iterator[Finding]:
@@ -223,11 +263,13 @@ def _same(seen: _Evidence, groups: Sequence[list[int]], prefix: str, what: str) 
     exact = {row: number for number, group in enumerate(seen.copies) for row in group}
     for group in groups:
         rows = frame.iloc[group]
-        wrong = [kind for kind, column in (("leak", "split"), ("labels", "label")) if rows[column].nunique() > 1]
+        differs = {"leak": rows["split"].nunique() > 1, "labels": len({seen.labels(row) for row in group}) > 1}
+        wrong = [kind for kind, it_does in differs.items() if it_does]
         for kind in wrong or ["twice"]: kinds[kind].append(group)
     for kind, found in kinds.items():
         if not found: continue
         severity, where, advice = _SAME[kind]
+        if kind == "labels" and seen.separator is not None: where, advice = _OTHER_LABELS
         if kind == "twice" and (seen.splits and prefix): severity = "note"
         if kind == "twice" and not seen.splits: advice = "Divide with imgcls-split, which keeps them on one side."
         told = f"{_n(found, 'image')} {where}: {sum(map(len, found)):,} files, {what}"
@@ -242,6 +284,8 @@ _SAME: dict[str, tuple[Literal["error", "warning", "note"], str, str]] = {
     "labels": ("warning", "under several labels", "The files show the same, so one label at most is right. "
                                                   "Keep one file, under that label."),
     "twice": ("warning", "more than once", "It counts twice in training and in every number. Keep one.")}
+_OTHER_LABELS = ("with labels that differ", "The files show the same, so they have the same labels. Keep one file, "
+                                            "with those that are right.")
 
 
 def _pictures(seen: _Evidence, groups: Sequence[list[int]], exact: Mapping[int, int]) -> tuple[Alike, ...]:
@@ -325,6 +369,7 @@ class DataReport:
     root: Path                      # where relative paths start
     frame: "pd.DataFrame"           # columns path, label, split: all images that are listed
     findings: tuple[Finding, ...]   # the worst first
+    label_separator: str | None = None      # between the labels of an image; None: it has one
 
     def __bool__(self) -> bool: return not any(finding.severity == "error" for finding in self.findings)
 
@@ -341,14 +386,15 @@ class DataReport:
         "The outcome in a line."
         n = Counter(finding.severity for finding in self.findings)
         found = ", ".join(_n(n[severity], severity) for severity in _ORDER if n[severity])
-        classes = _n(self.frame["label"].nunique(), "class", "classes")
+        classes = _n(_each_label(self.frame, self.label_separator)["label"].nunique(), "class", "classes")
         return f"{_plain(self.name)}: {_n(len(self.frame), 'image')}, {classes}; {found or 'no problem found'}"
 
     def counts(self) -> "pd.DataFrame":     # classes down, splits across
         "Images of each class in each split, those that cannot be read with them."
         import pandas as pd
-        columns = self.frame["split"].where(self.frame["split"].notna(), "images").astype(object)
-        table = pd.crosstab(self.frame["label"], columns)
+        each = _each_label(self.frame, self.label_separator)
+        columns = each["split"].where(each["split"].notna(), "images").astype(object)
+        table = pd.crosstab(each["label"].to_numpy(), columns.to_numpy())
         order = [split for split in (*SPLITS, "images") if split in table]
         return table.loc[sorted(table.index, key=natural), order].rename_axis(index="class", columns=None)
 
@@ -392,7 +438,8 @@ def _body(report: DataReport, groups: int, rows: int, names: int) -> str:
     counts = Counter(finding.severity for finding in report.findings)
     badges = "".join(_badge(severity, _n(counts[severity], severity)) for severity in _ORDER if counts[severity])
     if not report.findings: badges = tag("span", "No problem found", "font-weight:600;color:#1a7f37")
-    size = f"{_n(len(report.frame), 'image')} of {_n(report.frame['label'].nunique(), 'class', 'classes')}"
+    n_classes = _each_label(report.frame, report.label_separator)["label"].nunique()
+    size = f"{_n(len(report.frame), 'image')} of {_n(n_classes, 'class', 'classes')}"
     head = tag("p", f"{escaped(size)} &nbsp; {badges}", "margin:6px 0 14px")
     pictures = _Thumbnails(report)
     return head + _counts(report) + "".join(_card(one, pictures, groups, rows, names) for one in report.findings)
@@ -447,6 +494,7 @@ class _Thumbnails:
 
     def picture(self, row: int, words: str = "") -> str:
         path, label, split = self.report.frame[["path", "label", "split"]].iloc[row]
+        label = label or "(none)"
         place = f"{split} / {label}" if isinstance(split, str) else label
         lines = [tag("div", escaped(place), "font-weight:600;overflow-wrap:anywhere"),
                  tag("div", escaped(path.rsplit("/", 1)[-1]), f"{CUT}opacity:.8")]
@@ -486,12 +534,14 @@ def check_table(
 ) -> DataReport:                # shows itself; false where there is an error
     "Look at the images of a table."
     frame = table.frame[["path", "label", "split"]]
-    return _report(name or str(table.root), table.root, _evidence(frame, table.root, bits, mirrored, table.skipped))
+    seen = _evidence(frame, table.root, bits, mirrored, table.skipped, separator=table.label_separator)
+    return _report(name or str(table.root), table.root, seen)
 
 
 def _report(name: str, root: Path, seen: _Evidence) -> DataReport:
     found = [finding for rule in (_files, _copies, _classes, _sizes) for finding in rule(seen)]
-    return DataReport(name, root, seen.frame, tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])))
+    return DataReport(name, root, seen.frame, tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])),
+                      seen.separator)
 
 # %% ../nbs/18b_checking.ipynb #09d5826c
 @checked
@@ -499,11 +549,15 @@ def check_folder(
     path: str | Path,           # a folder of classes, divided or not, in whatever state; or a CSV of paths and labels
     bits: int = NEAR_BITS,      # of 64, by which near copies may differ, 0 to 16
     mirrored: bool = True,      # is a mirror image a copy?
+    label_separator: str | None = None,     # of a CSV: what stands between the labels of an image; None: it has one
+    label_columns: Sequence[str] | None = None,     # of a CSV: a column of 0 and 1 for each class
 ) -> DataReport:                # shows itself; false where there is an error
     "Look at all images of a folder, also where training would refuse it."
     check(str(path), "`path` must name a folder or a file", path)
     import pandas as pd
-    if os.path.isfile(path): return _check_csv(Path(path), bits, mirrored)
+    if os.path.isfile(path): return _check_csv(Path(path), bits, mirrored, label_separator, label_columns)
+    check(label_separator is None and label_columns is None, "Several labels an image are said of a CSV file: a folder "
+          "is one class", str(path), error=DataError)
     found, empty = survey(path)
     splits = pd.Series(found.splits, dtype=object)
     frame = pd.DataFrame({"path": found.paths, "label": found.labels, "split": splits})
@@ -518,9 +572,10 @@ def _refusal(folder: str | Path) -> str:
     return ""
 
 
-def _check_csv(file: Path, bits: int, mirrored: bool) -> DataReport:
+def _check_csv(file: Path, bits: int, mirrored: bool, separator: str | None,
+               columns: Sequence[str] | None) -> DataReport:
     import pandas as pd
-    try: table = ImageTable.from_csv(file)
+    try: table = ImageTable.from_csv(file, label_separator=separator, label_columns=columns)
     except DataError as error:
         nothing = pd.DataFrame(columns=["path", "label", "split"])
         return _report(str(file), file.parent, _evidence(nothing, file.parent, bits, mirrored, refused=str(error)))

@@ -198,6 +198,7 @@ def _in_words(command: str, error: Exception) -> str:
 _IN_A_SHELL = {"overwrite=True": "--overwrite", "another `path`": "another FILE", " See list_runs().": "",
                "load_predictor(..., weights='last')": "--checkpoint last.pt", "weights='last'": "--checkpoint last.pt",
                "load_predictor(..., changed_code=True)": "--changed_code",
+               " learn.find_batch_size() says how many images fit.": "", "(size=...)": "(size=160)",
                "formats=['safetensors', ...]": "--formats safetensors ..."}
 
 # %% ../nbs/63_cli.ipynb #52b24539

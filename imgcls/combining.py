@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import logsigmoid
 
 from .core import CheckpointError, DataError, Images, Logits, Registry, check, checked
 
@@ -101,30 +102,34 @@ def sizes_for(
 class Averaging(nn.Module):
     "Several answers to one image; their mean."
     canvas: tuple[int, int] | None = None       # height, width that its images must have; None: any
+    multi_label = False                         # may an image have several labels? Then each class has a mean
 
     def answers(
         self,
         images: Images,
-    ) -> list[Logits]:          # logarithms of probabilities
+    ) -> list[Logits]:          # logarithms of probabilities; of several labels logits
         "Each answer."
         raise NotImplementedError
 
     def forward(
         self,
         images: Images,
-    ) -> Logits:                # logarithms of the mean probabilities
+    ) -> Logits:                # logarithms of the mean probabilities; of several labels their log-odds
         "The mean."
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()): self._check(tuple(images.shape[-2:]))
         logs = self.answers(images)
-        return torch.stack(logs).logsumexp(0) - math.log(len(logs))
+        logs = torch.stack(logs)
+        if self.multi_label: return logsigmoid(logs).logsumexp(0) - logsigmoid(-logs).logsumexp(0)
+        return logs.logsumexp(0) - math.log(len(logs))
 
     def _check(self, size: tuple[int, ...]) -> None:
         check(self.canvas in (None, size), f"The images must be {self.canvas}, height and width in pixels", size,
               "Batches made for one of the networks do not fit; folders, files and an ImageData do.", DataError)
 
 
-def _logs(logits: Logits, temperature: float) -> Logits:
-    return (logits.float()/temperature).log_softmax(1)
+def _logs(logits: Logits, temperature: float, multi_label: bool) -> Logits:
+    logits = logits.float()/temperature
+    return logits if multi_label else logits.log_softmax(1)
 
 # %% ../nbs/28_combining.ipynb #a62a7e8d
 class Viewed(Averaging):
@@ -137,9 +142,11 @@ class Viewed(Averaging):
         name: str,              # of the views, in views()
         size: Sequence[int] | None = None,  # height, width of the network's own picture; None: any, for flip only
         temperature: float = 1.0,           # of each answer, > 0
+        multi_label: bool = False,          # may an image have several labels?
     ):
         super().__init__()
         self.network, self.name, self.temperature, self.view = network, name, temperature, views[name]
+        self.multi_label = multi_label
         check(0 < temperature < math.inf, "`temperature` must be > 0", temperature)
         check(size is not None or self.view.scales == (1.0,), f"The views {name!r} need a `size`", size)
         self.sizes = [] if size is None else [tuple(size), *sizes_for(name, size)]
@@ -147,7 +154,7 @@ class Viewed(Averaging):
         self.canvas = max(height for height, _ in self.sizes[1:]), sum(width for _, width in self.sizes[1:])
 
     def answers(self, images: Images) -> list[Logits]:
-        return [_logs(self.network(look), self.temperature) for look in self.looks(images)]
+        return [_logs(self.network(look), self.temperature, self.multi_label) for look in self.looks(images)]
 
     def looks(
         self,
@@ -169,13 +176,14 @@ class Together(Averaging):
         temperatures: Sequence[float] | None = None,        # of each member's answers; None: 1
         orders: Sequence[Sequence[int]] | None = None,      # of each member: its outputs in our order
         boxes: Sequence[Sequence[int]] | None = None,       # of each member: top, left, height, width of what it sees
+        multi_label: bool = False,          # may an image have several labels?
     ):
         super().__init__()
         n = len(members)
         check(n > 0, "There must be at least one member", n)
         for name, values in (("temperatures", temperatures), ("orders", orders), ("boxes", boxes)):
             check(values is None or len(values) == n, f"`{name}` must hold {n}, one a member", values)
-        self.members = nn.ModuleList(members)
+        self.members, self.multi_label = nn.ModuleList(members), multi_label
         self.temperatures = [1.0]*n if temperatures is None else [float(value) for value in temperatures]
         check(all(0 < value < math.inf for value in self.temperatures), "`temperatures` must be > 0", temperatures)
         self.boxes = None if boxes is None else [tuple(map(int, box)) for box in boxes]
@@ -188,7 +196,7 @@ class Together(Averaging):
         found = []
         for i, member in enumerate(self.members):
             seen = images if self.boxes is None else cut(images, self.boxes[i])
-            logs = _logs(member(seen), self.temperatures[i])
+            logs = _logs(member(seen), self.temperatures[i], self.multi_label)
             found.append(logs.index_select(1, self.orders[i]) if self.reordered[i] else logs)
         return found
 
@@ -199,14 +207,15 @@ def combined(
     network_of: Callable[[Mapping[str, Any]], nn.Module],      # makes a single network of its description
 ) -> nn.Module:
     "The module that a description names."
-    kind = about.get("kind")
+    kind, several = about.get("kind"), bool(about.get("multi_label"))
     if kind is None: return network_of(about)
     if kind == "views":
-        return Viewed(combined(about["of"], network_of), about["views"], about["size"], temperature_of(about["of"]))
+        return Viewed(combined(about["of"], network_of), about["views"], about["size"], temperature_of(about["of"]),
+                      several)
     if kind == "ensemble":
         members = about["members"]
         return Together([combined(one, network_of) for one in members], [temperature_of(one) for one in members],
-                        about["orders"], about["boxes"])
+                        about["orders"], about["boxes"], several)
     raise CheckpointError(f"There are views and ensembles of networks. Got {kind!r}. Is it a newer imgcls's?")
 
 # %% ../nbs/28_combining.ipynb #abeb2c78

@@ -202,7 +202,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         run = Run.open(run)
         said = [f"Written: {file}" for file in write_report(run, _report_name(run, evaluation, folder), evaluation)]
     say("\n".join([*said, ""]))            # first of all: who reads the rest may stop reading
-    write(f"{evaluation!r}\n\n{evaluation.report()}\n\nConfusion matrix (true class by row):\n{_matrix(evaluation)}\n")
+    words = "What is said where which label is missed (by row; on the diagonal: found)" if predictor.multi_label else (
+        "Confusion matrix (true class by row)")
+    write(f"{evaluation!r}\n\n{evaluation.report()}\n\n{words}:\n{_matrix(evaluation)}\n")
     if arguments.rows: write("\n" + _rows(evaluation, arguments.rows))
     if len(evaluation) > arguments.rows: write(f"... and {len(evaluation) - arguments.rows:,} more\n")
 
@@ -231,13 +233,15 @@ def _of_others(run: "Run", name: str, place: Path) -> bool:
 
 def _rows(evaluation: "Evaluation", n: int) -> str:
     table = evaluation.per_sample.head(n)
+    table["correct"] = ["yes" if right else "no" for right in table["correct"]]
     return _Table().part({str(name): table[name].tolist() for name in table}).decode()
 
 
 def _matrix(evaluation: "Evaluation") -> str:
     import pandas as pd
     names = evaluation.class_names
-    return pd.DataFrame(evaluation.confusion_matrix(), names, names).to_string()
+    counts = getattr(evaluation, "label_confusion", None) or evaluation.confusion_matrix    # of several labels; of one
+    return pd.DataFrame(counts(), names, names).to_string()
 
 # %% ../nbs/63a_commands.ipynb #d741cfd6
 def export_command(

@@ -12,7 +12,7 @@ that names the key, the line, and the nearest right name. All problems are repor
 # %% auto #0
 __all__ = ['ELSEWHERE', 'T', 'FREE', 'parse_yaml', 'scalar', 'yaml_lines', 'our_word', 'from_dict', 'arguments_of', 'to_dict',
            'dump_yaml', 'save_config', 'load_config', 'key_lines', 'leaves', 'free_keys', 'find_keys', 'override',
-           'diff', 'describe', 'merge_configs']
+           'diff', 'describe', 'merge_configs', 'resets']
 
 # %% ../nbs/02_config.ipynb #fd42ea08
 import math
@@ -22,7 +22,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
@@ -35,7 +35,7 @@ import yaml
 from fastcore.docments import docments
 from torch import Tensor
 
-from .core import ConfigError, check, checked, near_miss, shown, takes_arguments, write_atomic
+from .core import ConfigError, check, checked, is_path, near_miss, shown, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -192,7 +192,11 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
             "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
         "`metrics`": "metric", "`callbacks`": "cbs callback",
         "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
+        "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
         "`ema_decay`": "ema model_ema use_ema",
+        "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
+        "`sam_rho`": "sam rho use_sam",
+        "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
         "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
         "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
@@ -206,7 +210,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`test_ratio`": "test_pct test_split test_size test_fraction",
         "`size`": "img_size image_size imgsz input_size",
         "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
-            "item_tfms batch_tfms tfms transform augment augmentation aug_transforms",
+            "item_tfms batch_tfms tfms transform",
+        "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
         "`random_horizontal_flip`": "hflip flip",
         "not possible: each image has one class": "label_delim multi_label multilabel",
     }.items():
@@ -265,7 +270,7 @@ class _Builder:
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str): self.note(dotted, _no_text(key))
             elif key in hints: values[key] = self.value(hints[key], value, dotted)
-            elif rest and takes_arguments(tree.get(named_by)):
+            elif rest and _takes_arguments(cls, tree.get(named_by)):
                 values.setdefault(rest, {})[key] = self.value(Any, value, dotted)
             else: self.unknown(key, dotted, hints)
         if len(self.problems) > before: return None
@@ -406,9 +411,10 @@ _YAML_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "t
 # %% ../nbs/02_config.ipynb #becad1f2
 def arguments_of(
     name: str,              # the field of the same section that may hold an import path
+    takes: Callable[[Any], bool] = is_path,     # does what that field says take arguments? None but import paths do
 ) -> Mapping[str, Any]:
     "`metadata` of a field for the arguments of what is named: a dict, whose keys stand beside the section's own."
-    return types.MappingProxyType({"arguments_of": name})
+    return types.MappingProxyType({"arguments_of": name, "takes": takes})
 
 
 @cache
@@ -418,11 +424,22 @@ def _open_field(cls: type) -> tuple[str, str]:
     return next(((f.name, f.metadata["arguments_of"]) for f in every if "arguments_of" in f.metadata), ("", ""))
 
 
+def _takes_arguments(cls: type, name: Any) -> bool:
+    rest, _ = _open_field(cls)
+    return bool(rest) and cls.__dataclass_fields__[rest].metadata["takes"](name)
+
+
+def _forgotten(cls: Any, section: Mapping[str, Any], name: str) -> list[str]:
+    "The keys that are to be found anew where a key is said anew: see `resets`."
+    known = {f.name: f.metadata.get("resets", ()) for f in fields(cls)} if is_dataclass(cls) else {}
+    return [key for key in known.get(name, ()) if key in section]
+
+
 def _left_behind(cls: Any, section: Mapping[str, Any], name: Any) -> list[str]:
-    "The keys that are arguments of the import path in a section, where another name takes its place."
+    "The keys that are arguments of what a section names, where another name takes its place."
     rest, named_by = _open_field(cls)
     old = section.get(named_by)
-    if not takes_arguments(old) or name == old: return []
+    if name == old or not _takes_arguments(cls, old): return []
     return [key for key in section if key not in {f.name for f in fields(cls)} - {rest}]
 
 # %% ../nbs/02_config.ipynb #c3af65e2
@@ -590,7 +607,7 @@ def override(
     for dotted, value in values.items():
         branch, kind, last = _section(tree, type(config), dotted)
         gone = _left_behind(kind, branch, value) if last == _open_field(kind)[1] else ()
-        for key in gone: del branch[key]
+        for key in dict.fromkeys([*gone, *_forgotten(kind, branch, last)]): del branch[key]
     for dotted, value in values.items():
         branch, _, last = _section(tree, type(config), dotted)
         branch[last] = value
@@ -694,7 +711,8 @@ def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: M
     "Both, in a new dict; `places` follows: of a section, each place where it stands."
     result, named_by = dict(tree), _open_field(cls)[1]
     hints = get_type_hints(cls) if is_dataclass(cls) else {}
-    for key in _left_behind(cls, tree, part[named_by]) if named_by in part else ():
+    gone = _left_behind(cls, tree, part[named_by]) if named_by in part else []
+    for key in dict.fromkeys([*gone, *(key for name in part for key in _forgotten(cls, tree, name))]):
         del result[key]
         _forget(places, f"{path}{key}")
     for key, value in part.items():
@@ -713,3 +731,10 @@ def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: M
 def _forget(places: dict[str, str], dotted: str) -> None:
     "Where replaced keys stood."
     for key in [key for key in places if key == dotted or key.startswith(f"{dotted}.")]: del places[key]
+
+# %% ../nbs/02_config.ipynb #cfbc61c2
+def resets(
+    *names: str,            # fields of the same section
+) -> Mapping[str, Any]:
+    "`metadata` of a field that says what others are, unless they are said: said anew, it forgets what they were."
+    return types.MappingProxyType({"resets": names})

@@ -12,8 +12,8 @@ says which of them have changed."""
 
 # %% auto #0
 __all__ = ['OBJECTS', 'WORTH_KEEPING', 'OF_WEIGHTS', 'DataConfig', 'ImageData', 'find_table', 'load_table', 'data_from_table',
-           'data_from_config', 'sample_digits', 'sample_photos', 'named_dataset', 'NamedDataset', 'data_from_dataset',
-           'save_manifest', 'load_manifest', 'check_contents']
+           'data_from_config', 'sample_digits', 'sample_photos', 'sample_scenes', 'named_dataset', 'NamedDataset',
+           'data_from_dataset', 'save_manifest', 'load_manifest', 'check_contents']
 
 # %% ../nbs/19_data.ipynb #7d61e47e
 import copy
@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .audit import Audit, audit, check_leaks
+from .augmentation import Albumentation, is_albumentation, with_augmentation, written_down
 from .cache import PixelCache, open_cache
 from .checking import DataReport, check_table
 from .config import FREE, arguments_of, from_dict, override
@@ -47,16 +48,18 @@ from .datasets import cache_of, check_files, labels_in_words, read_targets, targ
 from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
+from .images import load_pixels
 from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
-from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file
-from .manifests import read_manifest, save_splits as write_splits, write_manifest
+from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file, read_manifest
+from .manifests import save_splits as write_splits, write_manifest
 from .multilabel import check_separator
 from .plots import image_grid, stretched
-from .samples import write_digits, write_photos
-from .seeding import preserve_rng
+from .samples import write_digits, write_photos, write_scenes
+from .seeding import preserve_rng, seeded
 from .settings import MAX_WORKERS, find_settings, get_logger
 from .splits import folds as fold_tables, split_table
+from .stages import SEEN, stage_grid, stages
 from .transforms import TransformsConfig, build_transform, denormalize
 
 if TYPE_CHECKING:
@@ -157,7 +160,7 @@ class ImageData:
         eval_transform: Callable[[Any], Tensor] | None = None,  # for predict; None: the datasets' own
         notes: Sequence[str] = (),          # what was done to the data, for the summary of its runs
         seen: Audit | None = None,          # what the files looked like; None: nobody looked
-        kind: TargetKind | str | None = None,   # of targets: 'one_class', 'multi_label'; None: the datasets', or the first
+        kind: TargetKind | str | None = None,   # of targets: 'multi_label', 'one_class'; None: as the datasets say
     ):
         self.kind = _kind_of(datasets) if kind is None else target_kind(kind)
         self.class_names = _checked_names(class_names)
@@ -192,12 +195,14 @@ class ImageData:
                  for path, target in zip(self.paths(split) or [""] * len(dataset), self.targets(split), strict=True)]
         return hashlib.blake2b("".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
-        names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
-        classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
-        parts = [sizes, classes, *_labels_in_words(self), *_unequal(self), *self.notes]
-        return f"ImageData({'; '.join(parts)})"
+# %% ../nbs/19_data.ipynb #812ed817
+@patch
+def __repr__(self: ImageData) -> str:
+    sizes = ", ".join(f"{n} {split}" for split, n in self.sizes.items())
+    names = ", ".join(self.class_names[:6]) + (", ..." if self.n_classes > 6 else "")
+    classes = f"{self.n_classes} class{'es' * (self.n_classes != 1)}: {names}"
+    parts = [sizes, classes, *_labels_in_words(self), *_unequal(self), *self.notes]
+    return f"ImageData({'; '.join(parts)})"
 
 
 def _labels_in_words(data: ImageData) -> list[str]:
@@ -224,7 +229,7 @@ def targets(
     self: ImageData,
     split: str,                 # 'train', 'val' or 'test'
 ) -> list[Any]:
-    "The class number of every image, or the numbers of its classes, as a tuple; a dataset of your own that does not list them is read once, with a bar."
+    "The class number of every image, or a tuple of them; a dataset of yours that lists none is read once, with a bar."
     dataset = self.dataset(split)
     if type(dataset) is ImageDataset: return list(dataset.targets)
     if split not in self._targets or self._targets[split][0] is not dataset:
@@ -448,6 +453,7 @@ def data_from_table(
     config, transforms = config or DataConfig(), transforms or TransformsConfig()
     mode = config.mode
     check(len(table.splits) > 0, "`table` must be divided", "no splits", "See splits.split_table.", DataError)
+    train_transform, eval_transform = _seeded_by_us(train_transform), _seeded_by_us(eval_transform, 0)
     own = {split: train_transform if split == "train" else eval_transform for split in table.splits}
     pipelines = {split: own[split] or _pipeline(transforms, split, mode) for split in table.splits}
     seen = audit(table, config.on_bad_image, remember=memory_file(table.root, "seen"))
@@ -458,6 +464,19 @@ def data_from_table(
     _keep_pixels(datasets, seen, config)
     return ImageData(datasets, seen.table.class_names, seen.table, config, transforms,
                      bool(train_transform or eval_transform), eval_transform, notes, seen)
+
+# %% ../nbs/19_data.ipynb #c6a05400
+def _seeded_by_us(transform: Any, seed: int | None = None) -> Any:
+    "A composition of Albumentations as a transform; it must end in floats, as every transform of one's own."
+    return _WholeAlbumentation(transform, seed) if is_albumentation(transform) else transform
+
+
+class _WholeAlbumentation(Albumentation):
+    def forward(self, image: Any) -> Tensor:
+        out = super().forward(image)
+        check(out.is_floating_point(), "A transform of Albumentations that does everything must end in floats, as "
+              "A.Normalize() makes them", out, "Or let size and normalization be done here, and give it as augment=...")
+        return out
 
 # %% ../nbs/19_data.ipynb #af1238e7
 WORTH_KEEPING = 128 * 128       # pixels
@@ -520,8 +539,8 @@ def _say_what_was_seen(seen: Audit) -> None:
         log.warning(f"The class {same.iloc[0]!r} ({len(same):,} images) may be missing labels that were made a text. "
                     "If it is no class, drop these rows.")
     if table.label_separator is not None and max(map(len, table.label_sets)) < 2:
-        log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A class: "
-                    f"{table.class_names[0]!r}.")
+        log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A "
+                    f"class: {table.class_names[0]!r}.")
     check_leaks(table)
 
 
@@ -556,13 +575,14 @@ def from_folder(
     size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the folder has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     **options: Any,                 # of DataConfig: val_ratio, test_ratio, mode, on_bad_image, num_workers
 ) -> ImageData:
     "Images in folders named after their classes."
     config = _config("from_folder", seed, options, data_dir=str(root))
-    look = _transforms(transforms, size, config.mode)
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_folder(_find_folder(root, find_settings().data))
     data = data_from_table(_divided(table, config, seed), config, look, train_transform, eval_transform)
     return _not_said(data, transforms, size)
@@ -576,13 +596,15 @@ def from_csv(
     size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the file has none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     **options: Any,                 # of DataConfig: label_column, label_separator, group_column, val_ratio, ...
 ) -> ImageData:
     "Images listed in a CSV file; relative paths start at its folder."
     config = _config("from_csv", seed, options, csv=str(file))
-    data = data_from_config(config, _transforms(transforms, size, config.mode), seed,
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
+    data = data_from_config(config, look, seed,
                             train_transform=train_transform, eval_transform=eval_transform)
     return _not_said(data, transforms, size)
 
@@ -596,6 +618,7 @@ def from_dataframe(
     seed: int = 42,                 # of the split, where the frame has none
     root: str | Path = ".",         # where relative paths start
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
     train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
     eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
     path_column: str = "path",      # holds the image's path
@@ -608,10 +631,11 @@ def from_dataframe(
 ) -> ImageData:
     "Images listed in a DataFrame."
     config = _config("from_dataframe", seed, options, data_dir=OBJECTS)
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root, label_separator,
                                       label_columns)
     data = data_from_table(_divided(table, config, seed, group_column), config,
-                           _transforms(transforms, size, config.mode), train_transform, eval_transform)
+                           look, train_transform, eval_transform)
     data.group_column = group_column
     return _not_said(data, transforms, size)
 
@@ -621,14 +645,15 @@ _WORDS = {
                                                    "validation_size",
     "test_ratio=0.2 takes a fifth for testing.": "test_pct test_split test_size",
     "Say how large with size=224, and what else with transforms={'train': {...}} or train_transform and "
-    "eval_transform of your own.": "item_tfms batch_tfms tfms transform augment augmentation after_item after_batch",
+    "eval_transform of your own.": "item_tfms batch_tfms tfms transform after_item after_batch",
+    "augment='standard' varies the images of training.": "augmentation augmentations aug_transforms data_augmentation",
     "size=224 is the side in pixels; size=(height, width) need not be square.": "image_size img_size input_size "
                                                                                 "target_size resize shape img_sz",
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",
     "Training is said to the learner: Learner(data, ...).": "lr epochs n_epochs num_epochs optimizer loss metrics "
                                                             "callbacks network model architecture shuffle device",
-    "Several labels an image are said of a table: ImageData.from_csv(file, label_separator=' '), or label_columns=['cat', "
-    "'dog'] for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
+    "Several labels an image are said of a table: from_csv(file, label_separator=' '), or label_columns=['cat', 'dog'] "
+    "for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
     "label_column='label' names the column of classes.": "label_col y_col label",
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",
@@ -668,9 +693,10 @@ def _transforms(
     given: TransformsConfig | Mapping[str, Any] | None,
     size: int | Sequence[int] | None,
     mode: str = "RGB",
+    augment: Any = None,
 ) -> TransformsConfig:
     "What is done to images; `size` and the number of channels where it was not said."
-    side = _side(224 if size is None else size)
+    given, side = _augmented(given, augment), _side(224 if size is None else size)
     if isinstance(given, TransformsConfig):
         other = size not in (None, 224) and any(getattr(given, phase).resize != tuple(side) for phase in SPLITS)
         check(not other, "`size` must be what `transforms` says, or be left away", size,
@@ -706,6 +732,26 @@ def _not_said(data: ImageData, given: TransformsConfig | Mapping[str, Any] | Non
     data.unsaid = frozenset({*OF_WEIGHTS} - said)
     return data
 
+# %% ../nbs/19_data.ipynb #8d7325f9
+def _augmented(given: TransformsConfig | Mapping[str, Any] | None, augment: Any) -> Any:
+    "The transforms with what the keyword says; a composition of Albumentations is all that is done."
+    if augment is None: return given
+    check(not isinstance(given, TransformsConfig), "`augment` is a part of `transforms`, which are given", augment,
+          "Say it there: TransformConfig(augment='light').")
+    if isinstance(augment, str): with_augmentation({"augment": augment})        # or a near miss
+    said = {"augment": augment} if isinstance(augment, str) else {"augment": "none", "extra": [written_down(augment)]}
+    train = (given or {}).get("train") or {}
+    twice = [key for key in said if key in train]
+    check(not twice, "A setting must be given once", twice, "`augment` stands in `transforms`, too.")
+    return {**(given or {}), "train": {**said, **train}}
+
+
+def _alone(augment: Any, train_transform: Any) -> Any:
+    "A transform of one's own is everything that is done to a training image."
+    check(augment is None or train_transform is None, "`augment` has no effect beside a `train_transform`", augment,
+          "Augment there, or leave it away.")
+    return augment
+
 # %% ../nbs/19_data.ipynb #8ae105c6
 @checked
 def sample_digits(
@@ -725,6 +771,18 @@ def sample_photos(
 ) -> ImageData:
     "Tiles of two photographs, two classes: quick to try things on, too easy to prove anything."
     return ImageData.from_folder(write_photos(find_settings().data/"photos"), size, **options)
+
+# %% ../nbs/19_data.ipynb #2f8a0d5f
+@checked
+def sample_scenes(
+    size: int = 48,             # side of the square the network sees, pixels
+    several: bool = False,      # all that is on a tile? False: what fills most of it
+    **options: Any,             # of `ImageData.from_csv`
+) -> ImageData:
+    "The same tiles with what is on them, seven labels by eye; tiles that lie side by side stay in one split."
+    labels = {"label_column": "labels", "label_separator": " "} if several else {"label_column": "main"}
+    table = write_scenes(find_settings().data/"scenes")/"labels.csv"
+    return ImageData.from_csv(table, size, **{"group_column": "block", **labels, **options})
 
 # %% ../nbs/19_data.ipynb #91236698
 def named_dataset(
@@ -824,6 +882,35 @@ def show_batch(
         batches = Batches(self.dataset(split), n, seed, shuffle=split == "train", name=split)
         images, targets = next(batches.epoch(epoch))
     return image_grid(self.colours(images[:n], split), [self.kind.words(t, self.class_names) for t in targets[:n]])
+
+# %% ../nbs/19_data.ipynb #5c6cff2a
+@patch
+@checked
+def show_augmentations(
+    self: ImageData,
+    i: int = 0,                 # which image of `train`
+    n: int = 8,                 # epochs, 1 to 100
+    seed: int = 42,             # the run's
+    epoch: int = 0,             # the first one
+    size: float = 1.1,          # width of a picture, inches
+) -> "Figure":                  # shows itself
+    "An image as epochs of training see it, a row for each step of the pipeline."
+    dataset, epochs = self.dataset("train"), range(epoch, epoch + n)
+    check(0 <= i < len(dataset), f"`i` must be in 0..{len(dataset) - 1}, the images of train", i)
+    check(1 <= n <= 100, "`n` must be in 1..100", n)
+    check(epoch >= 0 and seed >= 0, "`epoch` and `seed` must be >= 0", (epoch, seed))
+    draws = []
+    for e in epochs:
+        with seeded(seed, "train", e, i): draws.append(_stages(self, dataset, i))
+    return stage_grid(draws, [f"epoch {e}" for e in epochs], size)
+
+
+def _stages(data: ImageData, dataset: Dataset, i: int) -> list[tuple[str, Any]]:
+    "Each step where the pipeline is known, else what comes out of the dataset."
+    transform = dataset.transform if isinstance(dataset, ImageDataset) else None
+    if transform is not None: return stages(transform, load_pixels(dataset.paths[i], dataset.mode)
+                                            if isinstance(transform, InParts) else dataset.with_transform(None)[i][0])
+    return [(SEEN, data.colours(dataset[i][0][None], "train")[0])]
 
 # %% ../nbs/19_data.ipynb #4bb542b6
 @patch
@@ -957,3 +1044,25 @@ def check_contents(
 ) -> None:                      # raises `DataError` where an image has another content
     "Hold data against a manifest. Other images, classes or splits are not looked for: that is the fingerprint's."
     if data.table is not None and os.path.isfile(path): check_copy(data.table, path)
+
+# %% ../nbs/19_data.ipynb #7c1bc78c
+@patch
+@checked
+def at_size(
+    self: ImageData,
+    size: tuple[int, int],      # of training images: height, width in pixels
+) -> ImageData:                 # shares everything else with this one
+    "The same data, with training images of another size."
+    dataset, transforms = self.dataset("train"), self.transforms
+    ours = (self.table is not None or self.config.dataset) and not self.own_transforms
+    check(bool(ours) and transforms.train.resize is not None, "Training images get another size where the data's "
+          "config gives them one", "images as large as they are" if ours else "transforms or datasets of yours",
+          "Leave out `size_schedule`; or use ImageData.from_folder(..., size=224).")
+    if transforms.train.resize == tuple(size): return self
+    other = copy.copy(self)
+    other.transforms = replace(transforms, train=replace(transforms.train, resize=tuple(size)))
+    seen = dataset.with_transform(_pipeline(other.transforms, "train", self.config.mode))
+    other.datasets, other._targets = {**self.datasets, "train": seen}, dict(self._targets)
+    if self.cache is not None and seen.transform.fixed_in_words != dataset.transform.fixed_in_words:
+        _keep_pixels({"train": seen}, self.seen, self.config)
+    return other

@@ -48,7 +48,7 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from .core import DataError, Images, Labels, RawImage, check, checked, listed, near_miss, shown
+from .core import DataError, Images, RawImage, check, checked, listed, near_miss, shown
 from .folders import SPLITS, SPLIT_NAMES, check_utf8, scan
 from .images import EXTENSIONS, load_image, load_pixels, natural
 from .multilabel import DEFAULT_SEPARATOR, are_lists, check_separator, labels_in_cell, labels_in_columns
@@ -93,6 +93,14 @@ class ImageTable:
         if self.label_separator is None: return sorted(texts, key=natural)
         return sorted({name for text in texts for name in split_labels(text, self.label_separator)}, key=natural)
 
+    @cached_property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        "The labels of every image, '2' before '10'; (): none of the classes."
+        texts, separator = self.frame["label"], self.label_separator
+        if separator is None: return [(text,) for text in texts]
+        known = {text: split_labels(text, separator) for text in texts.unique()}
+        return [known[text] for text in texts]
+
     @checked
     def rows(
         self,
@@ -111,15 +119,6 @@ class ImageTable:
     ) -> list[str]:                 # ready to open
         "The files of a split, in the table's order."
         return [os.path.join(self.root, path) for path in self.rows(split)["path"]]
-
-# %% ../nbs/11_datasets.ipynb #81a4aa8b
-@patch(as_prop=True)
-def label_sets(self: ImageTable) -> list[tuple[str, ...]]:      # in the table's order; (): none of the classes
-    "The labels of every image, '2' before '10'; one, where the table has no `label_separator`."
-    texts = self.frame["label"]
-    if self.label_separator is None: return [(text,) for text in texts]
-    known = {text: split_labels(text, self.label_separator) for text in texts.unique()}
-    return [known[text] for text in texts]
 
 # %% ../nbs/11_datasets.ipynb #fe2c60f1
 @patch
@@ -220,7 +219,7 @@ def _check_classes(table: ImageTable) -> None:
     "Each class can be learned, and is told apart by more than an invisible character."
     frame, class_names = table.each_label(), table.class_names
     if table.splits and "train" not in table.splits or not class_names:
-        what = "no image in the split 'train'" if "train" not in (table.splits or ["train"]) else "no label in train"
+        what = "no label in train" if "train" in (table.splits or ["train"]) else "no image in the split 'train'"
         raise DataError(f"There is {what}: nothing to learn from.")
     unseen = frame[~frame["label"].isin(class_names)]
     if len(unseen):
@@ -291,7 +290,7 @@ def labels_in_words(
     "How many labels images have."
     n = sum(map(len, sets)) / max(1, len(sets))
     without = sum(not labels for labels in sets)
-    return f"{n:.1f} label{'s' * (f'{n:.1f}' != '1.0')} an image on average" + (f", {without:,} without" * (without > 0))
+    return f"{n:.1f} label{'s' * (f'{n:.1f}' != '1.0')} an image on average" + f", {without:,} without" * (without > 0)
 
 # %% ../nbs/11_datasets.ipynb #0d2ee0cd
 @patch(cls_method=True)
@@ -439,9 +438,10 @@ def _check_no_label_column(frame: "pd.DataFrame", path: str, label: str, split: 
     both = label != "label" or (label in getattr(frame, "columns", ()) and label not in columns)
     check(not both, "Labels come from a column or from `label_columns`: say one", label, "A column 'label' that is not "
           "meant: frame.drop(columns='label').", DataError)
+    check(len(columns) > 0, "`label_columns` must list the classes' columns", columns, error=DataError)
     shared = {path, split} & {*columns}
     check(not shared, "Path, split and `label_columns` must be columns of their own", [*shared], error=DataError)
-    _check_columns(frame, path, columns[0] if len(columns) else label, split)
+    _check_columns(frame, path, columns[0], split)
 
 # %% ../nbs/11_datasets.ipynb #296286a5
 @checked
@@ -538,7 +538,7 @@ def _in_a_tensor(targets: Sequence[int], n_classes: int) -> Tensor: return torch
 @dataclass(frozen=True)
 class TargetKind:
     "What the target of an image is: how it is checked, counted, said and judged."
-    read: Callable[[Any, str, int], Any]            # what a dataset gives, where it stands, n_classes -> a batch's target
+    read: Callable[[Any, str, int], Any]            # of a dataset, where it stands, n_classes -> a batch's target
     counts: Callable[[Sequence[Any], int], Tensor]  # all targets as listed, n_classes -> images of each class
     words: Callable[[Tensor, Sequence[str]], str]   # a batch's target, class names -> for a person
     metrics: tuple[str | Callable, ...] = ("accuracy",)     # measured beside the loss
@@ -714,17 +714,6 @@ class ImageDataset(Dataset):
         other.transform = transform
         return other
 
-    @checked
-    def with_images(
-        self,
-        paths: Sequence[str | Path],        # image files
-        targets: Sequence[Any],             # as they are given for a new one
-    ) -> "ImageDataset":                    # of the same class as this one, with all that it has
-        "Other images, seen in the same way."
-        plain, other = ImageDataset(paths, targets, self.class_names, kind=self.kind), copy(self)
-        other.paths, other.targets = plain.paths, plain.targets
-        return other
-
     def __repr__(self) -> str:
         return f"ImageDataset: {len(self):,} images of {len(self.class_names):,} classes, {self.mode}"
 
@@ -736,6 +725,19 @@ def _naming(path: str, size: Sequence[int]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"While transforming {path!r} ({size[0]}x{size[1]} px).")
         raise
+
+# %% ../nbs/11_datasets.ipynb #acb0382e
+@patch
+@checked
+def with_images(
+    self: ImageDataset,
+    paths: Sequence[str | Path],        # image files
+    targets: Sequence[Any],             # as they are given for a new one
+) -> "ImageDataset":                    # of the same class as this one, with all that it has
+    "Other images, seen in the same way."
+    plain, other = ImageDataset(paths, targets, self.class_names, kind=self.kind), copy(self)
+    other.paths, other.targets = plain.paths, plain.targets
+    return other
 
 # %% ../nbs/11_datasets.ipynb #9f844708
 @patch
@@ -803,7 +805,7 @@ class OwnDataset(Dataset):
 
 # %% ../nbs/11_datasets.ipynb #02eedf76
 def as_dataset(
-    dataset: Any,           # ours, anything with len() and [i], or arrays: (n x channel x height x width, n or n x n_classes)
+    dataset: Any,           # ours, anything with len() and [i], or arrays: (images, n targets or n x n_classes)
     name: str,              # of its split, for messages
     n_classes: int,         # how many there are
     kind: TargetKind = ONE_CLASS,   # of the targets
@@ -822,7 +824,7 @@ def as_dataset(
     check(len(dataset) > 0, f"The split {name!r} must hold an image", len(dataset), error=DataError)
     if isinstance(dataset, OwnDataset | ImageDataset):
         check(dataset.kind.several == kind.several, f"All splits must have targets of one kind: {name!r} has others",
-              f"several labels: {dataset.kind.several}", "Give kind='multi_label' to all of them, or to none.", DataError)
+              f"several labels: {dataset.kind.several}", "Give kind='multi_label' to all or to none.", DataError)
     if isinstance(dataset, OwnDataset): return dataset
     if not isinstance(dataset, ImageDataset): return OwnDataset(dataset, name, n_classes, kind)
     for target in {*dataset.targets}: kind.number(target, f"An image of {name!r}", n_classes)
@@ -943,11 +945,12 @@ class _OfTensors:
     def __call__(self, indices: Sequence[int], begin: Callable[[int], None]) -> tuple[Images, Tensor]:
         rows = torch.tensor(indices)
         if self.rows is not None: rows = self.rows[rows]
-        try: labels = self.labels[rows]
+        try: raw = self.labels[rows]
         except IndexError as error: raise DataError(f"{self.name!r} has no such image: {error}.") from error
-        labels = labels.float() if self.kind.several else labels.flatten().long()
+        labels = raw.float() if self.kind.several else raw.flatten().long()
         if not self._fit(labels):
-            for i, label in zip(indices, labels, strict=True): self.kind.read(label, f"{self.name}[{i}]", self.n_classes)
+            for i, label in zip(indices, raw, strict=True):
+                self.kind.read(label, f"{self.name}[{i}]", self.n_classes)
         return self.images[rows].contiguous(), labels        # as if stacked, whatever they lie like
 
     def _fit(self, labels: Tensor) -> bool:

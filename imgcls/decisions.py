@@ -341,8 +341,8 @@ class LabelThresholds:
         good = all(0 <= value <= 1 for value in (*self.thresholds, *(v for v in self.reached if v is not None)))
         check(good and n > 0, "`thresholds` and `reached` of label thresholds must be in [0, 1]", self.thresholds,
               error=DataError)
-        check(self.by in ("f1", "precision", "recall"), "`by` of label thresholds must be 'f1', 'precision' or 'recall'",
-              self.by, error=DataError)
+        check(self.by in ("f1", "precision", "recall"), "`by` of label thresholds must be 'f1', 'precision' or "
+              "'recall'", self.by, error=DataError)
         _check_count("label thresholds", self.n)
         check(all(0 <= k <= self.n for k in self.support), f"`support` of label thresholds must be from 0 to {self.n}",
               self.support, error=DataError)

@@ -35,7 +35,7 @@ from .decisions import Decisions, Gain, paired_gain
 from .evaluation import Evaluation
 from .inference import load_predictor
 from .plots import image_grid
-from .predictions import Origin, Predictions
+from .predictions import Origin
 from .predictor import Predictor
 from .runs import Run
 from .seeding import preserve_rng, seed_all
@@ -61,7 +61,7 @@ def with_views(
         size, said = _larger(predictor, name)
         transform, colours = transform_of(said, _mode(predictor)), colours_of(said)
         if view.whole: _check_takes(predictor, sizes_for(name, size))
-    network = Viewed(predictor.network, name, size, _temperature(predictor))
+    network = Viewed(predictor.network, name, size, _temperature(predictor), predictor.multi_label)
     if about is not None:
         about = {**_common(predictor, said), "kind": "views", "views": name, "size": size and list(size),
                  "architecture": f"{about.get('architecture')}, views: {name}", "of": _described(predictor)}
@@ -86,7 +86,7 @@ def _larger(predictor: Predictor, name: str) -> tuple[tuple[int, int], dict[str,
 # %% ../nbs/60b_ensembles.ipynb #bf4ad558
 def _settings(predictor: Predictor) -> dict[str, Any]:
     "How it computes."
-    names = ("n_outputs", "batch_size", "seed", "deterministic", "loader")
+    names = ("n_outputs", "batch_size", "seed", "deterministic", "loader", "multi_label")
     return {name: getattr(predictor, name) for name in names}
 
 
@@ -156,9 +156,15 @@ def show_views(
           DataError)
     plain, (tensor, shown) = parts_of(predictor)[0], predictor.prepare(image)
     looks, pictures = network.looks(tensor[None]), network.looks(shown[None])
-    said = [Predictions.from_logits(plain.logits(look)/network.temperature, plain.output_names)[0] for look in looks]
-    return image_grid([picture[0] for picture in pictures], [f"{one.label} {one.confidence:.2f}" for one in said],
+    said = [plain.answers(plain.logits(look))[0] for look in looks]
+    return image_grid([picture[0] for picture in pictures], [_in_words(one) for one in said],
                       n_columns=min(5, len(looks)))
+
+
+def _in_words(one: Any) -> str:
+    "The class with its probability, or the labels."
+    if hasattr(one, "label"): return f"{one.label} {one.confidence:.2f}"
+    return ", ".join(f"{name} {one.top(len(one.class_names))[name]:.2f}" for name in one.labels) or "no label"
 
 # %% ../nbs/60b_ensembles.ipynb #58077401
 class Ensemble(Predictor):
@@ -176,7 +182,8 @@ class Ensemble(Predictor):
         _warn_of_twice(self.parts)
         first, orders = self.parts[0], [_order(self.parts[0], one) for one in self.parts]
         transform, colours, said, places = _one_input(self.parts)
-        network = Together(_own_networks(self.parts), [_temperature(one) for one in self.parts], orders, places)
+        network = Together(_own_networks(self.parts), [_temperature(one) for one in self.parts], orders, places,
+                           first.multi_label)
         about = None
         if all(one.about is not None for one in self.parts):
             kinds = ", ".join(str(one.about.get("architecture")) for one in self.parts)
@@ -224,6 +231,8 @@ def _check_fits(first: Predictor, other: Predictor, i: int) -> None:
     if first.about and other.about:
         check(_mode(first) == _mode(other), "All members must see images in the same colours",
               f"member {i} in {_mode(other)}, member 1 in {_mode(first)}", error=DataError)
+    check(first.multi_label == other.multi_label, "All members must give one class an image, or all several labels",
+          f"member {i}: {'several labels' if other.multi_label else 'one class'}", error=DataError)
     check(first.runtime.precision == other.runtime.precision, "All members must compute in the same precision",
           f"member {i} in {other.runtime.precision}, member 1 in {first.runtime.precision}",
           "load_predictor(..., precision='float32') takes any run.")

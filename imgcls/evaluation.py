@@ -352,6 +352,8 @@ def _answered(path: str | Path, columns: dict[str, tuple[str, ...]]) -> dict[str
 
 def _answers(columns: dict[str, tuple[str, ...]]) -> Predictions:
     names = [name.removeprefix("prob_") for name in columns if name.startswith("prob_")]
+    if "confidence" not in columns and "predicted" in columns and columns["predicted"][0].startswith("["):
+        raise ValueError("an image may have several labels there; imgcls.multilabel_evaluation.read_labels reads them")
     probabilities = np.array([columns[f"prob_{name}"] for name in names], float).T
     paths = [unguarded(text) for text in columns["path"]] if "path" in columns else None
     if "true" not in columns: found = Predictions(probabilities, names, paths)

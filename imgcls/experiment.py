@@ -14,12 +14,14 @@ __all__ = ['presets', 'ALIASES', 'Layer', 'TrainingConfig', 'ExperimentConfig', 
 
 # %% ../nbs/50_experiment.ipynb #f6273aa7
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from .augmentation import AUGMENTATIONS
 from .balance import check_balance
 from .callbacks import callback_builder
 from .config import FREE, describe, diff, from_dict, load_config, merge_configs, override, parse_yaml
@@ -34,7 +36,7 @@ from .networks import ModelConfig, networks
 from .optimizers import OptimizerConfig, SchedulerConfig, optimizers, schedulers
 from .runtime import Compile
 from .tracking import gradient_steps
-from .transforms import PHASES, TransformsConfig, transforms
+from .transforms import MAX_SIDE, PHASES, TransformsConfig, transforms
 
 # %% ../nbs/50_experiment.ipynb #c7fb2dff
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class TrainingConfig:
     num_epochs: int = 25                # epochs planned, > 0
     batch_size: int = 32                # images a batch, > 0
     accumulate: int = 1                 # batches whose gradients make one step, > 0
+    size_schedule: tuple[tuple[int, ...], ...] = ()     # in training: [[0, 96], [10, 224]], from which epoch which size
     device: str = field(default="auto", metadata=FREE)      # auto (as settings.ini says), cpu, cuda, cuda:1, mps
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
@@ -52,8 +55,14 @@ class TrainingConfig:
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
     frozen_epochs: int = 0              # the first so many train the head alone, then the rest too; 0: none
     ema_decay: float | None = None      # moving average of the weights, 0.99 say; None: none
+    ema_warmup: bool = False            # let that average look back less far at first, as timm does?
+    swa_epochs: int | None = None       # average the weights at the ends of the last so many epochs; None: not
+    swa_lr: float | None = None         # constant learning rate in these epochs; None: the schedule goes on
+    sam_rho: float | None = None        # SAM: take each gradient so far uphill, 0.05 say, at twice the time; None: not
     mixup_alpha: float = 0.0            # blend pairs of images, 0.2 say; 0: no mixup
     cutmix_alpha: float = 0.0           # paste parts of images, 1.0 say; 0: no cutmix
+    mix_epochs: int | None = None       # epochs with mixup or cutmix, from the first one on; null: all
+    mix_probability: float = 1.0        # that mixup or cutmix blends a batch, in (0, 1]
     balance: Literal["loss", "sampler", "logits"] | None = None     # how rare classes get their share; None: not at all
     balance_beta: float | None = None   # balance loss only: 0: not at all, near 1: one over the count; None: 0.999
     balance_tau: float | None = None    # balance logits only: share of the frequent classes' advantage, > 0; None: 1
@@ -74,15 +83,62 @@ class TrainingConfig:
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
         for name in ("mixup_alpha", "cutmix_alpha"):
             check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
+        mixes = self.mixup_alpha > 0 or self.cutmix_alpha > 0
+        for name, fine in (("mix_epochs", self.mix_epochs is None), ("mix_probability", self.mix_probability == 1)):
+            check(mixes or fine, f"`{name}` needs `mixup_alpha` or `cutmix_alpha`", getattr(self, name))
+        check(self.mix_epochs is None or self.mix_epochs > 0, "`mix_epochs` must be > 0 or null", self.mix_epochs)
+        check(0 < self.mix_probability <= 1, "`mix_probability` must be in (0, 1]", self.mix_probability)
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
+        _check_tools(self)
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
               self.accumulate, "Try compile='default'.")    # pytorch/pytorch issue 169545
         check_balance(self.balance, self.balance_beta, self.balance_tau)
+        _check_sizes(self.size_schedule)
         for name in self.metrics: check_metric(name)        # an unknown name is refused here
         for entry in self.callbacks: callback_builder(entry)
         check(len({*self.trackers}) == len(self.trackers), "`trackers` must name each tracker once", self.trackers)
+
+    @property
+    def sizes(self) -> list[tuple[int, tuple[int, int]]]:
+        "From which epoch training images have which height and width; empty: one size."
+        return [(epoch, (side[0], side[-1])) for epoch, *side in self.size_schedule]
+
+# %% ../nbs/50_experiment.ipynb #d0f6e4c4
+def _check_sizes(schedule: Sequence[Sequence[int]]) -> None:
+    "Rows of an epoch and a size, side or height and width."
+    if not schedule: return
+    ok = all(len(row) in (2, 3) and row[0] >= 0 and all(0 < side <= MAX_SIDE for side in row[1:]) for row in schedule)
+    check(ok, f"`size_schedule` must be rows of an epoch and a size in 1..{MAX_SIDE:,} pixels", schedule,
+          "Try [[0, 96], [10, 160], [20, 224]].")
+    epochs = [row[0] for row in schedule]
+    check(epochs[0] == 0, "`size_schedule` must begin with epoch 0", schedule)
+    check(epochs == sorted({*epochs}), "The epochs of `size_schedule` must rise", schedule)
+    check(len(schedule) > 1, "`size_schedule` needs two sizes or more", schedule, "For one size: size=224.")
+
+# %% ../nbs/50_experiment.ipynb #50823ffd
+def _check_tools(chosen: TrainingConfig) -> None:
+    "Averages of the weights, and SAM."
+    for name in ("swa_epochs", "swa_lr", "sam_rho"):
+        value = getattr(chosen, name)
+        check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)
+    check(chosen.sam_rho is None or chosen.precision != "float16", "`sam_rho` needs float32 or bfloat16",
+          chosen.precision)
+    check(chosen.sam_rho is None or chosen.compile in (None, "default"), "`sam_rho` needs `compile` default or null",
+          chosen.compile)
+    _check_averages(chosen)
+
+
+def _check_averages(chosen: TrainingConfig) -> None:
+    "One of them answers, so there is one; and SWA counts from the end of the plan, which must be reached."
+    check(chosen.ema_decay is not None or not chosen.ema_warmup, "`ema_warmup` needs `ema_decay`", chosen.ema_decay)
+    check(chosen.swa_epochs is not None or chosen.swa_lr is None, "`swa_lr` needs `swa_epochs`", chosen.swa_epochs)
+    if chosen.swa_epochs is None: return
+    check(chosen.ema_decay is None, "`swa_epochs` and `ema_decay` both say which weights answer", chosen.ema_decay,
+          "Choose one of them.")
+    check(chosen.early_stopping is None, "`swa_epochs` averages the last epochs of the plan, before which "
+          "`early_stopping` may end it", chosen.early_stopping, "Leave one of them out.")
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +164,9 @@ class ExperimentConfig:
         check(weights is None or not (chosen == "loss" or (chosen and weights == "balanced")),
               f"`balance` {chosen} and `class_weights` would make up for the same thing twice", weights,
               "Leave one of them out.")
+        check(not self.model.gradient_checkpointing or self.training.compile is None,
+              "`gradient_checkpointing` needs `compile` null: the compiler decides itself what is computed again",
+              self.training.compile)
         check(not self.deterministic or self.training.compile != "max-autotune",
               "`deterministic` needs another `compile`: kernels are chosen by the clock", self.training.compile,
               "Try compile='default'.")
@@ -183,6 +242,7 @@ presets = Registry("preset", {"digits": digits, "photos": photos})
 # %% ../nbs/50_experiment.ipynb #14e095e6
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "size": tuple(f"transforms.{phase}.resize" for phase in ("train", "val", "test")),
+    "augment": ("transforms.train.augment",),
     "epochs": ("training.num_epochs",),
     "learning_rate": ("optimizer.lr",),
     "wd": ("optimizer.weight_decay",),
@@ -208,7 +268,11 @@ def load_experiment(
 
 
 def _in_short(changed: dict[str, Any]) -> dict[str, Any]:
-    "Three equal sizes are one."
+    "Three equal sizes are one; a preset of augmentation stands for the values that it says."
+    preset = AUGMENTATIONS.get(changed.get("transforms.train.augment"), {})
+    said = {f"transforms.train.{key}": value for key, value in preset.items()}
+    changed = {key: value for key, value in changed.items() if key not in said or value != said[key]}
+    changed = {"augment" if key == "transforms.train.augment" else key: value for key, value in changed.items()}
     sizes = {changed.get(key) for key in ALIASES["size"]}
     if len(sizes) > 1 or sizes == {None}: return changed
     height, width = sizes.pop()

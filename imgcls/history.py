@@ -270,7 +270,7 @@ def is_accuracy(
     metric: str,            # a name with or without its phase: 'val_accuracy', 'top5_accuracy'
 ) -> bool:                  # a balanced accuracy is none: it is a mean over classes
     "Is it a share of images, so that Wilson's interval holds?"
-    return re.fullmatch(r"(train_|val_|test_)?(top\d+_)?accuracy", metric) is not None
+    return re.fullmatch(r"(train_|val_|test_)?((top\d+_)?accuracy|exact_match)", metric) is not None
 
 # %% ../nbs/30_history.ipynb #1dd43772
 class Event(StrEnum):

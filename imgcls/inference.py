@@ -19,7 +19,7 @@ __all__ = ['load_predictor', 'without_places', 'save_predictor', 'labelled']
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from .config import from_dict
 from .core import CheckpointError, ConfigError, DataError, ImgclsError, changed_sources, check, checked
 from .core import fits, in_words, listed, name_and_arguments, write_atomic
 from .data import DataConfig, ImageData, data_from_config, load_manifest
-from .datasets import ImageDataset, ImageTable
+from .datasets import MULTI_LABEL, ONE_CLASS, ImageDataset, ImageTable
 from .history import History
 from .images import MODES
 from .loaders import Batches
@@ -178,6 +178,7 @@ def _about(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
             "in_channels": _channels_in(run, state), "model": None if "network" in own else config["model"],
             "mode": config["data"]["mode"], "preprocessing": own.get("data", config["transforms"]["test"]),
             "epoch": state["epoch"], "run": str(run.folder),
+            **({"multi_label": True} if state.get("multi_label") else {}),
             **({"own_code": code} if (code := state.get("environment", {}).get("own_code")) else {})}
 
 
@@ -255,7 +256,7 @@ _KINDS = {"class_names": list[str], "n_outputs": int | None, "in_channels": int 
           "epoch": int | None, "batch_size": int, "seed": int, "deterministic": bool,
           "precision": Precision, "channels_last": bool, "architecture": str | None,
           "weights_sha256": str | None, "own_code": Mapping[str, Any], "of": Mapping[str, Any],
-          "members": list[Mapping[str, Any]]}
+          "members": list[Mapping[str, Any]], "multi_label": bool}
 _NEEDED = ("class_names", "model", "preprocessing")
 _LEAST = {"n_outputs": 1, "in_channels": 1, "epoch": 0, "batch_size": 1}
 
@@ -301,7 +302,7 @@ def _assembled(saved: Mapping[str, Any], network: nn.Module | None, transform: C
     return Predictor(_network_of(about, saved["weights"], network), transform, names, runtime, saved["origin"],
                      n_outputs=about.get("n_outputs"), batch_size=batch_size, seed=seed, loader=loader,
                      deterministic=saved["deterministic"], about={"mode": "RGB", **about}, decisions=saved["decisions"],
-                     data=saved["data"], colours=colours_of(preprocessing))
+                     data=saved["data"], colours=colours_of(preprocessing), multi_label=about.get("multi_label", False))
 
 
 def _network_of(about: Mapping[str, Any], weights: Mapping[str, Tensor], network: nn.Module | None) -> nn.Module:
@@ -434,32 +435,41 @@ def _save_in_run(predictor: Predictor, said: Mapping[str, Any]) -> Path:
 @checked
 def labelled(
     predictor: Predictor,
-    images: ImageData | str | Path,     # or a folder of class folders
+    images: ImageData | str | Path,     # or a folder of class folders, where an image has one class
     split: str | None = None,           # 'train', 'val' or 'test'; None: test if there is one, else val, else all
 ) -> tuple[Dataset, str | None]:        # as the predictor sees them, class numbers in its order; which split
     "Images to judge a predictor by."
     if not isinstance(images, ImageData):
+        check(not predictor.multi_label, "A folder of class folders says one class an image, and this predictor gives "
+              "several labels", str(images), "Try ImageData.from_csv(file, label_separator=' ').", DataError)
         table = ImageTable.from_folder(images)
         if split is None and table.splits: split = next(s for s in ("test", "val", "train") if s in table.splits)
         rows = table.rows(split)
         paths, labels = table.paths(split), rows["label"].tolist()
         return _numbered(predictor, paths, labels), split
+    kinds = {False: "one class an image", True: "several labels an image"}
+    check(images.kind.several == predictor.multi_label, f"The images must be for {kinds[predictor.multi_label]}, as "
+          "the predictor is", kinds[images.kind.several], error=DataError)
     split = split or next((s for s in ("test", "val") if s in images.datasets), None)
     check(split is not None, "There must be a test or val split", list(images.datasets), error=DataError)
     dataset = images.dataset(split)
     if isinstance(dataset, ImageDataset):
-        return _numbered(predictor, dataset.paths, [dataset.class_names[i] for i in dataset.targets]), split
+        names, several = dataset.class_names, images.kind.several
+        labels = [[names[i] for i in target] if several else names[target] for target in dataset.targets]
+        return _numbered(predictor, dataset.paths, labels), split
     if images.class_names != predictor.class_names:
         raise DataError(f"The classes must be the predictor's, in its order. Got {listed(images.class_names)}. It has "
                         f"{listed(predictor.class_names)}.")
     return dataset, split
 
 
-def _numbered(predictor: Predictor, paths: list[str], labels: list[str]) -> ImageDataset:
+def _numbered(predictor: Predictor, paths: list[str], labels: Sequence[str | list[str]]) -> ImageDataset:
     "The class numbers of the predictor."
-    known = {name: i for i, name in enumerate(predictor.class_names)}
-    strange = sorted(set(labels) - set(known))
+    several, known = predictor.multi_label, {name: i for i, name in enumerate(predictor.class_names)}
+    strange = sorted({name for label in labels for name in (label if several else [label])} - set(known))
     if strange: raise DataError(f"Every class must be one of the predictor's. Got {listed(strange)}. It knows "
                                 f"{listed(predictor.class_names)}.")
+    targets = [[known[name] for name in label] if several else known[label] for label in labels]
     mode = (predictor.about or {}).get("mode", "RGB")
-    return ImageDataset(paths, [known[label] for label in labels], predictor.class_names, predictor._transform(), mode)
+    return ImageDataset(paths, targets, predictor.class_names, predictor._transform(), mode,
+                        MULTI_LABEL if several else ONE_CLASS)

@@ -14,6 +14,7 @@ interrupt or an error the learner can go on."""
 __all__ = ['Learner']
 
 # %% ../nbs/55_learner.ipynb #b57ea2d0
+import gc
 import math
 import numbers
 import os
@@ -31,9 +32,11 @@ from torch.utils.data import Dataset
 
 from . import training
 from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle, sort_out
-from .assembly import unsaid_transforms, weights_of_run
-from .callbacks import FollowNetwork, lr_factor, what_is_trained
+from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle
+from .assembly import sort_out, tools_in_words, unsaid_transforms, weights_of_run
+from .batch_size import BatchSize, find_batch_size as largest_batch
+from .blocks import has_gradient_checkpointing
+from .callbacks import FollowNetwork, lr_factor, sizes_in_words, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import find_keys, override, to_dict
 from .control import ControlFile
@@ -48,12 +51,16 @@ from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
+from .memory import OutOfMemory
 from .metrics import Metric
-from .networks import count_parameters, freeze_backbone, freeze_to as networks_freeze_to, head_of, load_weights
-from .networks import networks, summary as network_summary, trained_names, unfreeze as networks_unfreeze
+from .multilabel_evaluation import MultiLabelEvaluation, verdict
+from .multilabel_predictions import MultiLabelPrediction, MultiLabelPredictions
+from .networks import count_parameters, freeze_backbone, freeze_to as networks_freeze_to, head_of
+from .networks import load_weights, networks, read_weights, summary as network_summary, trained_names
+from .networks import unfreeze as networks_unfreeze
 from .optimizers import base_lr_of, describe_groups
 from .plots import PALETTE, image_grid
-from .predictions import Predictions
+from .predictions import Prediction, Predictions
 from .predictor import NetworkError, Predictor
 from .progress import progress_callbacks
 from .records import Record, about_weights, begin_record, belongs_to, check_given, reopen, take_up
@@ -218,7 +225,14 @@ def __repr__(self: Learner) -> str:
     if _broken_off(self): at += f", {state.status} at {_place(state)}"
     best = self.history.best()
     best = f", best {_value(self.history, best)} (epoch {best['epoch']})" if best else ""
-    return f"Learner({what} on {self.data!r}; {at}{best}{f'; run {self.run.name}' if self.run else ''})"
+    run = f"; run {self.run.name}" if self.run else ""
+    return f"Learner({what} on {self.data!r}{_balance_in_short(self)}; {at}{best}{run})"
+
+
+def _balance_in_short(learner: Learner) -> str:
+    chosen = learner.config.training.balance
+    if chosen is not None: return f"; balance={chosen!r}"
+    return "; nothing is done about the balance" if learner.setup.unheeded else ""
 
 
 @patch
@@ -227,12 +241,15 @@ def _repr_html_(self: Learner) -> str:
     config, setup = self.config, self.setup
     lr = base_lr_of(self.state.optimizer, config.optimizer)
     begun = "" if math.isclose(lr, config.optimizer.lr) else f" ({config.optimizer.lr:g} to begin with)"
+    tools = tools_in_words(config)
     parts = [f"{setup.network_name}, {total:,} parameters", *self.notes]
     if trained != total: parts.insert(1, f"trained: {what_is_trained(self.network)}")
     return facts({
-        "data": repr(self.data), "images": _images_in_words(self.data), "network": "; ".join(parts),
+        "data": repr(self.data), "images": _images_in_words(self.data) + _sizes_in_words(config.training.sizes),
+        **({"classes": setup.balance} if setup.balance else {}), "network": "; ".join(parts),
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
-                     f"{config.scheduler.type}, batches of {config.training.batch_size}",
+                     f"{config.scheduler.type}, batches of {config.training.batch_size}"
+                     f"{tools and f', {tools}'}",
         "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
         "trained": _trained(self), "run": self.run.name if self.run else "none yet: the first fit makes one"})
 
@@ -241,6 +258,10 @@ def _images_in_words(data: ImageData) -> str:
     if data.table is None or data.own_transforms: return "as transforms of yours make them"
     kept = "" if data.cache is None else "; decoded once, and kept for the next epoch and the next run"
     return told(data.transforms) + kept
+
+
+def _sizes_in_words(sizes: Sequence[tuple[int, tuple[int, int]]]) -> str:
+    return f"; in training {sizes_in_words(sizes)}" if sizes else ""
 
 
 def _trained(learner: Learner) -> str:
@@ -485,10 +506,30 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. {_way_on(learner)}."
             raise
+        except OutOfMemory as error:
+            error.add_note(_with_less_memory(learner))
+            raise
         except Exception as error:
             get_logger().opt(exception=True).debug(f"Training failed: {error}")
             error.add_note(f"The run {run.name!r} keeps its last checkpoint: {_way_on(learner)}.")
             raise
+
+# %% ../nbs/55_learner.ipynb #5112c932
+def _with_less_memory(learner: Learner) -> str:
+    "How to go on when a step did not fit; what it held is let go of."
+    gc.collect()
+    if torch.cuda.is_initialized(): torch.cuda.empty_cache()
+    run, now, in_shell = learner.run.name, learner.config.training, learner.way_on != type(learner).way_on
+    size, more = max(1, now.batch_size // 2), 2 * now.accumulate
+    if not learner.state.step:
+        way = f"batch_size={size} accumulate={more}" if in_shell else f"learn.set_batch_size({size})"
+        return f"Nothing is trained yet: {way} makes smaller batches, as many images a step."
+    exact, anew = ((f"imgcls-train --resume {run} gradient_checkpointing=true",
+                    f"imgcls-train --retrain {run} batch_size={size} accumulate={more}") if in_shell else
+                   (f"Learner.from_run({run!r}, gradient_checkpointing=True).resume()",
+                    f"Learner.retrain({run!r}, batch_size={size}, accumulate={more})"))
+    first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, with the same bits on a CPU; "
+    return f"The run {run!r} keeps its last checkpoint: {first}{anew} begins a new run with its weights."
 
 # %% ../nbs/55_learner.ipynb #fe1dfdbc
 @patch_to(Learner, cls_method=True)
@@ -516,7 +557,8 @@ def from_config(
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers")
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers",
+        "gradient_checkpointing")
 
 
 @patch_to(Learner, cls_method=True)
@@ -533,7 +575,7 @@ def from_run(
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
     followed, classes = _sorted_trackers(own.pop("trackers", None))
-    free = {key: own.pop(key) for key in ("num_workers", "device") if key in own}
+    free = {key: own.pop(key) for key in ("num_workers", "device", "gradient_checkpointing") if key in own}
     if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
@@ -610,10 +652,11 @@ def evaluate(
     self: Learner,
     split: Any = "test",            # 'train', 'val' or 'test'
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Evaluation:                    # shows itself; .weights .accuracy .report() .per_sample
+) -> "Evaluation | MultiLabelEvaluation":     # shows itself; .weights .report() .per_sample, .accuracy or .macro_f1
     "How good is the network on a split?"
-    check(self.data.kind.scored, "`evaluate` is for images of one class", "targets of another kind",
-          "See learn.history, and learn.predict(images).probabilities.", DataError)
+    kind = self.data.kind
+    check(kind.scored or kind.several, "`evaluate` is for images of one class or of several labels",
+          "targets of another kind", "See learn.history, and learn.predict(images).probabilities.", DataError)
     _check_split(self.data, split)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
@@ -646,7 +689,7 @@ def predict(
     self: Learner,
     images: Any,                    # path, folder, PIL image, array (height width [channel]), or a list of them
     weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Predictions:                   # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
+) -> "Predictions | MultiLabelPredictions":     # shows itself; .labels .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
     with preserve_rng(): return _answering(self).predictor(weights, keep=False).predict(images)
 
@@ -675,7 +718,8 @@ def show_batch(
     "Images as the network will see them next."
     check(n > 0, "`n` must be > 0", n)
     check(epoch is None or epoch >= 0, "`epoch` must be >= 0", epoch)
-    return self.data.show_batch(split, n, self.config.seed, self.state.epoch if epoch is None else epoch)
+    epoch = self.state.epoch if epoch is None else epoch
+    return self.setup.data_in(epoch).show_batch(split, n, self.config.seed, epoch)
 
 # %% ../nbs/55_learner.ipynb #bf2b7408
 @patch
@@ -693,10 +737,17 @@ def show_results(
     with preserve_rng(), closing(batches_to_ask(self.setup, subset)) as batches:
         said = _answering(self).predictor(weights, keep=False).evaluate(batches)
         images = torch.stack([subset[i][0] for i in range(len(subset))])
-    titles = [one.truth if one.truth == one.label else f"{one.truth}, said {one.label}" for one in said]
+    titles = [_title(one) for one in said]
     colors = [PALETTE[0] if right else PALETTE[1] for right in said.correct]
     figure = image_grid(self.data.colours(images, "val"), titles, title_colors=colors)
-    return _with_caption(figure, f"{split}: {said.correct.sum()} of {len(said)} right; {said.weights}")
+    right = "right in every label" if self.data.kind.several else "right"
+    return _with_caption(figure, f"{split}: {said.correct.sum()} of {len(said)} {right}; {said.weights}")
+
+
+def _title(one: "Prediction | MultiLabelPrediction") -> str:
+    "The truth, and what was said in its place."
+    if isinstance(one, MultiLabelPrediction): return verdict(one)
+    return one.truth if one.truth == one.label else f"{one.truth}, said {one.label}"
 
 
 def _with_caption(figure: "Figure", caption: str, height: float = 0.25) -> "Figure":
@@ -792,9 +843,12 @@ def lr_find(
 ) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
     state, config = self.state, self.config
-    batches = Batches(self.data.dataset("train"), config.training.batch_size, config.seed, shuffle=True,
-                      num_workers=self.data.num_workers, pin_memory=state.runtime.pin_memory, name="lr finder",
-                      worker_timeout=self.data.config.worker_timeout)
+    if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
+    dataset = self.setup.data_in(state.epoch).dataset("train")
+    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers,
+                      pin_memory=state.runtime.pin_memory, name="lr finder",
+                      worker_timeout=self.data.config.worker_timeout,
+                      classes=self.data.targets("train") if config.training.balance == "sampler" else None)
     stream = _endless(batches)
     with preserve_rng(), deterministic_mode(config.deterministic):
         try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
@@ -808,6 +862,58 @@ def _endless(batches: Batches) -> Iterator[Any]:
     while True:
         yield from batches.epoch(epoch)
         epoch += 1
+
+# %% ../nbs/55_learner.ipynb #fe79e7c2
+@patch
+@checked
+def find_batch_size(
+    self: Learner,
+    max_batch_size: int | None = None,      # no larger one is tried, >= 2; None: all training images
+    share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
+) -> BatchSize:                             # shows itself; .suggestion .settings
+    "How many images fit in a batch? Tried on copies; the learner is left as it is."
+    state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
+    dataset = data.dataset("train")
+    most = max(2, len(dataset)) if max_batch_size is None else max_batch_size
+    with preserve_rng(), deterministic_mode(self.config.deterministic):
+        batch = next(Batches(dataset, min(4, len(dataset)), self.config.seed, name="batch size").epoch())
+        return largest_batch(state.network, state.optimizer, state.loss_fn, batch, state.runtime,
+                             now.batch_size * now.accumulate, most, share, self.config.seed)
+
+
+@patch
+def _largest_epoch(self: Learner) -> int:
+    "The epoch whose images take most memory."
+    return max(self.config.training.sizes, key=lambda row: row[1][0] * row[1][1], default=(0, ()))[0]
+
+# %% ../nbs/55_learner.ipynb #8a985af5
+@patch
+@checked
+def set_batch_size(
+    self: Learner,
+    batch_size: int,                    # images a batch, > 0
+    accumulate: int | None = None,      # batches a step, > 0; None: as many images a step as now
+) -> Learner:                           # itself, as if just made
+    "Train in other batches; possible before the first step."
+    _check_idle(self)
+    _recover(self)
+    setup, now, run = self.setup, self.config.training, self.run and self.run.name
+    check(batch_size > 0, "`batch_size` must be > 0", batch_size)
+    check(not self.state.step, "A run keeps its batch size", f"{self.state.step} steps of batches of {now.batch_size}",
+          f"Learner.retrain({run!r}, batch_size={batch_size}) begins a new one with its weights.")
+    images = now.batch_size * now.accumulate
+    if accumulate is None:
+        even = batch_size >= images or images % batch_size == 0
+        check(even, f"`batch_size` must divide the {images} images of a step", batch_size,
+              "Or say `accumulate`, the number of batches that make a step.")
+        accumulate = max(1, images // batch_size)
+    changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+    config = override(self.config, {**changes, "training.num_epochs": self.planned})
+    config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
+    fresh = assemble(self.data, config, replace(setup.given, network=self.network), {**setup.changed, **changes})
+    fresh.given, fresh.notes, fresh.layers = setup.given, setup.notes, setup.layers
+    self.setup, self.record, self.background = fresh, None, None
+    return self
 
 # %% ../nbs/55_learner.ipynb #1fda2939
 @patch
@@ -940,18 +1046,25 @@ def summary(
 def validate(
     self: Learner,
     weights: str | None = None,     # as for `evaluate`
-) -> Evaluation:                    # shows itself
+) -> "Evaluation | MultiLabelEvaluation":   # shows itself
     "How good is the network on the validation split?"
     return self.evaluate("val") if weights is None else self.evaluate("val", weights)
 
 
 _VERBS_ELSEWHERE = {
     "finetune": "learn.fine_tune(4)",
-    **dict.fromkeys(("fit_one_cycle", "fit_flat_cos"), "Learner(..., scheduler='one_cycle'), then learn.fit(5)"),
+    "fit_one_cycle": "Learner(..., scheduler='one_cycle'), then learn.fit(5)",
+    "fit_flat_cos": "Learner(..., scheduler='flat_cosine'), then learn.fit(5)",
+    "fit_sgdr": "Learner(..., scheduler='warm_restarts', restart_epochs=1), then learn.fit(7)",
     **dict.fromkeys(("export", "to_onnx", "to_torchscript"), "learn.predictor().export('folder')"),
     **dict.fromkeys(("tta", "with_views"), "learn.predictor().with_views('flip')"),
     **{verb: f"predictor = learn.predictor(), then predictor.{verb}(val), predictor.save()"
        for verb in ("calibrate", "choose_threshold", "prediction_sets")},
+    "choose_thresholds": "predictor = learn.predictor(), then predictor.choose_thresholds(learn.data), "
+                         "predictor.save()",
+    **dict.fromkeys(("scale_batch_size", "auto_scale_batch_size", "tune"), "learn.find_batch_size()"),
+    **dict.fromkeys(("gradient_checkpointing_enable", "set_grad_checkpointing"),
+                    "Learner(..., gradient_checkpointing=True)"),
     "gain": "learn.predictor().with_views('flip').gain(learn.data)",
     "ensemble": "imgcls.Ensemble([learn, ...])", "predict_to": "learn.predictor().predict_to('answers.csv', images)",
     "get_preds": "learn.evaluate('val') for a split, learn.predict(images) for images",

@@ -46,6 +46,8 @@ class LossConfig:
     def __post_init__(self):
         if losses.imports(self.type): _own_loss(self, 2, None)
         else:
+            ours = _FOREIGN.get(str(self.type).lower())
+            check(ours is None, f"Unknown loss. Here it is {ours!r}", self.type)
             losses[self.type]            # an unknown name is an error
             check(not self.arguments, "Arguments are for losses that an import path names", self.arguments)
         check(0 <= self.label_smoothing < 1, "`label_smoothing` must be in [0, 1)", self.label_smoothing)
@@ -66,6 +68,13 @@ FOR_ONE = ("cross_entropy", "focal")                                    # names 
 FOR_SEVERAL = ("binary_cross_entropy", "sigmoid_focal", "asymmetric")   # and of several labels
 _KNOBS = {"focal_gamma": ("focal", "sigmoid_focal"),
           **dict.fromkeys(("gamma_neg", "gamma_pos", "neg_clip"), ("asymmetric",))}
+_FOREIGN = {             # as PyTorch, Keras, fastai and timm write them -> ours
+    **dict.fromkeys(("ce", "crossentropyloss", "categorical_crossentropy", "sparse_categorical_crossentropy"),
+                    "cross_entropy"),
+    **dict.fromkeys(("bce", "bcewithlogitsloss", "bcewithlogitslossflat", "binary_crossentropy",
+                     "binary_cross_entropy_with_logits"), "binary_cross_entropy"),
+    **dict.fromkeys(("focal_loss", "focalloss", "sigmoid_focal_loss"), "focal"),
+    **dict.fromkeys(("asl", "asymmetric_loss", "asymmetricloss", "asymmetriclossmultilabel"), "asymmetric")}
 
 # %% ../nbs/21_losses.ipynb #f969358a
 @checked

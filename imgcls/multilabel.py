@@ -154,8 +154,9 @@ def _yes_or_no(cells: "pd.Series", column: str) -> np.ndarray:
     row = next((i for i, value in enumerate(found) if value is None), None)
     if row is None: return np.array(found, dtype=bool)
     got = cells.iloc[row]
-    raise DataError(f"The column {column!r} must hold 0 or 1 (or false, true). Got {shown(getattr(got, 'item', lambda: got)())} "
-                    f"in row {row + 1}, counted from 1 without the header.")
+    got = got.item() if isinstance(got, np.generic) else got
+    raise DataError(f"The column {column!r} must hold 0 or 1 (or false, true). Got {shown(got)} in row {row + 1}, "
+                    "counted from 1 without the header.")
 
 # %% ../nbs/10a_multilabel.ipynb #9fd8fded
 def seems_joined(
@@ -164,7 +165,8 @@ def seems_joined(
     "Are these classes combinations of fewer labels?"
     for separator in ("|", ";", ",", " "):
         pieces = [[piece.strip() for piece in name.split(separator)] for name in names]
-        several, distinct = sum(len(parts) > 1 for parts in pieces), {piece for parts in pieces for piece in parts}
+        several = sum(len(parts) > 1 for parts in pieces)
+        distinct = {piece for parts in pieces for piece in parts}
         if len(names) > 3 and 2 * several > len(names) and len(distinct) < len(names) and "" not in distinct:
             return f" Are these several labels an image? label_separator={separator!r}."
     return ""

@@ -62,7 +62,7 @@ def _other_targets(logits: Logits, targets: Tensor) -> DataError:
     wants = f"For several labels an image, `targets` must be like the logits, images x classes, {tuple(logits.shape)}"
     if targets.ndim == 1: return DataError(f"{wants}, of zeros and ones. Got {len(targets)} numbers of classes: "
                                            "one class an image is for cross_entropy.")
-    return DataError(f"{wants}. Got {tuple(targets.shape)}.")
+    return DataError(f"{wants}. Got {tuple(targets.shape)}. Does the network return one logit a class?")
 
 # %% ../nbs/20a_multilabel_losses.ipynb #42537609
 @checked

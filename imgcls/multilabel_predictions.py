@@ -99,7 +99,8 @@ def _checked_thresholds(given: Any, class_names: Sequence[str]) -> np.ndarray:
     if given is None: given = 0.5
     if isinstance(given, Mapping):
         strange = [name for name in given if name not in class_names]
-        check(not strange, f"`thresholds` must name classes of {listed(class_names)}", strange and strange[0], error=DataError)
+        check(not strange, f"`thresholds` must name classes of {listed(class_names)}", strange and strange[0],
+              error=DataError)
         given = [given.get(name, 0.5) for name in class_names]
     try: values = np.asarray(getattr(given, "thresholds", given), float)
     except (TypeError, ValueError): values = np.full(2, math.nan)
@@ -130,7 +131,8 @@ def with_thresholds(
                                 # `LabelThresholds`; None: 0.5
 ) -> MultiLabelPredictions:     # of the same type, about the same images
     "The same probabilities, read with other thresholds."
-    if isinstance(thresholds, Mapping): thresholds = dict(zip(self.class_names, self.thresholds, strict=True)) | thresholds
+    if isinstance(thresholds, Mapping):
+        thresholds = dict(zip(self.class_names, self.thresholds, strict=True)) | thresholds
     new = _alike(self, self.probabilities, self.losses, np.arange(len(self)))
     new.thresholds = _checked_thresholds(thresholds, self.class_names)
     self._show_images(new, np.arange(len(self)))

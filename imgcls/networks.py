@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import arguments_of
-from .core import CheckpointError, ConfigError, DataError, Registry, arguments_for, check, checked, extra
-from .core import imported, is_path, listed, near_miss
+from .checkpointing import VERSION
+from .config import FREE, arguments_of
+from .core import CheckpointError, ConfigError, DataError, Registry, arguments_for, check, checked
+from .core import extra, imported, is_path, listed, near_miss, takes_arguments
 from .seeding import preserve_rng, seeded
 from .weights import Loaded, named_as, read_weights
 
@@ -52,7 +53,10 @@ class ModelConfig:
     in_channels: int | None = None       # colour channels of the images, >= 1; None: as many as they have
     num_classes: int | None = None       # logits, >= the data's classes; None: as many
     freeze: str | None = None            # 'backbone': train the head alone; a layer's name: from it on; None: all
-    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of("architecture"))  # of yours
+    stochastic_depth: float | None = None    # probability of leaving out the last residual block; None: as it is made
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)  # compute blocks twice, to save memory?
+    arguments: dict[str, Any] = field(default_factory=dict, metadata=arguments_of(
+        "architecture", takes_arguments))       # of a network of yours, or of timm
 
     def __post_init__(self):
         builder_of(self, 2, 3)           # an unknown name is an error
@@ -61,6 +65,8 @@ class ModelConfig:
         check(self.num_classes is None or self.num_classes >= 2, "`num_classes` must be >= 2",
               self.num_classes)
         check(self.freeze != "", "`freeze` must be 'backbone', the name of a layer, or null", self.freeze)
+        check(self.stochastic_depth is None or 0 <= self.stochastic_depth < 1,
+              "`stochastic_depth` must be a probability in [0, 1) or null", self.stochastic_depth, "Try 0.1.")
         check(not self.new_head or not (self.weights is None or _is_default(self.weights)),
               "`new_head` needs `weights` from a file", self.weights,
               "Other weights get a new head in any case: leave it out.")

@@ -25,7 +25,8 @@ from .core import ConfigError, ImgclsError, check, checked, write_atomic
 from .evaluation import Evaluation
 from .experiment import Layer
 from .learner import Learner
-from .plots import image_grid
+from .multilabel_evaluation import MultiLabelEvaluation, verdict
+from .plots import image_grid, save_plot
 from .predictions import with_interval
 from .runs import Run
 from .settings import get_logger, log_file
@@ -37,17 +38,23 @@ from .tracking import Results, Tracker, log_results, run_files
 def write_report(
     run: Run,
     name: str,                      # of the images: 'test', or of other ones that are fit for a file's name
-    evaluation: Evaluation,         # what came out
-) -> list[Path]:                    # what was written: report, confusion matrix, a row an image
+    evaluation: Evaluation | MultiLabelEvaluation,      # what came out
+) -> list[Path]:                    # what was written: report, a row an image, and a picture: the confusion matrix; of
+                                    # several labels what is said instead of what, and average precision
     "Write down in a run's folder how it answered; an evaluation that has no metrics gets those that the config names."
     what = f"{name} split" if name == evaluation.split else name
     about = f"{run.name}: {what}, {len(evaluation)} images, {evaluation.weights}"
-    files = [run.report_path(name), run.confusion_matrix_path(name), run.predictions_path(name)]
+    several, matrix = isinstance(evaluation, MultiLabelEvaluation), run.confusion_matrix_path(name)
+    files = [run.report_path(name), matrix.with_name(f"label_{matrix.name}") if several else matrix,
+             run.predictions_path(name)]
+    if several: files.append(matrix.with_name(f"average_precision_{name}.png"))
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
     if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
     more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
     write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n\n{evaluation!r}\n{more}")
-    evaluation.save_confusion_matrix(files[1])
+    if several: evaluation.save_label_confusion(files[1])
+    else: evaluation.save_confusion_matrix(files[1])
+    if several: save_plot(evaluation.plot_per_class(), files[3])
     evaluation.to_csv(files[2])
     return files
 
@@ -56,7 +63,7 @@ def write_report(
 def write_reports(
     learner: Learner,                   # with a run
     weights: str | None = None,         # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> dict[str, Evaluation]:             # split -> what came out
+) -> "dict[str, Evaluation | MultiLabelEvaluation]":    # split -> what came out
     "Evaluate every split and write it all down in the run's folder."
     check(learner.record is not None, "Reports belong to a run", "no fit yet", "Call fit() first.")
     results = {split: learner.evaluate(split, weights) for split in learner.data.datasets}
@@ -66,8 +73,10 @@ def write_reports(
         for split, evaluation in results.items():
             write_report(run, split, evaluation)
             summary.final[split] = _result(evaluation)
-            get_logger().info(f"{split} accuracy {with_interval(evaluation.accuracy, evaluation.accuracy_interval)} on "
-                              f"{len(evaluation)} images ({evaluation.weights})")
+            name = next(iter(_headlines(evaluation)))
+            said = with_interval(getattr(evaluation, name), getattr(evaluation, f"{name}_interval"))
+            get_logger().info(f"{split} {name.replace('_', ' ')} {said} on {len(evaluation)} images "
+                              f"({evaluation.weights})")
         _say_if_flattering(summary, results)
         run.write_summary(summary)
         _track(learner, results, weights)
@@ -75,23 +84,32 @@ def write_reports(
     return results
 
 
-def _result(evaluation: Evaluation) -> dict[str, Any]:
+def _result(evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
     "What the summary says of a split: every number with its interval."
-    return {"weights": evaluation.weights, "images": len(evaluation),
-            "accuracy": evaluation.accuracy, "accuracy_interval": [*evaluation.accuracy_interval],
-            "loss": evaluation.loss, "loss_interval": [*evaluation.loss_interval], **_measured(evaluation)}
+    found: dict[str, Any] = {"weights": evaluation.weights, "images": len(evaluation)}
+    for name in _headlines(evaluation):
+        ends = getattr(evaluation, f"{name}_interval")
+        found |= {name: getattr(evaluation, name), f"{name}_interval": None if np.isnan(ends).any() else [*ends]}
+    return {**found, **_measured(evaluation)}
 
 
-def _measured(evaluation: Evaluation) -> dict[str, Any]:
+def _headlines(evaluation: Evaluation | MultiLabelEvaluation) -> tuple[str, ...]:
+    "Its own numbers, the first one first."
+    if not isinstance(evaluation, MultiLabelEvaluation): return "accuracy", "loss"
+    return "mean_average_precision", "micro_f1", "macro_f1", "exact_match", "loss"
+
+
+def _measured(evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
     "The run's other metrics; how many resamples the intervals are of."
     found = {}
     for name, one in evaluation.measure().items():
+        if name in _headlines(evaluation): continue     # said already
         found[name] = one.value
         if one.interval: found |= {f"{name}_interval": [*one.interval], f"{name}_resamples": one.n_resamples}
     return found
 
 # %% ../nbs/56_pipeline.ipynb #dc9713ac
-def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> None:
+def _say_if_flattering(summary: Summary, results: Mapping[str, Any]) -> None:
     "The split that chose the weights judges them too kindly."
     chosen = any(evaluation.origin.weights == "best" for evaluation in results.values())
     if not chosen or "test" in results: return
@@ -100,13 +118,14 @@ def _say_if_flattering(summary: Summary, results: Mapping[str, Evaluation]) -> N
     if note not in summary.notes: summary.notes.append(note)
 
 
-def _track(learner: Learner, results: Mapping[str, Evaluation], weights: str | None) -> None:
+def _track(learner: Learner, results: Mapping[str, Any], weights: str | None) -> None:
     "What came out, wherever the run is followed."
     trackers, run = learner.trackers(), learner.run
     if not trackers: return
     numbers = {f"final/{split}_{name}": getattr(evaluation, name)
-               for split, evaluation in results.items() for name in ("accuracy", "loss")}
-    figures = {f"confusion_matrix_{split}": evaluation.plot_confusion_matrix().figure
+               for split, evaluation in results.items() for name in _headlines(evaluation)}
+    figures = {f"confusion_matrix_{split}": (evaluation.plot_label_confusion() if learner.data.kind.several else
+                                             evaluation.plot_confusion_matrix()).figure
                for split, evaluation in results.items()}
     grids = {f"mistakes_{split}": _mistakes(evaluation) for split, evaluation in results.items()}
     figures |= {name: grid for name, grid in grids.items() if grid is not None}
@@ -116,13 +135,14 @@ def _track(learner: Learner, results: Mapping[str, Evaluation], weights: str | N
                                   figures=figures, files=run_files(run), model=model))
 
 
-def _mistakes(evaluation: Evaluation, most: int = 16) -> Any:       # a figure; None: there is none to show
+def _mistakes(evaluation: Evaluation | MultiLabelEvaluation, most: int = 16) -> Any:    # a figure; None: there is none
     "The worst mistakes as one picture."
     wrong = np.flatnonzero(~evaluation.correct)
     worst = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:most]
     if not len(worst): return None
-    names, said = evaluation.class_names, evaluation.predicted
-    titles = [f"{names[evaluation.targets[i]]}, said {names[said[i]]}" for i in worst]
+    said = (evaluation[int(i)] for i in worst)
+    several = isinstance(evaluation, MultiLabelEvaluation)
+    titles = [verdict(one) if several else f"{one.truth}, said {one.label}" for one in said]
     try: return image_grid([evaluation.image(int(i)) for i in worst], titles)
     except ImgclsError as error:        # images that cannot be opened any more
         get_logger().warning(f"No picture of the mistakes for trackers: {error}")
@@ -166,13 +186,18 @@ def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], ch
     "A run opened again; only its length, and where and by how many it is computed, may be changed."
     own = dict(own or {})
     wanted = _pairs(overrides) | dict(changes) | ({"name": own["name"]} if "name" in own else {})
-    free = {key: wanted.pop(key) for key in ("device", "num_workers") if key in wanted}
+    free = {key: wanted.pop(key) for key in ("device", "num_workers", "gradient_checkpointing") if key in wanted}
     epochs = [wanted.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in wanted]
     if config is not None or wanted:
         what = ", ".join(["config"] * (config is not None) + [*wanted])
-        raise ConfigError(f"A resumed run keeps its config; only num_epochs, device and num_workers can be changed. "
-                          f"Got {what}. For other settings begin a new run, by `retrain` with the weights of this one.")
+        raise ConfigError("A resumed run keeps its config; only num_epochs, device, num_workers and "
+                          f"gradient_checkpointing can be changed. Got {what}. For other settings begin a new run, by "
+                          "`retrain` with the weights of this one.")
     if free.get("num_workers", "auto") != "auto": free["num_workers"] = _whole("num_workers", free["num_workers"])
+    if "gradient_checkpointing" in free:
+        said = str(free["gradient_checkpointing"]).lower()
+        check(said in ("true", "false"), "`gradient_checkpointing` must be true or false", said)
+        free["gradient_checkpointing"] = said == "true"
     learner = Learner.from_run(resume, **own, **free)
     if epochs: _planned(learner, _whole("num_epochs", epochs[0]))
     return learner

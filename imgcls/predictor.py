@@ -27,15 +27,17 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed
-from .core import near_miss
-from .decisions import Decisions, Gain, PredictionSets, Threshold, fit_sets
+from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed, near_miss
+from .decisions import Decisions, Gain, LabelThresholds, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
 from .evaluation import Evaluation
 from .images import ImageError, as_image, images_in
+from .multilabel_evaluation import MultiLabelEvaluation, choose_label_thresholds
+from .multilabel_predictions import MultiLabelPredictions
+from .memory import memory_answered
 from .networks import evaluating
 from .plots import stretched
-from .predictions import Origin, Predictions, Temperature
+from .predictions import ImageAnswers, Origin, Predictions, Temperature
 from .runtime import Runtime
 from .seeding import deterministic_mode, preserve_rng, seed_all, seeded
 from .settings import get_logger
@@ -71,6 +73,7 @@ class Predictor:
         about: Mapping[str, Any] | None = None,     # how to make it again from a file, plain values; None: nobody knows
         decisions: Decisions | None = None,     # temperature, threshold, sets; None: none was fitted
         data: Callable[[], Any] | None = None,  # -> the `ImageData` it was trained on; None: it knows none
+        multi_label: bool = False,      # may an image have several labels, or none? Then each class has a sigmoid
     ):
         self.class_names, self.transform = [str(name) for name in class_names], transform
         check(batch_size > 0, "`batch_size` must be > 0", batch_size)
@@ -82,18 +85,22 @@ class Predictor:
         self.origin = origin if origin.whom is not None else replace(origin, whom=self)
         self.batch_size, self.seed, self.deterministic = batch_size, seed, deterministic
         self.colours, self.loader, self.data = colours or stretched, loader, data
-        self.about, self.decisions = None if about is None else dict(about), decisions or Decisions()
+        self.about, self.multi_label = None if about is None else dict(about), multi_label
+        if self.about is not None and multi_label: self.about["multi_label"] = True
+        self.decisions = decisions or Decisions()
 
     def __repr__(self) -> str:
         name = (self.about or {}).get("architecture") or type(self.network).__name__
-        return (f"Predictor: {name}, {len(self.class_names)} classes, {self.origin}, "
+        return (f"Predictor: {name}, {len(self.class_names)} classes"
+                f"{', several labels an image' if self.multi_label else ''}, {self.origin}, "
                 f"{self.runtime.precision} on {self.runtime.device}{_in_short(self.decisions)}")
 
 
 def _in_short(decisions: Decisions) -> str:
     t, threshold, sets = decisions.temperature, decisions.threshold, decisions.sets
     return "".join([f"; temperature {t.value:.2f}" if t else "", f"; not sure below {threshold.value:.4f}" if threshold
-                    else "", f"; sets that hold {1 - sets.alpha:.4g}" if sets else ""])
+                    else "", f"; sets that hold {1 - sets.alpha:.4g}" if sets else "",
+                    "; a threshold for each class" if decisions.label_thresholds else ""])
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -110,7 +117,16 @@ def decisions(self: Predictor) -> Decisions:
 def decisions(self: Predictor, fitted: Decisions | None) -> None:
     check(fitted is None or isinstance(fitted, Decisions), "`decisions` must be Decisions, or None: nothing is fitted",
           fitted, "calibrate, choose_threshold and prediction_sets fit them.")
-    self._decisions = Decisions() if fitted is None else fitted
+    fitted = Decisions() if fitted is None else fitted
+    wrong = ("threshold", "sets") if self.multi_label else ("label_thresholds",)
+    kind = "several labels" if self.multi_label else "one class"
+    check(not any(getattr(fitted, name) for name in wrong), f"`decisions` of a predictor for {kind} an image can't "
+          f"have {' and '.join(wrong)}", fitted, error=DataError)
+    known = fitted.label_thresholds
+    check(known is None or list(known.class_names) == self.output_names, "`label_thresholds` must be of the "
+          "predictor's classes, in its order", known and known.class_names, f"They are {listed(self.output_names)}.",
+          DataError)
+    self._decisions = fitted
 
 # %% ../nbs/27_predictor.ipynb #2792b796
 @patch(as_prop=True)
@@ -161,10 +177,50 @@ def logits(
 def at_temperature(
     self: Predictor,
     logits: Logits,         # of this network
-) -> Logits:                # the softmax of these is what it answers
+) -> Logits:                # the softmax of these, or the sigmoid of each, is what it answers
     "Logits divided by the temperature, where one was fitted."
     fitted = self.decisions.temperature
     return logits if fitted is None else logits.double()/fitted.value
+
+# %% ../nbs/27_predictor.ipynb #005ff7fc
+@patch
+def answers(
+    self: Predictor,
+    logits: Logits,         # of this network
+    paths: Sequence[str] | None = None,     # of the images; None: they come from no files
+) -> ImageAnswers:          # `Predictions`, or `MultiLabelPredictions`, with its decisions
+    "What these logits say, at its temperature and thresholds."
+    logits, names = self.at_temperature(logits), self.output_names
+    if self.multi_label: said = MultiLabelPredictions.from_logits(logits, names, paths, None, self._thresholds)
+    else: said = Predictions.from_logits(logits, names, paths)
+    said.decisions, said.origin = self.decisions, self.origin
+    return said
+
+
+@patch(as_prop=True)
+def _thresholds(self: Predictor) -> Any: return self.decisions.label_thresholds
+
+# %% ../nbs/27_predictor.ipynb #cc535b8e
+@patch
+def probabilities(
+    self: Predictor,
+    logits: Logits,         # of this network; not a number where there is no answer
+) -> np.ndarray:            # images x outputs, float64
+    "What these logits say, as numbers: a softmax, or a sigmoid of each."
+    logits = self.at_temperature(logits).double()
+    return (logits.sigmoid() if self.multi_label else logits.softmax(1)).numpy()
+
+
+@patch
+def labelled_alike(
+    self: Predictor,
+    ours: np.ndarray,       # probabilities, images x outputs
+    theirs: np.ndarray,     # of the same images
+) -> np.ndarray:            # one boolean an image
+    "Where are two answers the same class, or the same labels?"
+    if not self.multi_label: return ours.argmax(1) == theirs.argmax(1)
+    thresholds = np.array(self._thresholds.thresholds if self._thresholds else [0.5]*ours.shape[1])
+    return ((ours >= thresholds) == (theirs >= thresholds)).all(1)
 
 # %% ../nbs/27_predictor.ipynb #2c2ca903
 class Unlabelled(torch.utils.data.Dataset):
@@ -207,13 +263,16 @@ def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -
             seed_all(seed, "eval", 0, i)
             image, target = dataset[i]
             images.append(image)
-            targets.append(int(target))
-        yield torch.stack(images), torch.tensor(targets)
+            targets.append(torch.as_tensor(target))
+        yield torch.stack(images), torch.stack(targets)
 
 
 @patch
 def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
-    return self.loader(dataset) if self.loader else _in_batches(dataset, self.batch_size, self.seed)
+    if self.loader is None: return _in_batches(dataset, self.batch_size, self.seed)
+    batches = self.loader(dataset)
+    if hasattr(batches, "batch_size"): batches.batch_size = self.batch_size
+    return batches
 
 
 def _input(dataset: Any, seed: int, i: int) -> Tensor:
@@ -240,7 +299,9 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order; `first` is the number of the first batch."
     logits, targets = [], []
-    with _asking(self):
+    size = f"batches of {getattr(batches, 'batch_size', self.batch_size)} images on {self.runtime.device}"
+    advice = f"while answering, in {size}. `predictor.batch_size = 8`, before it is asked, makes them smaller."
+    with _asking(self), memory_answered(lambda: advice):
         for images, labels in self.runtime.moved(batches):
             seed_all(self.seed, "eval batch", first + len(logits))  # of a network that draws in evaluation mode, too
             logits.append(_answer(self, images))
@@ -257,7 +318,7 @@ def predict(
     images: Any,            # path, folder, PIL image, array (height width [channel]), a list of them, or a dataset of
                             # `ImageData`
     strategy: str = "standard",     # how it is computed: a name in imgcls.strategies.strategies
-) -> Predictions:           # shows itself; .labels .confidence .top(3) .per_sample, [0] for one image
+) -> "Predictions | MultiLabelPredictions":     # shows itself; .labels .top(3) .per_sample, [0] for one image
     "What does the network see in these images?"
     items = _items_of(images)
     check(len(items) > 0, "There must be at least one image",
@@ -265,8 +326,8 @@ def predict(
     dataset = Unlabelled(items, self._transform())
     with _hinting(len(items)): logits, agreement = _by(self, dataset, strategy)
     paths = [str(item) for item in items] if all(isinstance(i, (str, Path)) for i in items) else None
-    predictions = Predictions.from_logits(self.at_temperature(logits), self.output_names, paths)
-    predictions.decisions, predictions.origin, predictions.agreement = self.decisions, self.origin, agreement
+    predictions = self.answers(logits, paths)
+    predictions.agreement = agreement
     predictions.source = lambda i: as_image(items[i])
     predictions.inputs = partial(_input, dataset, self.seed)
     return predictions
@@ -335,7 +396,7 @@ def evaluate(
                             # class folders; or 'val', 'test', 'train': that split of the data it was trained on
     paths: Sequence[str | Path] | None = None,  # of the images of batches, in order; None: they come from no files
     split: str | None = None,   # 'train', 'val' or 'test'; None: of `ImageData` test if there is one, else val
-) -> Evaluation:            # shows itself; .weights .accuracy .report() .per_sample
+) -> "Evaluation | MultiLabelEvaluation":   # shows itself; .weights .report() .per_sample, .accuracy or .macro_f1
     "How often is the network right?"
     images, split = _to_judge(self, images, split)
     if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return _of_files(self, images, split)
@@ -344,23 +405,37 @@ def evaluate(
                        split)
 
 
-def _of_files(predictor: Predictor, images: Any, split: str | None) -> Evaluation:
+def _of_files(predictor: Predictor, images: Any, split: str | None) -> Evaluation | MultiLabelEvaluation:
     from imgcls.inference import labelled
     dataset, split = labelled(predictor, images, split)
     return _evaluation(predictor, *predictor._ask_all(dataset), dataset, getattr(dataset, "paths", None), split)
 
 
 def _evaluation(predictor: Predictor, logits: Logits, targets: Tensor, dataset: Any, paths: Sequence[str | Path] | None,
-                split: str | None) -> Evaluation:
+                split: str | None) -> Evaluation | MultiLabelEvaluation:
     "With all that is known of its images."
     logits = predictor.at_temperature(logits)
-    evaluation = Evaluation.from_logits(logits, targets, predictor.output_names, paths, split)
+    evaluation = _judged(predictor, logits, targets, paths, split)
     evaluation.origin, evaluation.decisions, colours = predictor.origin, predictor.decisions, predictor.colours
     evaluation.logits = logits
     if hasattr(dataset, "__getitem__"):
         tensor = evaluation.inputs = partial(_input, dataset, predictor.seed)
         evaluation.source = lambda i: colours(tensor(i)[None])[0]
     return evaluation
+
+
+def _judged(predictor: Predictor, logits: Logits, targets: Tensor, paths: Sequence[str | Path] | None, split: str | None
+            ) -> Evaluation | MultiLabelEvaluation:
+    names, wide = predictor.output_names, targets.ndim == 2
+    if not predictor.multi_label:
+        check(not wide, "`targets` must be a class number an image: this predictor gives one class",
+              tuple(targets.shape), "One for several labels is made with Predictor(..., multi_label=True).", DataError)
+        return Evaluation.from_logits(logits, targets, names, paths, split)
+    n = len(predictor.class_names)
+    check(wide and targets.shape[1] in (n, len(names)), f"`targets` must be images x {n} classes, 0 or 1: this "
+          "predictor gives several labels", tuple(targets.shape), error=DataError)
+    targets = torch.nn.functional.pad(targets, (0, len(names) - targets.shape[1]))      # no image has an output beyond
+    return MultiLabelEvaluation.from_logits(logits, targets, names, paths, split, predictor._thresholds)
 
 
 def _in_order(batches: Any) -> bool:
@@ -388,7 +463,7 @@ def _can_be_judged(images: Any) -> bool:
     if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return True
     if isinstance(images, (list, tuple)): return not images or _is_batch(images[0])
     return isinstance(images, Iterable) and not (isinstance(
-        images, (Tensor, np.ndarray, Mapping, bytes, Predictions)) or hasattr(images, "columns"))
+        images, (Tensor, np.ndarray, Mapping, bytes, ImageAnswers)) or hasattr(images, "columns"))
 
 
 def _is_batch(batch: Any) -> bool:
@@ -399,7 +474,7 @@ def _way_to_judge(images: Any) -> str:
     "What else to give."
     if hasattr(getattr(images, "data", None), "datasets"): return "Try learn.data."
     if hasattr(images, "columns"): return "Try ImageData.from_dataframe(frame)."
-    if isinstance(images, (Evaluation, Predictions)): return "Give the images themselves."
+    if isinstance(images, ImageAnswers): return "Give the images themselves."
     if _is_batch(images): return "Try [(images, targets)]."
     if isinstance(images, torch.utils.data.Dataset): return "Try predictor.evaluate(data, split='val')."
     if not isinstance(images, (list, tuple)): return ""
@@ -434,6 +509,8 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
+    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and "
+                    ".macro_f1 have intervals")
     val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
@@ -451,7 +528,8 @@ def calibrate(
         self.decisions = replace(before, temperature=found)
         return found
     self.decisions = Decisions(found)
-    gone = [what for what, fitted in (("threshold", before.threshold), ("prediction sets", before.sets)) if fitted]
+    gone = [what for what, fitted in (("threshold", before.threshold), ("prediction sets", before.sets),
+                                      ("thresholds of the classes", before.label_thresholds)) if fitted]
     if gone: get_logger().warning(f"Chosen at another temperature and dropped: the {' and the '.join(gone)} of before. "
                                   "Choose again.")
     return found
@@ -466,8 +544,30 @@ def choose_threshold(
     sure: bool = False,         # must the low end of the 95 % interval reach it, as a promise for other images?
 ) -> Threshold:                 # shows itself
     "Find the smallest confidence at which enough answers are right, and abstain below it from now on."
+    _one_class_only(self, "choose_threshold", "predictor.choose_thresholds(val): a threshold for each class")
     found = threshold_of(_held_out(self, val, Decisions(self.decisions.temperature)), precision, sure)
     self.decisions = replace(self.decisions, threshold=found)
+    return found
+
+
+def _one_class_only(predictor: Predictor, verb: str, instead: str) -> None:
+    check(not predictor.multi_label, f"`{verb}` is for one class an image, and this predictor gives several labels",
+          predictor, f"Try {instead}.", DataError)
+
+# %% ../nbs/27_predictor.ipynb #0e221485
+@patch
+@checked
+def choose_thresholds(
+    self: Predictor,            # of several labels an image
+    val: Any,                   # images it did not learn from, as for `calibrate`
+    by: str = "f1",             # or 'precision', 'recall': the one that is wanted
+    wanted: float | None = None,    # precision or recall of each class, in (0, 1]; None: only with by='f1'
+) -> LabelThresholds:           # shows itself
+    "Find the threshold of each class that is best on these images, and give labels by them from now on."
+    check(self.multi_label, "`choose_thresholds` is for several labels an image, and this predictor gives one class",
+          self, "Try predictor.choose_threshold(val): below it, it is not sure.", DataError)
+    found = choose_label_thresholds(_held_out(self, val, Decisions(self.decisions.temperature)), by, wanted)
+    self.decisions = replace(self.decisions, label_thresholds=found)
     return found
 
 # %% ../nbs/27_predictor.ipynb #92ed7587
@@ -479,17 +579,19 @@ def prediction_sets(
     alpha: float = 0.1,     # share of images whose true class may be missing, in (0, 0.5)
 ) -> PredictionSets:        # shows itself; `judge_sets` of `26a_decisions` measures them on test
     "Fit sets that hold the true class as often as was promised, and give one with each answer from now on."
+    _one_class_only(self, "prediction_sets", "predictor.choose_thresholds(val, by='recall', wanted=0.95): each label "
+                    "is then found as often as that")
     found = fit_sets(_held_out(self, val, Decisions(self.decisions.temperature)), alpha)
     self.decisions = replace(self.decisions, sets=found)
     return found
 
 # %% ../nbs/27_predictor.ipynb #0552ffb6
-def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation:
+def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluation | MultiLabelEvaluation:
     "What it says, with these decisions, of images that it did not learn from."
     for named in _names_of(val):
         check(named != "train", "Decisions must be fitted on images that the network did not learn from",
               "those called train", _VAL, DataError)
-    if isinstance(val, Evaluation): evaluation = _own(predictor, val, decisions)
+    if isinstance(val, (Evaluation, MultiLabelEvaluation)): evaluation = _own(predictor, val, decisions)
     else:
         val, split = _to_judge(predictor, val, None, "val", ", or an Evaluation of these weights")
         if hasattr(val, "datasets"): split = split or "val"
@@ -503,12 +605,12 @@ def _held_out(predictor: Predictor, val: Any, decisions: Decisions) -> Evaluatio
 
 def _names_of(val: Any) -> list[Any]:
     "What these images are called: a folder may be a link to another."
-    if isinstance(val, Evaluation): return [val.split]
+    if isinstance(val, (Evaluation, MultiLabelEvaluation)): return [val.split]
     if isinstance(val, (str, Path)): return [Path(val).name, Path(os.path.realpath(val)).name]
     return [getattr(val, "name", None)]         # batches have one
 
 
-def _check_new(predictor: Predictor, evaluation: Evaluation, val: Any) -> None:
+def _check_new(predictor: Predictor, evaluation: ImageAnswers, val: Any) -> None:
     "Are none of these files among those of its training? Links lead to the same file."
     files = _real(evaluation.paths or _paths_in(getattr(val, "dataset", None)))
     learned = _trained_on(predictor) & files
@@ -531,7 +633,7 @@ def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
     return None
 
 
-def _own(predictor: Predictor, evaluation: Evaluation, decisions: Decisions) -> Evaluation:
+def _own(predictor: Predictor, evaluation: ImageAnswers, decisions: Decisions) -> ImageAnswers:
     "The same at the temperature of these decisions."
     here, there, made = predictor.origin, evaluation.origin, evaluation.decisions
     check(there is not None and made is not None and there == here and there.whom is here.whom,
@@ -584,6 +686,9 @@ def export(
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
     "Write it in formats that need no imgcls, and prove that each answers as it does."
+    check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels",
+          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there, load_predictor of "
+          "that file.")
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
 
@@ -595,6 +700,7 @@ _VERBS_ELSEWHERE = {
     "quantize": "predictor.export('folder', ['onnx', 'int8'])",
     **dict.fromkeys(("threshold", "temperature", "sets"), "predictor.decisions, fitted by calibrate, choose_threshold "
                     "and prediction_sets"),
+    "thresholds": "predictor.decisions.label_thresholds, chosen by choose_thresholds",
     **dict.fromkeys(("to", "cuda", "cpu"), "load_predictor(run, device='cuda')"),
     **dict.fromkeys(("load", "from_pretrained", "load_state_dict"), "imgcls.load_predictor('run, folder or file')"),
     **dict.fromkeys(("fit", "train"), "a Learner learns; Learner.from_run(run) goes on with a run"),

@@ -169,7 +169,8 @@ def belongs_to(
     return {"config": to_dict(setup.config), "planned": setup.planned, "class_names": setup.data.class_names,
             "fingerprint": setup.data.fingerprint, "objects": setup.objects, "monitor": history.monitor,
             "best_value": best[history.monitor] if best else None,
-            "environment": _environment(setup) if known is None else dict(known)}
+            "environment": _environment(setup) if known is None else dict(known),
+            **({"multi_label": True} if setup.data.kind.several else {})}
 
 # %% ../nbs/52_records.ipynb #1c7f5d30
 @checked
@@ -190,7 +191,8 @@ def about_weights(
     return {"architecture": setup.network_name, "class_names": setup.data.class_names, "n_outputs": setup.n_outputs,
             "in_channels": setup.data.n_channels, "model": config["model"] if setup.given.network is None else None,
             "preprocessing": setup.objects.get("data", config["transforms"]["test"]), "mode": config["data"]["mode"],
-            "best": setup.state.history.best(), **({"own_code": code} if (code := own_code(setup.config)) else {})}
+            "best": setup.state.history.best(), **({"multi_label": True} if setup.data.kind.several else {}),
+            **({"own_code": code} if (code := own_code(setup.config)) else {})}
 
 # %% ../nbs/52_records.ipynb #bc80bff3
 @checked
@@ -198,7 +200,7 @@ def reopen(
     run: Run,                       # that was trained before
     data: ImageData | None = None,  # the same images as objects; None: those the run has listed
     given: Given | None = None,     # the objects that it was made with; None: there were none
-    free: Mapping[str, Any] | None = None,      # num_workers, device; None: as before
+    free: Mapping[str, Any] | None = None,      # num_workers, device, ...; None: as before
 ) -> tuple[Setup, Record]:
     "A run as it was left."
     given, record = given or Given(), Record(run, Hold(run), run.summary())
@@ -211,7 +213,8 @@ def reopen(
     settled, _ = settle(start, data, given, {}, free or {})
     setup = assemble(data, settled, given, _unlike_the_defaults(config))
     workers = setup.config.data.num_workers
-    setup.config = replace(setup.config, model=config.model, data=replace(config.data, num_workers=workers))
+    model = replace(config.model, gradient_checkpointing=setup.config.model.gradient_checkpointing)
+    setup.config = replace(setup.config, model=model, data=replace(config.data, num_workers=workers))
     as_saved = config.training.num_epochs == saved["n_epochs"]      # else config.yaml was given another length
     setup.planned = saved.get("planned", saved["n_epochs"]) if as_saved else config.training.num_epochs
     _check_fits(setup, saved)

@@ -115,9 +115,11 @@ def _outcome(summary: "Summary") -> dict[str, Any]:
     for split, result in summary.final.items():
         n, weights = result.get("images"), result.get("weights")
         images = f" on {n:,} image{'s' * (n != 1)}" if isinstance(n, int) else ""
-        final[f"{split} accuracy"] = f"{result_in_words(result, 'accuracy')}{images}{f', {weights}' if weights else ''}"
+        first = next((name for name in ("accuracy", *_numbers(result)) if name in result), "accuracy")
+        said = f"{result_in_words(result, first)}{images}{f', {weights}' if weights else ''}"
+        final[f"{split} {_words(first)}"] = said
         final |= {f"{split} {_words(other)}": result_in_words(result, other) for other in _numbers(result)
-                  if other != "accuracy"}
+                  if other != first}
     status = "died: it says that it is running, and its process is gone" if summary.died else summary.status
     return {"status": status, "error": summary.error,
             "epochs": f"{summary.epoch} of {summary.n_epochs}, step {summary.step:,}",

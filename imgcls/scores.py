@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .core import DataError, ImgclsError, Labels, Logits, check, checked
+from .imbalance import Imbalance, imbalance as unequal
 from .markup import html_table
 from .metrics import FunctionMetric, Metrics, build_metrics
 from .plots import PALETTE, bars, image_grid, matrix, picture_html, save_plot, wilson_interval
@@ -193,6 +194,47 @@ def per_class(self: Scores) -> "DataFrame":
             table |= {name: hits/total, f"{name}_low": low, f"{name}_high": high}
         table |= {"f1": 2*hits/(called + support), "support": support}
     return pd.DataFrame(table, index=pd.Index(self.class_names, name="class", dtype=object))
+
+# %% ../nbs/25_scores.ipynb #9f05995b
+@patch(as_prop=True)
+def balanced_accuracy(self: Scores) -> float:
+    "Mean recall of the classes that have images here, in [0, 1]."
+    hits, support = _hits_and_support(self)
+    return float((hits / support).mean())
+
+
+def _hits_and_support(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    "Of each class with images: those that were right, and all."
+    counts = scores.confusion_matrix()
+    here = counts.sum(1) > 0
+    return counts.diagonal()[here], counts.sum(1)[here]
+
+# %% ../nbs/25_scores.ipynb #a5210d1e
+@patch(as_prop=True)
+def balanced_accuracy_interval(self: Scores) -> tuple[float, float]:
+    "Where the balanced accuracy on all images of these classes lies (95 %, Price and Bonett)."
+    hits, support = _hits_and_support(self)
+    k, value = len(hits), self.balanced_accuracy
+    n = support + 4 / k
+    recall = (hits + 2 / k) / n
+    middle, half = float(recall.mean()), 1.96 * float((recall * (1 - recall) / n).sum()**0.5) / k
+    return max(0.0, min(middle - half, value)), min(1.0, max(middle + half, value))
+
+# %% ../nbs/25_scores.ipynb #b253127f
+@patch
+def imbalance(self: Scores) -> Imbalance:
+    "How unequal the classes are among these images; classes without images are left out."
+    support = self.confusion_matrix().sum(1)
+    here = [(int(n), name) for n, name in zip(support, self.class_names, strict=True) if n]
+    return unequal([n for n, _ in here], [name for _, name in here])
+
+
+def _accuracies(scores: Scores) -> dict[str, str]:
+    "Accuracy; and where the classes are unequal, what it is when each counts alike."
+    said = {"accuracy": with_interval(scores.accuracy, scores.accuracy_interval)}
+    if scores.imbalance().noticeable:
+        said["balanced accuracy"] = with_interval(scores.balanced_accuracy, scores.balanced_accuracy_interval)
+    return said
 
 # %% ../nbs/25_scores.ipynb #cf0c39b1
 @dataclass(frozen=True, eq=False)
@@ -497,9 +539,15 @@ def __repr__(self: Scores) -> str:
     kind = type(self).__name__      # of an `Scores`, too
     name = f"{kind} ({self.split})" if self.split else kind
     return (f"{name}: {len(self)} images, {len(self.class_names)} classes, "
-            f"accuracy {with_interval(self.accuracy, self.accuracy_interval)}, "
-            f"loss {with_interval(self.loss, self.loss_interval)}{seen_before(self, 'temperature')}{_decided(self)}"
+            f"{', '.join(f'{name} {value}' for name, value in _accuracies(self).items())}, "
+            f"loss {with_interval(self.loss, self.loss_interval)}{seen_before(self, 'temperature')}"
+            f"{_unequal(self)}{_decided(self)}"
             f"{f'; {self.weights}' if self.weights else ''}{'; .measure() has more' if self.metrics else ''}")
+
+
+def _unequal(scores: Scores) -> str:
+    found = scores.imbalance()
+    return f"; unbalanced: {found}" if found.noticeable else ""
 
 
 def _decided(scores: Scores) -> str:
@@ -528,9 +576,10 @@ def _repr_html_(self: Scores) -> str:
         rest = f"<p>The 20 classes with the lowest F1 of {n}; see .per_class()</p>"
     return (f"<p><b>{html.escape(self.split or type(self).__name__.lower())}</b>: {len(self)} images, "
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
-            f"<p>accuracy <b>{with_interval(self.accuracy, self.accuracy_interval)}</b>, "
+            f"<p>{', '.join(f'{name} <b>{value}</b>' for name, value in _accuracies(self).items())}, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats"
-            f"{seen_before(self, 'temperature')}{_decided(self)}</p>{self.measure()._repr_html_() if self.metrics else ''}"
+            f"{seen_before(self, 'temperature')}{html.escape(_unequal(self))}{_decided(self)}</p>"
+            f"{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
             f"<div>{html_table(shown.rename_axis(None))}{rest}</div>{_matrix_html(self)}</div>")
 

@@ -22,7 +22,10 @@ import numpy as np
 
 from .core import DataError, check, checked, near_miss
 from .datasets import ImageTable
+from .multilabel import seems_joined
 from .seeding import derive
+from .settings import get_logger
+from .stratification import stratify as deal_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +68,8 @@ def _check_small(labels: "pd.Series", need: int, fewer: str = "parts (no test)")
         named = ", ".join(f"{label!r} ({n})" for label, n in small.head(5).items())
         have = "class has" if len(small) == 1 else "classes have"
         raise DataError(f"{len(small):,} {have} fewer than {need} images, too few for {need} parts: "
-                        f"{named}. Add images, leave the class away, or ask for fewer {fewer}.")
+                        f"{named}. Add images, leave the class away, or ask for fewer {fewer}."
+                        f"{seems_joined(counts.index.tolist())}")
 
 # %% ../nbs/12_splits.ipynb #55d888e3
 @checked
@@ -86,10 +90,11 @@ def split_table(
     if "val" in table.splits: return table
     if "test" in table.splits: test_ratio = 0.0
     rows = table.rows("train") if table.splits else table.frame
-    if group_column is None: new = _assign(rows, val_ratio, test_ratio, seed, stratify)
-    else:
-        shares = {"train": 1 - val_ratio - test_ratio, "val": val_ratio, "test": test_ratio}
-        new = _assign_groups(rows, rows[group_column], shares, seed, stratify)
+    shares = {"train": 1 - val_ratio - test_ratio, "val": val_ratio, "test": test_ratio}
+    labels = _labels(table, rows)
+    if group_column is not None: new = _assign_groups(rows, rows[group_column], shares, seed, labels, stratify)
+    elif stratify and table.label_separator is not None: new = _deal(rows, labels, shares, seed, "split")
+    else: new = _assign(rows, val_ratio, test_ratio, seed, stratify)
     return _with_splits(table, new)
 
 
@@ -99,13 +104,21 @@ def _with_splits(table: ImageTable, new: "pd.Series") -> ImageTable:
     return replace(table, frame=table.frame.assign(split=split))
 
 # %% ../nbs/12_splits.ipynb #fb0e5d74
+def _labels(table: ImageTable, rows: "pd.DataFrame") -> "pd.Series":
+    "The labels of these rows, one an entry, '' where an image has none; the index says the row."
+    import pandas as pd
+    if table.label_separator is None: return rows["label"]
+    sets = table.label_sets
+    return pd.Series([[*sets[row]] or [""] for row in rows.index], rows.index, dtype=object).explode()
+
+
 def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, float], seed: int,
-                   stratify: bool = True) -> "pd.Series":
+                   named: "pd.Series", stratify: bool = True) -> "pd.Series":
     "A part for each row, the same for all rows of a group."
     import pandas as pd
-    labels = rows["label"] if stratify else pd.Series("", rows.index)
+    labels = named if stratify else pd.Series("", rows.index)
     groups = groups.astype(str)                                 # numbers, dates and texts may stand side by side
-    sizes = pd.crosstab(groups, labels)                         # groups down, classes across
+    sizes = pd.crosstab(groups.loc[labels.index].to_numpy(), labels.to_numpy())     # groups down, classes across
     parts = [part for part, share in shares.items() if share > 0]
     if len(sizes) < len(parts):
         raise DataError(f"{len(sizes)} group{'s' * (len(sizes) != 1)} cannot fill {len(parts)} parts "
@@ -122,7 +135,7 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
     new = groups.map(home)
     empty = [part for part in parts if part not in set(home.values())]
     if empty: raise DataError(f"The groups are too large: none fits into {', '.join(empty)}.")
-    _check_learned(rows["label"], new)
+    _check_learned(named[named != ""], new)
     return new.astype(object)
 
 
@@ -134,7 +147,7 @@ def _large_first(sizes: "pd.DataFrame", seed: int) -> list[int]:
 
 
 def _check_learned(labels: "pd.Series", split: "pd.Series") -> None:
-    lost = sorted(set(labels) - set(labels[split == "train"]))
+    lost = sorted(set(labels) - set(labels[(split == "train").loc[labels.index].to_numpy()]))
     if lost and "train" in set(split):
         raise DataError(f"The classes {', '.join(map(repr, lost[:5]))} lie in so few groups that none is "
                         "left for train. Add groups, or choose smaller val and test parts.")
@@ -162,6 +175,30 @@ def _check_groups(table: ImageTable, column: str) -> None:
                             f"{', '.join(map(repr, torn.index[:3].tolist()))}. The network would be "
                             "judged on what it has seen.")
 
+# %% ../nbs/12_splits.ipynb #2df651fc
+def _deal(rows: "pd.DataFrame", labels: "pd.Series", shares: dict[str, float], seed: int, key: str) -> "pd.Series":
+    "A part for each row, so that each label has its share in each."
+    import pandas as pd
+    parts = [part for part, share in shares.items() if share > 0]
+    if len(parts) == 1: return pd.Series(parts[0], rows.index, dtype=object)
+    _check_small(labels[labels != ""], len(parts), "folds" if key == "folds" else "parts (no test)")
+    order = rows.index[_by_hash(rows["path"].tolist(), seed, key)]
+    sets = labels[labels != ""].groupby(level=0).agg(list).reindex(order)
+    total = sum(shares.values())
+    sets = [names if isinstance(names, list) else [] for names in sets]
+    found = deal_out(sets, [shares[part] / total for part in parts])
+    new = pd.Series([parts[k] for k in found], order, dtype=object).reindex(rows.index)
+    _say_what_lacks(labels[labels != ""], new, parts)
+    return new
+
+
+def _say_what_lacks(labels: "pd.Series", split: "pd.Series", parts: Sequence[str]) -> None:
+    "Labels that come together may leave a part without one of them: in train that is an error, else it is said."
+    there = split.loc[labels.index].groupby(labels.to_numpy()).agg(set)
+    _check_learned(labels, split)
+    lacking = [f"{name!r} in {part}" for name, found in there.items() for part in parts if part not in found]
+    if lacking: get_logger().warning(f"Labels without an image: {', '.join(lacking[:5])}. Another seed may do better.")
+
 # %% ../nbs/12_splits.ipynb #ddd60aab
 @checked
 def folds(
@@ -173,13 +210,14 @@ def folds(
     "Divide a table for cross-validation."
     check(n_folds >= 2, "`n_folds` must be a whole number >= 2", n_folds)
     rows = table.frame[table.frame["split"] != "test"]
-    if group_column is None: part = _fold_numbers(rows, n_folds, seed)
+    shares = dict.fromkeys(map(str, range(n_folds)), 1 / n_folds)
+    if group_column is None and table.label_separator is None: part = _fold_numbers(rows, n_folds, seed)
+    elif group_column is None: part = _deal(rows, _labels(table, rows), shares, seed, "folds").astype(int)
     else:
         bare = replace(table, frame=table.frame.assign(
             split=np.where(table.frame["split"] == "test", "test", "train")))
         _check_groups(bare, group_column)
-        shares = dict.fromkeys(map(str, range(n_folds)), 1 / n_folds)
-        part = _assign_groups(rows, rows[group_column], shares, seed).astype(int)
+        part = _assign_groups(rows, rows[group_column], shares, seed, _labels(table, rows)).astype(int)
     return [_fold(table, part == k, k) for k in range(n_folds)]
 
 

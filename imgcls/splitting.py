@@ -147,8 +147,17 @@ class Division:
         if set(self.tables) == {""}: counts = self.tables[""].counts()
         else: counts = pd.DataFrame({name: table.counts()["val"] for name, table in self.tables.items()})
         counts["all"] = counts.sum(axis=1)
-        counts.loc["all"] = counts.sum()
+        counts.loc["all"] = self._sizes() if self._several else counts.sum()
         return counts
+
+    @property
+    def _several(self) -> bool: return any(table.label_separator is not None for table in self.tables.values())
+
+    def _sizes(self) -> list[int]:
+        "Images of each column of `counts`, where an image may count in several rows."
+        if set(self.tables) != {""}: sizes = [len(table.rows("val")) for table in self.tables.values()]
+        else: sizes = [len(self.tables[""].rows(split)) for split in self.tables[""].splits]
+        return [*sizes, sum(sizes)]
 
     def __repr__(self) -> str:
         folds = "" if set(self.tables) == {""} else " (folds: images of each val)"
@@ -173,6 +182,8 @@ def split_folder(
     how: Literal["index", "copy", "link", "hardlink"] = "index",    # a CSV; or folders of files, links, second names
     on_bad_image: Literal["error", "skip"] = "error",   # an image that cannot be read: stop, or leave it away
     anew: bool = False,             # may images that are divided already be divided again?
+    label_separator: str | None = None,     # of the CSV: what stands between the labels of an image; None: it has one
+    label_columns: Sequence[str] | None = None,     # of the CSV: a column of 0 and 1 for each class
 ) -> Division:                      # shows itself
     "Divide images, and write the division down."
     for name, path in (("raw", raw), ("out", out)): check(str(path), f"`{name}` must name a folder or a file", path)
@@ -180,7 +191,9 @@ def split_folder(
     _check_free(out)
     _check_apart(raw, out)
     three = _checked_ratios(ratios)
-    table = _listed(raw, anew)
+    table = _listed(raw, anew, label_separator, label_columns)
+    check(how == "index" or table.label_separator is None, "An image of several labels has no class folder", how,
+          "Write an index: how='index'.", DataError)
     notes: list[str] = []
     if near_copies: table, looks = _without_bad(table, on_bad_image, notes)
     named = _named_groups(table.frame, group_column, group_pattern)
@@ -193,6 +206,7 @@ def split_folder(
         if n_folds is None and three[2]: error.add_note("Without a test part: ratios=(0.8, 0.2) (--ratios 0.8 0.2).")
         raise
     if relations: notes += _told(parts, group, three if n_folds is None else None)
+    if table.label_separator is not None: notes.append(f"To read it: label_separator={table.label_separator!r}.")
     grouped = {name: replace(part, frame=part.frame.assign(group=group)) if relations else part
                for name, part in parts.items()}
     return Division(out, _written(grouped, out, how, os.path.isfile(raw)), tuple(notes))
@@ -213,9 +227,13 @@ def _check_apart(raw: str | Path, out: Path) -> None:
                         "class. Name a folder beside it.")
 
 
-def _listed(raw: str | Path, anew: bool) -> ImageTable:
+def _listed(raw: str | Path, anew: bool, separator: str | None, columns: Sequence[str] | None) -> ImageTable:
     "The images, not divided, in an order of their own."
-    table = ImageTable.from_csv(raw) if os.path.isfile(raw) else ImageTable.from_folder(raw)
+    is_file = os.path.isfile(raw)
+    check(is_file or (separator is None and columns is None), "Several labels an image are said of a CSV file: a "
+          "folder is one class", str(raw), error=DataError)
+    table = (ImageTable.from_csv(raw, label_separator=separator, label_columns=columns) if is_file else
+             ImageTable.from_folder(raw))
     if table.splits and not anew:
         raise DataError(f"{str(raw)!r} is divided already, into {', '.join(table.splits)}. To put all images together "
                         "and divide them again: anew=True (--anew).")
@@ -261,7 +279,7 @@ def _written(parts: Mapping[str, ImageTable], out: Path, how: str, from_csv: boo
             raise DataError(f"Cannot write {str(out)!r}: {error.strerror or error}.") from error
         raise
     sync_folder(out.parent)
-    return {name: _read(out, name, how) for name in parts}
+    return {name: _read(out, name, how, part.label_separator) for name, part in parts.items()}
 
 
 def _left_behind(out: Path) -> Path:
@@ -274,8 +292,9 @@ def _left_behind(out: Path) -> Path:
     return place
 
 
-def _read(out: Path, name: str, how: str) -> ImageTable:
-    return ImageTable.from_csv(out/f"{name or 'index'}.csv") if how == "index" else ImageTable.from_folder(out/name)
+def _read(out: Path, name: str, how: str, separator: str | None) -> ImageTable:
+    if how != "index": return ImageTable.from_folder(out/name)
+    return ImageTable.from_csv(out/f"{name or 'index'}.csv", label_separator=separator)
 
 
 def _write_index(part: ImageTable, file: Path) -> None:
@@ -283,7 +302,7 @@ def _write_index(part: ImageTable, file: Path) -> None:
     paths = [os.path.relpath(path, here).replace(os.sep, "/") for path in part.paths()]
     columns = ["label", "split", *(["group"] if "group" in part.frame else [])]
     write_rows(file, ["path", *columns], zip(paths, *(part.frame[column] for column in columns), strict=True))
-    again = ImageTable.from_csv(file).frame
+    again = ImageTable.from_csv(file, label_separator=part.label_separator).frame
     same = all(again[column].tolist() == part.frame[column].tolist() for column in ("label", "split"))
     if not same or again["path"].tolist() != paths:
         raise DataError("An index would not be read back as it is: the name of a class or of a file begins or ends "

@@ -192,10 +192,10 @@ def agreement_of(
         rows = plan[number][:MOST - n if number else MOST - len(plan[-1][:MOST // 2])*(len(plan) > 1)]
         one_by_one.plan = [plan[number]]
         logits = predictor._ask(one_by_one, first=number)[0][:len(rows)]
-        ours = predictor.at_temperature(logits).double().softmax(1).numpy()
+        ours = predictor.probabilities(logits)
         theirs = said(rows)
         both = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1)
-        n, n_equal = n + int(both.sum()), n_equal + int((ours.argmax(1) == theirs.argmax(1))[both].sum())
+        n, n_equal = n + int(both.sum()), n_equal + int(predictor.labelled_alike(ours, theirs)[both].sum())
         difference = max([difference, *np.abs(ours - theirs)[both].max(1).tolist()])
     return Agreement(strategy, n, n_equal, difference if n else float("nan"))
 
@@ -220,5 +220,5 @@ def ask_by(
         finally: mine.close()
 
     logits = torch.cat([part for part in team.each(work) if part is not None])
-    said = lambda rows: predictor.at_temperature(logits[rows.start:rows.stop]).double().softmax(1).numpy()
+    said = lambda rows: predictor.probabilities(logits[rows.start:rows.stop])
     return logits, agreement_of(predictor, batches, strategy, said)

@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from .core import Logits, extra
-from .predictions import Predictions, guarded, names_as_text
+from .predictions import guarded, names_as_text
 from .predictor import Predictor
 
 # %% ../nbs/60c_tables.ipynb #3edf2f18
@@ -49,9 +49,9 @@ def columns_of(
 
 def _told(predictor: Predictor, logits: Logits) -> dict[str, list[Any]]:
     names = predictor.output_names
-    predictions = Predictions.from_logits(predictor.at_temperature(logits), names)
-    predictions.decisions, decisions = predictor.decisions, predictor.decisions
-    told: dict[str, list[Any]] = {"predicted": predictions.labels, "confidence": predictions.confidence.tolist()}
+    predictions, decisions = predictor.answers(logits), predictor.decisions
+    told: dict[str, list[Any]] = {"predicted": predictions.labels}
+    if not predictor.multi_label: told["confidence"] = predictions.confidence.tolist()
     if decisions.threshold is not None: told["accepted"] = [bool(yes) for yes in predictions.accepted]
     if decisions.sets is not None: told["set"] = [list(classes) for classes in predictions.sets]
     return told | {f"prob_{name}": predictions.probabilities[:, i].tolist() for i, name in enumerate(names)}
@@ -62,7 +62,8 @@ def names_of(
 ) -> list[str]:                 # without path and error
     "The columns of its answers."
     fitted = {"accepted": predictor.decisions.threshold, "set": predictor.decisions.sets}
-    return ["predicted", "confidence", *(name for name, value in fitted.items() if value is not None),
+    sure = [] if predictor.multi_label else ["confidence"]
+    return ["predicted", *sure, *(name for name, value in fitted.items() if value is not None),
             *(f"prob_{name}" for name in predictor.output_names)]
 
 # %% ../nbs/60c_tables.ipynb #321a4a24
@@ -135,10 +136,12 @@ def _json_line(row: dict[str, Any]) -> bytes:
 class Parquet:
     "Columns with types, for pandas, DuckDB, Spark; needs pyarrow."
 
-    def __init__(self, names: Sequence[str]):       # of the columns, in their order
+    def __init__(self, names: Sequence[str]):       # of the columns, in their order; without confidence: several labels
         extra("pyarrow", "parquet")
         import pyarrow as pa
-        kinds = {"path": pa.string(), "predicted": pa.string(), "accepted": pa.bool_(), "set": pa.list_(pa.string()),
+        several = pa.list_(pa.string())
+        kinds = {"path": pa.string(), "predicted": pa.string() if "confidence" in names else several,
+                 "accepted": pa.bool_(), "set": several,
                  "error": pa.string()}
         self.names, self.schema = names, pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
 

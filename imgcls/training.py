@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .blocks import has_gradient_checkpointing
 from .core import ConfigError, DataError, Images, Logits, Targets, check, checked, near_miss
 from .history import History
+from .memory import memory_answered
 from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
@@ -162,6 +165,7 @@ class Order(IntEnum):
 class Callback:
     "Listens to training. Override what you need; each method gets the `State` and returns nothing."
     order: int = Order.CHANGE
+    orders: Mapping[str, int] = MappingProxyType({})    # an event -> another turn at that one
     writes: bool = False        # does it write files?
 
     def on_fit_start(self, state: State) -> None: "Before the first step, or the first after a resume."
@@ -190,6 +194,7 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check({*cls.orders} <= {*EVENTS}, f"`orders` of {cls.__name__} must name events", [*cls.orders])
         for name, method in vars(cls).items():
             if name in EVENTS: _check_listener(cls, name, method)
             elif name.startswith("on_") or name in FOREIGN_EVENTS:
@@ -258,7 +263,8 @@ class Events:
         check(len(set(names)) == len(names), "Callbacks must have different names", names,
               "Override `name` in one of them.")
         for event in EVENTS:
-            listeners = [getattr(c, event) for c in callbacks
+            turns = sorted(callbacks, key=lambda callback, event=event: callback.orders.get(event, callback.order))
+            listeners = [getattr(c, event) for c in turns
                          if getattr(type(c), event) is not getattr(Callback, event)]
             setattr(self, event, _caller(listeners, finish=event in ("on_batch_end", "on_val_end", "on_epoch_end")))
         self._callbacks, self._started = callbacks, []
@@ -485,7 +491,8 @@ def _fit(state: State, events: Events) -> State:
     with interruptible(state) as came:      # to the very end: saving is not interrupted either
         try:
             events.start(state)
-            while state.epoch < state.n_epochs and not state.stop_reason: run_epoch(state, events)
+            with memory_answered(lambda: _memory_advice(state)):
+                while state.epoch < state.n_epochs and not state.stop_reason: run_epoch(state, events)
             state.status = _ending(state)
         except BaseException as error:
             state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -598,3 +605,17 @@ def example_run(
             "train_metrics": build_metrics(["loss", "accuracy"], 3),
             "val_metrics": build_metrics(["loss", "accuracy"], 3)}
     return State(network, optimizer, nn.CrossEntropyLoss(), n_epochs=n_epochs, **(made | fields))
+
+# %% ../nbs/33_training.ipynb #23a54983
+def _memory_advice(state: State) -> str:
+    "What was computed when memory ended, and which knobs need less."
+    n = getattr(state.train_batches, "batch_size", None) or (1 if state.images is None else len(state.images))
+    size = "" if state.images is None else " of " + " x ".join(map(str, state.images.shape[2:]))
+    runtime, more = state.runtime, []
+    if runtime.precision == "float32": more.append("precision='bfloat16'")
+    more.append("smaller images (size=...)")
+    if not has_gradient_checkpointing(state.network): more.append("gradient_checkpointing=True")
+    if all(p.requires_grad for p in state.network.parameters()): more.append("freeze='backbone'")
+    half = f"batch_size={n // 2}, accumulate={2 * state.accumulate} (as many images a step); or " if n > 1 else ""
+    return (f"in epoch {state.epoch + 1} of {state.n_epochs}, with batches of {n} images{size} on {runtime.device}. "
+            f"Try {half}{', '.join(more)}. learn.find_batch_size() says how many images fit.")

@@ -21,7 +21,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,8 +32,11 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .core import DataError, Images, RawImage, Registry, arguments_for, check, checked, fits, imported
-from .core import in_words, name_and_arguments
+from .augmentation import AUGMENTATIONS, POLICIES, albumentation_step, is_albumentation, policy
+from .augmentation import vision_step, vision_steps, with_augmentation
+from .config import resets
+from .core import ConfigError, DataError, Images, RawImage, Registry, arguments_for, check, checked, fits
+from .core import imported, in_words, name_and_arguments, near_miss
 from .datasets import InParts
 from .images import MODES, Mode, load_image
 from .plots import image_grid
@@ -63,20 +66,33 @@ _TORCH_ONLY = frozenset(transforms)     # a step of yours may draw from anywhere
 def step_builder(
     step: str | Mapping[str, Any],      # a name, an import path, or {'type': 'mymodule.MyStep', 'width': 3}
 ) -> Callable[[], Callable[[RawImage], RawImage]]:
-    "What makes a step; one of yours is imported, and its arguments are held against its signature."
+    "What makes a step; arguments are held against the signature of what takes them."
     name, arguments = name_and_arguments(step, "A step")
-    if not transforms.imports(name):
-        check(not arguments, f"The step {name!r} takes no arguments", arguments, "One with an import path may.")
+    if name in transforms:
+        check(not arguments, f"The step {name!r} takes no arguments", arguments, "One of torchvision's or with an "
+              "import path may.")
         return transforms[name]
+    if name.partition(".")[0] == "albumentations": return albumentation_step(name, arguments)
+    if not transforms.imports(name): return vision_step(_vision_step(name), name, arguments)
     made = imported(name, "A step")
     is_class = isinstance(made, type) and issubclass(made, nn.Module)
     check(is_class or inspect.isfunction(made), f"{name} must be a class of nn.Module, or a function of one image",
           made, "Nothing else is called on behalf of a config.")
+    if is_class and issubclass(made, v2.Transform): return vision_step(made, name, arguments)
     if is_class: return partial(made, **arguments_for(made, name, arguments))
     arguments_for(made, name, {}, n_first=1)
     check(not arguments, f"{name} is a function of one image, and takes no more", arguments,
           "Write a class of nn.Module, whose `__init__` takes them.")
     return lambda: made
+
+
+def _vision_step(name: str) -> type[v2.Transform]:
+    "A class of torchvision by its bare name."
+    known, every = vision_steps(), vars(v2)
+    kind = every.get(name)
+    if isinstance(kind, type) and issubclass(kind, v2.Transform): return kind       # or why it is none is said there
+    raise ConfigError(f"Unknown transform {name!r}.{near_miss(name, [*transforms, *known])} There are: "
+                      f"{', '.join(transforms())}, and the classes of torchvision.transforms.v2.")
 
 # %% ../nbs/13_transforms.ipynb #4a3eb9d9
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,9 +132,13 @@ def _check_kinds(config: Any) -> None:
         check(fits(getattr(config, f.name), f.type), f"`{f.name}` must be {in_words(f.type)}", getattr(config, f.name))
 
 # %% ../nbs/13_transforms.ipynb #2ba5c291
+_AUGMENT = field(default=None, metadata=resets(*AUGMENTATIONS["none"]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
     "What is done to the images of one phase, in this order."
+    augment: Literal["none", "light", "standard", "strong"] | None = _AUGMENT   # for what is not said; null: flips
     resize: tuple[int, int] | None = (224, 224)     # height, width in pixels; null: as they are
     resize_mode: Literal["stretch", "crop", "pad"] | None = None    # for other proportions; null: stretch
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"      # how a new size is computed
@@ -128,9 +148,10 @@ class TransformConfig:
     random_vertical_flip: bool | float = False      # probability; true: 0.5
     random_rotation: float = 0.0                    # to either side, degrees in [0, 180]; corners are black
     color_jitter: tuple[float, float, float, float] | None = None   # brightness, contrast, saturation, hue
-    randaugment: tuple[int, int] | None = None      # operations an image, magnitude in 0..30; usual: [2, 9]
-    trivial_augment: bool = False                   # one random operation of random strength?
-    extra: tuple[str | dict[str, Any], ...] = ()    # more steps: names in transforms(), or yours: mymodule.MyStep
+    randaugment: tuple[int, int] | dict[str, Any] | None = None     # [operations, magnitude], or {num_ops: 2}
+    trivial_augment: bool | dict[str, Any] = False  # one random operation of random strength? or its arguments
+    augmix: bool | dict[str, Any] = False           # a blend of random operations? or its arguments: {severity: 3}
+    extra: tuple[str | dict[str, Any], ...] = ()    # more steps: in transforms(), of torchvision, mymodule.MyStep
     normalize: NormalizeConfig | None = field(default_factory=NormalizeConfig)  # null: pixels in [0, 1]
     random_erasing: float = 0.0                     # probability that a rectangle is blotted out
 
@@ -143,6 +164,14 @@ class TransformConfig:
         for step in self.extra: step_builder(step)
 
 
+def _filled(init: Callable[..., None]) -> Callable[..., None]:
+    "Before a config is made: what a preset says of the knobs that are not said."
+    @wraps(init)
+    def __init__(self: TransformConfig, **said: Any) -> None: init(self, **with_augmentation(said))
+    return __init__
+
+
+TransformConfig.__init__ = _filled(TransformConfig.__init__)
 MAX_SIDE = 10_000       # pixels: a batch of a few such images fills a machine
 
 
@@ -172,7 +201,7 @@ def _check_size(c: TransformConfig) -> None:
 
 # %% ../nbs/13_transforms.ipynb #b89d7221
 _RANDOM = ("random_resized_crop", "random_horizontal_flip", "random_vertical_flip", "random_rotation",
-           "color_jitter", "randaugment", "trivial_augment", "random_erasing")
+           "color_jitter", "randaugment", "trivial_augment", "augmix", "random_erasing")
 
 
 def _check_augmentation(c: TransformConfig) -> None:
@@ -182,19 +211,25 @@ def _check_augmentation(c: TransformConfig) -> None:
     check(0 <= c.random_rotation <= 180, "`random_rotation` must be 0 to 180 degrees",
           c.random_rotation)
     jitter, rand = c.color_jitter, c.randaugment
+    for name in POLICIES:
+        if isinstance(getattr(c, name), Mapping): policy(name, getattr(c, name))
     check(jitter is None or (all(0 <= j < math.inf for j in jitter) and jitter[3] <= 0.5),
           "`color_jitter` must be brightness, contrast, saturation >= 0 and hue in [0, 0.5]", jitter,
           "Try (0.4, 0.4, 0.4, 0.1).")
-    check(rand is None or (1 <= rand[0] <= 100 and 0 <= rand[1] <= 30),
+    check(not isinstance(rand, tuple) or (1 <= rand[0] <= 100 and 0 <= rand[1] <= 30),
           "`randaugment` must be a number of operations in 1..100 and a magnitude in 0..30", rand,
           "Try (2, 9).")
-    check(not (rand and c.trivial_augment), "Choose one of `randaugment` and `trivial_augment`",
-          (rand, c.trivial_augment))
+    chosen = {name: getattr(c, name) for name in POLICIES if _is_on(c, name)}
+    check(len(chosen) <= 1, "Choose one of `randaugment`, `trivial_augment` and `augmix`", chosen)
+
+
+def _is_on(c: TransformConfig, name: str) -> bool: return getattr(c, name) not in (None, False, 0)
 
 
 def _check_not_random(c: TransformConfig, phase: str) -> None:
+    check(c.augment is None, f"`{phase}.augment` must be null: presets are for training", c.augment)
     for name in _RANDOM:
-        check(not getattr(c, name), f"`{phase}.{name}` must be off: a random {phase} set would give "
+        check(not _is_on(c, name), f"`{phase}.{name}` must be off: a random {phase} set would give "
               "another result each time", getattr(c, name), "It belongs to `train`.")
 
 
@@ -375,6 +410,7 @@ def build_transform(
     check(phase in PHASES, "`phase` must be 'train', 'val' or 'test'", phase)
     if phase != "train": _check_not_random(config, phase)
     extra = [Extra(name) for name in config.extra]
+    for step in extra: step.probe(_channels(config))
     for step in extra if phase != "train" else ():
         check(not _draws(step, _probe(_channels(config))), f"The transform {step.name!r} is random, "
               f"and a random {phase} set would give another result each time", config.extra,
@@ -386,7 +422,7 @@ def build_transform(
             *_flips(config.random_vertical_flip, v2.RandomVerticalFlip), *_colour_steps(config), *extra]
     if config.random_resized_crop: vary, sized = [*sized, *vary], []
     if config.random_erasing: vary, finish = [*vary, *finish, v2.RandomErasing(p=config.random_erasing)], []
-    foreign = any(step.name not in _TORCH_ONLY for step in extra)
+    foreign = any(not step.torch_only for step in extra)
     return Pipeline([ToPixels(), *sized], vary, finish, "anything" if foreign else "torch" if vary else "nothing")
 
 
@@ -407,14 +443,13 @@ def _colour_steps(c: TransformConfig) -> list[nn.Module]:
     rotation = v2.RandomRotation(c.random_rotation, interpolation=InterpolationMode.BILINEAR)
     steps: list[nn.Module] = []
     if c.color_jitter: steps.append(v2.ColorJitter(*c.color_jitter))
-    if c.randaugment: steps.append(v2.RandAugment(*c.randaugment))
-    if c.trivial_augment: steps.append(v2.TrivialAugmentWide())
+    steps += [policy(name, getattr(c, name)) for name in POLICIES if _is_on(c, name)]
     if steps: steps = [v2.ToPILImage(), *steps, ToPixels()]
     return [rotation, *steps] if c.random_rotation else steps
 
 # %% ../nbs/13_transforms.ipynb #c0169eab
 class Extra(nn.Module):
-    "A registered step; 8-bit tensor in, 8-bit tensor out."
+    "A step of `extra`; 8-bit tensor in, 8-bit tensor out."
 
     @checked
     def __init__(
@@ -424,6 +459,9 @@ class Extra(nn.Module):
         super().__init__()
         self.name, self.arguments = name_and_arguments(step, "A step")
         self.step = step_builder(step)()
+        vision = self.name not in transforms and self.name in vision_steps()
+        self.torch_only = vision or self.name in _TORCH_ONLY        # a step of yours may draw from anywhere
+        self._is_ours = vision or is_albumentation(getattr(self.step, "transform", None))
 
     def forward(
         self,
@@ -433,15 +471,32 @@ class Extra(nn.Module):
         out = self.step(image)
         check(isinstance(out, Tensor) and out.dtype == torch.uint8 and out.ndim == 3,
               f"The transform {self.name!r} must return an 8-bit tensor (channel, height, width)",
-              getattr(out, "dtype", out))
+              getattr(out, "dtype", out), "Leave out what makes floats (A.Normalize, A.ToTensorV2): that is done at "
+              "the end." if self.name.startswith("albumentations") else "")
         return out
 
+    def probe(
+        self,
+        channels: int,              # of the images
+    ) -> None:
+        "An error where a step that is not yours cannot do with an image alone, or makes another kind of one."
+        if not self._is_ours: return
+        try:
+            with seeded("probe"): out = self(_probe(channels))
+        except ConfigError: raise
+        except Exception as error:
+            raise ConfigError(f"The transform {self.name!r} fails on an image of {channels} channels and 48 x 64 "
+                              f"pixels ({type(error).__name__}: {error}).") from None
+        check(len(out) == channels, f"The transform {self.name!r} must keep the number of channels, {channels}",
+              len(out))
+
     def extra_repr(self) -> str:
+        if self.name == "albumentations": return f"{self.name!r}: {self.step.extra_repr()}"
         return ", ".join([repr(self.name), *(f"{key}={value!r}" for key, value in self.arguments.items())])
 
     def __repr__(self) -> str: return f"Extra({self.extra_repr()})"
 
-
+# %% ../nbs/13_transforms.ipynb #62a242ec
 def _channels(config: TransformConfig) -> int:
     return len(config.normalize.mean) if config.normalize else 3
 
@@ -520,13 +575,28 @@ def _size_in_words(c: TransformConfig) -> str:
         return "a random part ({:g} to {:g} of the area), resized ".format(*c.random_resized_crop) + to
     return {"crop": "resized and cropped ", "pad": "resized and padded "}.get(c.resize_mode, "stretched ") + to
 
-
+# %% ../nbs/13_transforms.ipynb #e0800073
 def _colours_in_words(c: TransformConfig) -> list[str]:
     jitter = zip(("brightness", "contrast", "saturation", "hue"), c.color_jitter or (), strict=False)
     jittered = ", ".join(f"{name} {amount:g}" for name, amount in jitter if amount)
-    return [f"colours varied ({jittered})" if jittered else "",
-            "RandAugment ({} operations of magnitude {})".format(*c.randaugment) if c.randaugment else "",
-            "TrivialAugment" if c.trivial_augment else ""]
+    return [f"colours varied ({jittered})" if jittered else "", *(_policy_in_words(c, name) for name in POLICIES)]
+
+
+_POLICY_NAMES = {"randaugment": "RandAugment", "trivial_augment": "TrivialAugment", "augmix": "AugMix"}
+
+
+def _policy_in_words(c: TransformConfig, name: str) -> str:
+    said = getattr(c, name)
+    if not _is_on(c, name): return ""
+    if name == "randaugment" and (isinstance(said, tuple) or {*said} <= {"num_ops", "magnitude"}):
+        step = policy(name, said)
+        return f"RandAugment ({step.num_ops} operations of magnitude {step.magnitude})"
+    return _with_arguments(_POLICY_NAMES[name], said if isinstance(said, Mapping) else {})
+
+
+def _with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
+    words = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return f"{name} ({words})" if words else name
 
 
 def _normalization_in_words(n: NormalizeConfig | None) -> str:
@@ -540,7 +610,10 @@ def _chance(what: str, p: bool | float) -> str: return f"{what} (probability {0.
 
 
 def _extra_in_words(c: TransformConfig) -> list[str]:
-    return [name_and_arguments(step, "A step")[0] for step in c.extra]
+    "A composition of Albumentations by what it holds; a step by its name and arguments."
+    parts = [name_and_arguments(step, "A step") for step in c.extra]
+    return [f"Albumentations ({Extra(step).step.extra_repr()})" if name == "albumentations" else
+            _with_arguments(name, arguments) for step, (name, arguments) in zip(c.extra, parts, strict=True)]
 
 # %% ../nbs/13_transforms.ipynb #d0dfdc0c
 @checked
@@ -611,7 +684,15 @@ def told(
     if test.normalize and (test.normalize.mean, test.normalize.std) == (IMAGENET_MEAN, IMAGENET_STD):
         normal += " (ImageNet)"
     extra = ", ".join(([] if placed == _placed(test) else [placed]) + drawn)
-    return f"{_placed(test)}{normal}; in training {extra or 'the same'}"
+    return f"{_placed(test)}{normal}; in training {extra or 'the same'}{_preset_in_words(train)}"
+
+
+def _preset_in_words(c: TransformConfig) -> str:
+    "Named where its values are used; where some were said otherwise, that is said."
+    if c.augment is None: return ""
+    other = [key for key, value in AUGMENTATIONS[c.augment].items() if getattr(c, key) != value]
+    if c.augment == "none" and not other: return ""
+    return f" (augment={c.augment!r}{', but for ' + ', '.join(other) if other else ''})"
 
 
 def _placed(c: TransformConfig) -> str:
@@ -628,5 +709,5 @@ def _drawn(c: TransformConfig) -> list[str]:
     flips = [(c.random_horizontal_flip in (None, True) or c.random_horizontal_flip, "flipped left-right at random"),
              (c.random_vertical_flip, "flipped upside down at random")]
     return [words for on, words in [*flips, (c.random_rotation, f"turned by up to {c.random_rotation:g}°"),
-            (c.color_jitter, "colours varied"), (c.randaugment, "RandAugment"), (c.trivial_augment, "TrivialAugment"),
+            (c.color_jitter, "colours varied"), *((_is_on(c, name), _POLICY_NAMES[name]) for name in POLICIES),
             (c.extra, ", ".join(_extra_in_words(c))), (c.random_erasing, "parts blotted out")] if on]
