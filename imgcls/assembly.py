@@ -394,22 +394,6 @@ def make_state(
     return state
 
 
-def _checked_weights(taken: Loaded, config: ExperimentConfig, data: ImageData) -> Loaded:
-    "A head that was taken is for these classes; of a run's file its run is named."
-    names = taken.about.get("class_names", data.class_names)
-    check(config.model.new_head or list(names) == data.class_names, f"{taken.source} is of the classes "
-          f"{listed(names, 10)}, and so must be the data", data.class_names, "For other classes: new_head=True takes "
-          "everything but its head.", DataError)
-    folder = Path(config.model.weights or "").expanduser().resolve().parent.parent
-    of_run = bool(taken.about) and Run(folder).exists
-    return replace(taken, source=f"{taken.source} of run {folder.name}") if of_run else taken
-
-
-def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:
-    parts = known_parts(network, config.optimizer)
-    return build_optimizer(network, config.optimizer, builder=given.optimizer, **parts)
-
-
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:
     "The column that chooses the best epoch, or that a plateau follows, is one that will be recorded."
     phases = ["train"] if state.val_batches is None else ["train", "val"]
@@ -435,6 +419,22 @@ def _work_on_blocks(network: nn.Module, config: ModelConfig) -> None:
     "What is done to the blocks of a network that the config names."
     if config.stochastic_depth is not None: add_stochastic_depth(network, config.stochastic_depth)
     if config.gradient_checkpointing: add_gradient_checkpointing(network)
+
+# %% ../nbs/51_assembly.ipynb #10180d96
+def _checked_weights(taken: Loaded, config: ExperimentConfig, data: ImageData) -> Loaded:
+    "A head that was taken is for these classes; of a run's file its run is named."
+    names = taken.about.get("class_names", data.class_names)
+    check(config.model.new_head or list(names) == data.class_names, f"{taken.source} is of the classes "
+          f"{listed(names, 10)}, and so must be the data", data.class_names, "For other classes: new_head=True takes "
+          "everything but its head.", DataError)
+    folder = Path(config.model.weights or "").expanduser().resolve().parent.parent
+    of_run = bool(taken.about) and Run(folder).exists
+    return replace(taken, source=f"{taken.source} of run {folder.name}") if of_run else taken
+
+
+def _optimizer(network: nn.Module, config: ExperimentConfig, given: Given) -> torch.optim.Optimizer:
+    parts = known_parts(network, config.optimizer)
+    return build_optimizer(network, config.optimizer, builder=given.optimizer, **parts)
 
 # %% ../nbs/51_assembly.ipynb #81711fc6
 def first_image(

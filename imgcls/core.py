@@ -277,7 +277,7 @@ def is_path(
     "Does it name a class or function by its import path? Such a text has a dot."
     return isinstance(name, str) and "." in name
 
-
+# %% ../nbs/00_core.ipynb #2023de00
 def takes_arguments(
     name: Any,              # what a config says: 'mymodule.MyNet', 'timm/resnet18'
 ) -> bool:

@@ -698,7 +698,7 @@ def _transforms(
     "What is done to images; `size` and the number of channels where it was not said."
     given, side = _augmented(given, augment), _side(224 if size is None else size)
     if isinstance(given, TransformsConfig):
-        other = size is not None and any(getattr(given, phase).resize != tuple(side) for phase in SPLITS)
+        other = size not in (None, 224) and any(getattr(given, phase).resize != tuple(side) for phase in SPLITS)
         check(not other, "`size` must be what `transforms` says, or be left away", size,
               f"transforms.train.resize is {given.train.resize}.")
         return given
