@@ -390,7 +390,8 @@ def make_state(
         train_metrics=build_metrics(names, n_outputs, several), val_metrics=build_metrics(names, n_outputs, several),
         trained=trained_names(network))
     state.history.monitor = _checked_monitor(chosen.monitor, state, MONITOR if several else TrainingConfig.monitor)
-    if config.scheduler.plateau_monitor: _checked_monitor(config.scheduler.plateau_monitor, state, "", "plateau_monitor")
+    followed = config.scheduler.plateau_monitor
+    if followed: _checked_monitor(followed, state, "", "plateau_monitor")
     return state
 
 

@@ -202,6 +202,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
         "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
+        "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
+        "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
         "`trackers`": "report_to log_with logger loggers",
         "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
@@ -348,7 +350,8 @@ def _coerce_union(value: Any, hint: Any) -> Any:
         except _Mismatch as wrong: literal = wrong if get_origin(kind) is Literal else None
     others = [k for k in kinds if k is not type(None)]
     if len(others) == 1 and literal: raise literal
-    raise _mismatch(value, hint)
+    words = [one for kind in kinds if get_origin(kind) is Literal for one in get_args(kind) if isinstance(one, str)]
+    raise _Mismatch(f"{_mismatch(value, hint)}{near_miss(value, words) if isinstance(value, str) else ''}")
 
 
 _RULES = {Union: _coerce_union, types.UnionType: _coerce_union, Literal: _coerce_literal, tuple: _coerce_tuple,

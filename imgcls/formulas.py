@@ -13,7 +13,6 @@ __all__ = ['averaged_rate', 'rate_of', 'balanced_accuracy', 'macro_f1', 'matthew
            'roc_areas', 'mean_average_precision', 'mean_roc_area', 'average_precision', 'auroc', 'calibration_error']
 
 # %% ../nbs/21a_formulas.ipynb #e45edbc5
-import functools
 import math
 
 import numpy as np

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checkpointing import VERSION
 from .config import FREE, arguments_of
 from .core import CheckpointError, ConfigError, DataError, Registry, arguments_for, check, checked
 from .core import extra, imported, is_path, listed, near_miss, takes_arguments
