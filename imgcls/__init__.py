@@ -52,6 +52,7 @@ Modules:
 - `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
+- `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
