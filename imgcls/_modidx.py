@@ -518,6 +518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'imgcls.cli.command_parser': ('cli.html#command_parser', 'imgcls/cli.py'),
                             'imgcls.cli.ended': ('cli.html#ended', 'imgcls/cli.py'),
                             'imgcls.cli.every_key': ('cli.html#every_key', 'imgcls/cli.py'),
+                            'imgcls.cli.label_options': ('cli.html#label_options', 'imgcls/cli.py'),
+                            'imgcls.cli.labels_said': ('cli.html#labels_said', 'imgcls/cli.py'),
                             'imgcls.cli.overrides_of': ('cli.html#overrides_of', 'imgcls/cli.py'),
                             'imgcls.cli.refuse_missing': ('cli.html#refuse_missing', 'imgcls/cli.py'),
                             'imgcls.cli.refuse_unwritable': ('cli.html#refuse_unwritable', 'imgcls/cli.py'),

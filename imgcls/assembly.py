@@ -235,7 +235,7 @@ def _check_balance(config: ExperimentConfig, data: ImageData, given: Given) -> N
     "Is the choice possible with this data, network and loss?"
     chosen = config.training.balance
     if chosen is None: return
-    check(data.kind is ONE_CLASS, "`balance` is for images of one class each", chosen,
+    check(data.kind == ONE_CLASS, "`balance` is for images of one class each", chosen,
           'For several labels an image: loss.pos_weights="balanced".')
     counts = data.class_counts()
     empty = [name for name, n in zip(data.class_names, counts, strict=True) if not n]

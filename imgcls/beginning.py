@@ -206,7 +206,7 @@ def _balance(found: DataDescription) -> Iterator[Advice]:
     if times < UNBALANCED: return
     why = f"the largest class has {times:.3g} times the images of the smallest (from {UNBALANCED:g} on)"
     if found.labels is not None:
-        yield Advice("loss.pos_weights", "balanced", f"{why}: a label that few images have weighs more where it is there")
+        yield Advice("loss.pos_weights", "balanced", f"{why}: where a rare label is there, it weighs more")
         return
     yield Advice("training.balance", "logits", f"{why}: training makes up for it; loss and sampler are other ways")
     if "val" in found.images:

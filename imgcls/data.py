@@ -250,7 +250,7 @@ def class_counts(
 @patch
 def imbalance(self: ImageData) -> Imbalance | None:     # None: an image has several classes, or another kind of target
     "How unequal the classes are in `train`."
-    return unequal(self.class_counts(), self.class_names) if self.kind is ONE_CLASS else None
+    return unequal(self.class_counts(), self.class_names) if self.kind == ONE_CLASS else None
 
 
 def _unequal(data: ImageData) -> list[str]:
