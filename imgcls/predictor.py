@@ -706,9 +706,6 @@ def export(
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
     "Write it in formats that need no imgcls, and prove that each answers as it does."
-    check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels",
-          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there, load_predictor of "
-          "that file.")
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
 
