@@ -106,6 +106,7 @@ def _readme(data: Mapping[str, Any]) -> str:
     some = f"{len(formats)} formats" if len(formats) > 1 else f"one format ({next(iter(formats))})"
     colours = {"RGB": "red, green, blue", "L": "grey"}[data["input"]["colours"]]
     several = data["about"].get("multi_label", False)
+    labels = _labels(data) if several else ""
     return f"""# An image classifier in {some}{", for several labels an image" if several else ""}
 
 Weights: {data["origin"]}, network `{data["about"]["architecture"]}`, SHA-256 of the weights `{data["weights_sha256"]}`.
@@ -113,7 +114,7 @@ Made by imgcls {data["imgcls"]}; `export.json` says all of this for programs.
 
 - **Input** `images`: uint8, batch x {shape[1]} x height x width, {colours}, images of any size (those of a batch of one
   size). Resizing and normalisation are inside. Images are upright (EXIF), and on white where they are transparent.
-- **Output** `probabilities`: float32, batch x {len(names)}, in the order of the classes.{_labels(data) if several else ""}
+- **Output** `probabilities`: float32, batch x {len(names)}, in the order of the classes.{labels}
 - **Fitted for its answers**: {_fitted(data["decisions"], "int8" in formats)}
 - **Classes**:
 
@@ -174,8 +175,7 @@ def _labels(data: Mapping[str, Any]) -> str:
     "What the probabilities mean where an image may have several labels."
     chosen = data["decisions"].get("label_thresholds")
     which = "the threshold of its class (`decisions`, `label_thresholds` in `export.json`)" if chosen else "0.5"
-    return (f" Each is a sigmoid:\n  an image has every label whose probability is at least {which}, one or several or "
-            "none.")
+    return f" Each is a sigmoid:\n  an image has every label whose probability is at least {which}, or none."
 
 
 def _margin(several: bool) -> str:

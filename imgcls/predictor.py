@@ -529,8 +529,6 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
-    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and "
-                    ".macro_f1 have intervals")
     val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
