@@ -524,18 +524,6 @@ def _decisions(export: ExportFolder, evaluation: ImageAnswers | None) -> list[st
     return ["## When to act on an answer", "", *lines] if lines else []
 
 
-def _label_rule(export: ExportFolder, decisions: Decisions) -> list[str]:
-    "From which probability on a class is a label."
-    chosen, names = decisions.label_thresholds, export.data["class_names"]
-    if chosen is None: return ["A class is a label of an image where its probability is at least 0.5."]
-    rows = [[_name(name), f"{value:.4f}"] for name, value in zip(names, chosen.thresholds, strict=True)]
-    more = [] if len(rows) <= MAX_ROWS else ["", f"{MAX_ROWS} of {len(rows):,}; all are in `export.json`."]
-    why = "the highest F1" if chosen.by == "f1" else f"a {chosen.by} of {chosen.wanted:g}"
-    return [f"A class is a label of an image where its probability is at least its threshold, chosen for {why} on "
-            f"{chosen.n:,} images ({_plain(chosen.split or 'no split')}).", "",
-            *_table(["class", "threshold"], rows[:MAX_ROWS]), *more]
-
-
 def _judged(sets: PredictionSets, evaluation: Evaluation) -> list[str]:
     if _fitted_here(sets, evaluation):
         return ["", "How many of the sets hold the true class is not told here: they were fitted on the very images "
@@ -560,6 +548,18 @@ def _threshold(threshold: Threshold, evaluation: ImageAnswers | None) -> list[st
             f"answer is \"not sure\". It was chosen so that {threshold.wanted:g} of the accepted answers are "
             f"right; for other images of the same kind this is {word}.",
             "", *_table(["", "accepted answers that are right", "images that are answered"], rows)]
+
+# %% ../nbs/62_packages.ipynb #dcbfd933
+def _label_rule(export: ExportFolder, decisions: Decisions) -> list[str]:
+    "From which probability on a class is a label."
+    chosen, names = decisions.label_thresholds, export.data["class_names"]
+    if chosen is None: return ["A class is a label of an image where its probability is at least 0.5."]
+    rows = [[_name(name), f"{value:.4f}"] for name, value in zip(names, chosen.thresholds, strict=True)]
+    more = [] if len(rows) <= MAX_ROWS else ["", f"{MAX_ROWS} of {len(rows):,}; all are in `export.json`."]
+    why = "the highest F1" if chosen.by == "f1" else f"a {chosen.by} of {chosen.wanted:g}"
+    return [f"A class is a label of an image where its probability is at least its threshold, chosen for {why} on "
+            f"{chosen.n:,} images ({_plain(chosen.split or 'no split')}).", "",
+            *_table(["class", "threshold"], rows[:MAX_ROWS]), *more]
 
 # %% ../nbs/62_packages.ipynb #f0f97263
 def _confusions(evaluation: ImageAnswers | None) -> list[str]:
