@@ -34,6 +34,7 @@ from .datasets import ImageTable
 from .decisions import Decisions, Gain, paired_gain
 from .evaluation import Evaluation
 from .inference import load_predictor
+from .multilabel_evaluation import MultiLabelEvaluation
 from .plots import image_grid
 from .predictions import Origin
 from .predictor import Predictor
@@ -415,7 +416,7 @@ def gain(
     predictor, parts, said = _at_like_temperatures(predictor, parts)
     after = predictor.evaluate(val, split=split)
     found = [_in_order_of(after, part.evaluate(val, split=split)) for part in parts]
-    best = max(range(len(found)), key=lambda i: (found[i].accuracy, -found[i].loss))
+    best = max(range(len(found)), key=lambda i: (found[i].correct.mean(), -found[i].loss))
     gained = replace(paired_gain(found[best], after), temperatures=said)
     if len(parts) == 1: return gained
     return GainOverBest(**vars(gained), best=f"number {best + 1}, {parts[best].origin}", n_members=len(parts))
@@ -455,9 +456,13 @@ def _check_batches(predictor: Predictor, parts: Sequence[Predictor], val: Any) -
           "Give an `ImageData` or a folder.", DataError)
 
 
-def _in_order_of(after: Evaluation, one: Evaluation) -> Evaluation:
+def _in_order_of(after: Evaluation | MultiLabelEvaluation, one: Evaluation | MultiLabelEvaluation
+                 ) -> Evaluation | MultiLabelEvaluation:
     "With the classes in another order."
     if one.class_names == after.class_names: return one
     order = [one.class_names.index(name) for name in after.class_names]
+    if isinstance(one, MultiLabelEvaluation):
+        return MultiLabelEvaluation(one.probabilities[:, order], one.targets[:, order], after.class_names, one.paths,
+                                    one.split, one.losses, one.thresholds[order])
     targets = [after.class_names.index(one.class_names[i]) for i in one.targets]
     return Evaluation(one.probabilities[:, order], targets, after.class_names, one.paths, one.split, one.losses)

@@ -339,18 +339,19 @@ def log_model(self: MLflow, predictor: "Predictor", images: Images) -> None:
     with preserve_rng(), torch.no_grad():
         network = copy.deepcopy(predictor.network).cpu().eval()
         logits = network(example)
-        _save_model(network, example.numpy(), logits.numpy(), self.folder/"model", predictor.class_names)
+        _save_model(network, example.numpy(), logits.numpy(), self.folder/"model", predictor)
     self._tell({"kind": "model", "register": self.options.register, "sha": weights_hash(network.state_dict())})
 
 
-def _save_model(network: torch.nn.Module, images: Any, logits: Any, folder: Path, class_names: Sequence[str]) -> None:
+def _save_model(network: torch.nn.Module, images: Any, logits: Any, folder: Path, predictor: "Predictor"
+                ) -> None:
     "As `torch.export` has it, which needs no code of ours to be loaded; else as a pickle, and that is said."
     import shutil
     mlflow = extra("mlflow.pytorch", "mlflow")
     shutil.rmtree(folder, ignore_errors=True)
     about = {"signature": extra("mlflow.models", "mlflow").infer_signature(images, logits), "input_example": images,
              "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}"],
-             "metadata": {"class_names": list(class_names)}}
+             "metadata": {"class_names": list(predictor.class_names), "multi_label": predictor.multi_label}}
     try: mlflow.save_model(network, str(folder), **about)
     except Exception as error:
         get_logger().warning(f"The model is logged as a pickle: torch.export cannot take it ({type(error).__name__}).")
