@@ -146,9 +146,6 @@ def settle(
     _check_needs_val(settled, data)
     _check_labels(settled, data, given)
     _check_balance(settled, data, given)
-    chosen = settled.training
-    check(chosen.swa_epochs is None or chosen.swa_epochs <= chosen.num_epochs,
-          f"`swa_epochs` must be at most the {chosen.num_epochs} epochs of the plan", chosen.swa_epochs)
     _check_last_size(settled, data)
     return settled, changed
 
@@ -638,7 +635,8 @@ def plan_phases(
     lr = base_lr_of(self.state.optimizer, self.config.optimizer)
     self.state.optimizer = _optimizer(self.state.network, self.config, self.given)
     set_base_lr(self.state.optimizer, lr, self.config.optimizer)
-    self.callbacks = make_callbacks(self.config, self.data.n_classes, self.given)
+    resizing = [callback for callback in self.callbacks if isinstance(callback, Resizing)]
+    self.callbacks = [*resizing, *make_callbacks(self.config, self.data.n_classes, self.given)]
 
 # %% ../nbs/51_assembly.ipynb #cf873231
 @patch
