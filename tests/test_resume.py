@@ -109,9 +109,10 @@ def check_equal(folder: Path, name: str, straight: tuple[dict, float], like: str
     assert not [*(folder/"runs"/name).rglob(".*.tmp")], "what killed writers left is swept"
 
 
-def killed(job: Callable[[], object], folder: Path, after: float) -> bool:
-    "Start a job and kill it; was there something to kill?"
-    pid = start(job, folder/"child.log")
+def killed(job: Callable[[], object], folder: Path, after: float, there: Path | None = None) -> bool:
+    "Start a job and kill it, some seconds after a file is there if one is named; was there something to kill?"
+    pid, end = start(job, folder/"child.log"), time.monotonic() + 60
+    while there is not None and not there.exists() and time.monotonic() < end: time.sleep(0.01)
     time.sleep(after)
     try: os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError: os.kill(pid, signal.SIGKILL)

@@ -226,10 +226,10 @@ def test_killed_at_random_instants(folder, tools, wanted):
 
     for n in range(20):
         if kills == wanted: break
-        hit = killed(partial(go_on, n % 2 * 2), folder, r.uniform(0.2, 0.9)*seconds)
-        if not hit: same_as_whole(folder, name, tools)      # it was faster
-        if hit and last().exists(): kills += 1
-        else: name = f"{tools}_killed_{n}"
+        if killed(partial(go_on, n % 2 * 2), folder, r.uniform(0.05, 0.8)*seconds, last()): kills += 1
+        else:                           # it was faster
+            same_as_whole(folder, name, tools)
+            name, seconds = f"{tools}_killed_{n}", 0.7*seconds
     assert kills == wanted
     do(go_on, folder)
     same_as_whole(folder, name, tools)
