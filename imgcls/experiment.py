@@ -81,13 +81,7 @@ class TrainingConfig:
         for name in ("clip_norm", "early_stopping"):
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            check(getattr(self, name) >= 0, f"`{name}` must be >= 0", getattr(self, name))
-        mixes = self.mixup_alpha > 0 or self.cutmix_alpha > 0
-        for name, fine in (("mix_epochs", self.mix_epochs is None), ("mix_probability", self.mix_probability == 1)):
-            check(mixes or fine, f"`{name}` needs `mixup_alpha` or `cutmix_alpha`", getattr(self, name))
-        check(self.mix_epochs is None or self.mix_epochs > 0, "`mix_epochs` must be > 0 or null", self.mix_epochs)
-        check(0 < self.mix_probability <= 1, "`mix_probability` must be in (0, 1]", self.mix_probability)
+        _check_mixing(self)
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
               self.ema_decay, "Try 0.99.")
         _check_tools(self)
@@ -139,6 +133,17 @@ def _check_averages(chosen: TrainingConfig) -> None:
           "Choose one of them.")
     check(chosen.early_stopping is None, "`swa_epochs` averages the last epochs of the plan, before which "
           "`early_stopping` may end it", chosen.early_stopping, "Leave one of them out.")
+
+# %% ../nbs/50_experiment.ipynb #03ddf7ed
+def _check_mixing(chosen: TrainingConfig) -> None:
+    "Mixup and cutmix, and when."
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        check(getattr(chosen, name) >= 0, f"`{name}` must be >= 0", getattr(chosen, name))
+    mixes = chosen.mixup_alpha > 0 or chosen.cutmix_alpha > 0
+    for name, fine in (("mix_epochs", chosen.mix_epochs is None), ("mix_probability", chosen.mix_probability == 1)):
+        check(mixes or fine, f"`{name}` needs `mixup_alpha` or `cutmix_alpha`", getattr(chosen, name))
+    check(chosen.mix_epochs is None or chosen.mix_epochs > 0, "`mix_epochs` must be > 0 or null", chosen.mix_epochs)
+    check(0 < chosen.mix_probability <= 1, "`mix_probability` must be in (0, 1]", chosen.mix_probability)
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)

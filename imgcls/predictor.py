@@ -266,26 +266,6 @@ def _in_batches(dataset: torch.utils.data.Dataset, batch_size: int, seed: int) -
             targets.append(torch.as_tensor(target))
         yield torch.stack(images), torch.stack(targets)
 
-
-@patch
-def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
-    if self.loader is None: return _in_batches(dataset, self.batch_size, self.seed)
-    batches = self.loader(dataset)
-    if hasattr(batches, "batch_size"): batches.batch_size = self.batch_size
-    return batches
-
-
-def _input(dataset: Any, seed: int, i: int) -> Tensor:
-    "Image i of a dataset as the network got it; keeps no network in memory."
-    with seeded(seed, "eval", 0, i): return dataset[i][0]
-
-
-@patch
-def _transform(self: Predictor) -> Callable[[Any], Tensor]:
-    check(self.transform is not None, "To make a tensor of an image there must be a `transform`", self,
-          "Try Predictor(network, transform, class_names).", DataError)
-    return self.transform
-
 # %% ../nbs/27_predictor.ipynb #0213ffca
 @patch
 def _batches(self: Predictor, dataset: Any) -> Iterable[Batch]:
