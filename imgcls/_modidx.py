@@ -1307,6 +1307,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'imgcls/experiment.py'),
                                    'imgcls.experiment._base': ('experiment.html#_base', 'imgcls/experiment.py'),
                                    'imgcls.experiment._check_averages': ('experiment.html#_check_averages', 'imgcls/experiment.py'),
+                                   'imgcls.experiment._check_mixing': ('experiment.html#_check_mixing', 'imgcls/experiment.py'),
                                    'imgcls.experiment._check_sizes': ('experiment.html#_check_sizes', 'imgcls/experiment.py'),
                                    'imgcls.experiment._check_tools': ('experiment.html#_check_tools', 'imgcls/experiment.py'),
                                    'imgcls.experiment._in_short': ('experiment.html#_in_short', 'imgcls/experiment.py'),

@@ -554,13 +554,6 @@ def balance(self: Setup) -> str:        # "": the classes are about equal, and n
     return f"{how}; nothing is done about it: balance='loss', 'sampler' or 'logits' would"
 
 
-@patch(as_prop=True)
-def unheeded(self: Setup) -> bool:
-    "Are the classes unequal, and nothing is done about it?"
-    found, done = self.data.imbalance(), (self.config.training.balance, self.config.loss.class_weights, self.given.loss)
-    return found is not None and found.noticeable and not any(one is not None for one in done)
-
-
 def _done(setup: Setup) -> str:
     counts, chosen = setup.data.class_counts(), setup.config.training
     n, rest = divmod(sum(counts), len(counts))
@@ -572,6 +565,13 @@ def _done(setup: Setup) -> str:
         return f"the losses of training and validation are of logits + {tau:g} x log(share of the class)"
     weights = effective_weights(counts, BETA if chosen.balance_beta is None else chosen.balance_beta)
     return f"an image weighs {weights.min():.2g} to {weights.max():.2g} in the losses of training and validation"
+
+# %% ../nbs/51_assembly.ipynb #196a7be0
+@patch(as_prop=True)
+def unheeded(self: Setup) -> bool:
+    "Are the classes unequal, and nothing is done about it?"
+    found, done = self.data.imbalance(), (self.config.training.balance, self.config.loss.class_weights, self.given.loss)
+    return found is not None and found.noticeable and not any(one is not None for one in done)
 
 # %% ../nbs/51_assembly.ipynb #7edcca6f
 @patch
