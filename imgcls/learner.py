@@ -160,9 +160,7 @@ class Learner(_Parts):
                      "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
-        frozen = chosen.training.frozen_epochs
-        check(frozen < chosen.training.num_epochs, "`frozen_epochs` must be less than the "
-              f"{chosen.training.num_epochs} of `num_epochs`", frozen, "To train the head alone: freeze='backbone'.")
+        _check_plan(chosen)
         data, chosen, notes = fit_to_weights(data, chosen, given)
         setup = assemble(data, chosen, given, changed)
         setup.notes += notes
@@ -173,6 +171,15 @@ class Learner(_Parts):
 def _check_texts(**values: Any) -> None:
     for name, value in values.items():
         check(value is None or isinstance(value, (str, Path)), f"`{name}` must be a text or None", value)
+
+
+def _check_plan(config: ExperimentConfig) -> None:
+    "Of a new training; a run whose plan was shortened can still be opened."
+    chosen = config.training
+    n, frozen, averaged = chosen.num_epochs, chosen.frozen_epochs, chosen.swa_epochs
+    check(frozen < n, f"`frozen_epochs` must be less than the {n} of `num_epochs`", frozen,
+          "To train the head alone: freeze='backbone'.")
+    check(averaged is None or averaged <= n, f"`swa_epochs` must be at most the {n} epochs of the plan", averaged)
 
 
 def _check_lr(lr: Any) -> None:
