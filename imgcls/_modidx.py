@@ -323,6 +323,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls.callbacks.FollowNetwork.__init__': ( 'callbacks.html#follownetwork.__init__',
                                                                                'imgcls/callbacks.py'),
                                   'imgcls.callbacks.FollowNetwork._follow': ('callbacks.html#follownetwork._follow', 'imgcls/callbacks.py'),
+                                  'imgcls.callbacks.FollowNetwork._tell': ('callbacks.html#follownetwork._tell', 'imgcls/callbacks.py'),
                                   'imgcls.callbacks.FollowNetwork.on_batch_end': ( 'callbacks.html#follownetwork.on_batch_end',
                                                                                    'imgcls/callbacks.py'),
                                   'imgcls.callbacks.FollowNetwork.on_epoch_end': ( 'callbacks.html#follownetwork.on_epoch_end',

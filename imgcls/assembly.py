@@ -616,12 +616,14 @@ def check_epochs(
     check(n_epochs >= begun, f"{state.epoch} epochs are trained{' and one is begun' if state.batch else ''}, the plan "
           "cannot be shorter", n_epochs)
     if last is None or n_epochs == state.n_epochs: return
-    begins, more = n_epochs - last, f"learn.fit({last}) trains as many as are averaged."
-    check(begins >= 0, f"`swa_epochs` must be at most the {n_epochs} epochs of the plan", last, more)
+    begins = n_epochs - last
+    check(begins >= 0, f"`swa_epochs` must be at most the {n_epochs} epochs of the plan", last,
+          f"It may have {last} or more.")
     swa = next((callback for callback in self.callbacks if isinstance(callback, SWA)), None)
     averaged = swa is not None and swa.begins == begins and swa.n_averaged == state.epoch - begins
-    check(begins >= state.epoch or averaged, f"A plan of {n_epochs} epochs averages the last {last} (`swa_epochs`), and "
-          f"epoch {begins + 1} was trained without being averaged", f"{state.epoch} epochs trained", more)
+    check(begins >= state.epoch or averaged, f"The last {last} epochs of the plan (`swa_epochs`) are averaged, and "
+          f"{state.epoch} are trained already: it must have at least {state.epoch + last}", n_epochs,
+          f"learn.fit({last}) trains as many as are averaged.")
 
 # %% ../nbs/51_assembly.ipynb #8832f168
 @patch

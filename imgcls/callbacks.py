@@ -346,18 +346,30 @@ class FollowNetwork(Callback):
         self.config, self.builder = config, builder
         self._parameters: list[nn.Parameter] = []
         self._flags: list[bool] = []
+        self._news = False              # has it changed, and nobody was told yet?
 
     def on_fit_start(self, state: State) -> None:
         state.runtime.prepare(state.network)        # a new layer may lie elsewhere
         self._follow(state)
+        self._news = not all(self._flags) or state.history.latest(Event.TRAINED) is not None
 
-    def on_epoch_start(self, state: State) -> None: self._follow(state)
+    def on_epoch_start(self, state: State) -> None:
+        self._follow(state)
+        self._tell(state)
+
     def on_epoch_end(self, state: State) -> None: self._follow(state)
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step or [p.requires_grad for p in self._parameters] == self._flags: return
         self._follow(state)
+        self._tell(state)
         train_mode(state.network)       # BatchNorm too, from the next batch on
+
+    def _tell(self, state: State) -> None:
+        "Once it has begun: at the end of an epoch, the line of that epoch comes first."
+        if self._news: get_logger().info(f"from {_from_here(state.step, state.epoch, state.batch)} on, trained are: "
+                                         f"{what_is_trained(state.network)}")
+        self._news = False
 
     def _follow(self, state: State) -> None:
         network, optimizer = state.network, state.optimizer
@@ -367,8 +379,7 @@ class FollowNetwork(Callback):
         self.take_up(state)
         if trained != state.trained or held_names(optimizer, network) != before:
             state.history.note(state.step, state.epoch, Event.TRAINED, what_is_trained(network))
-            get_logger().info(f"from {_from_here(state.step, state.epoch, state.batch)} on: trained are "
-                              f"{what_is_trained(network)}")
+            self._news = True
         state.trained = trained
 
     def take_up(self, state: State) -> None:
@@ -399,8 +410,12 @@ def phases_in_words(
     changes = {row["step"]: row for row in history.happened(Event.TRAINED)}     # the last one at a step
     if not changes: return []
     ends = {0, *history.column("step")}
-    told = [f"from {_from_here(step, row['epoch'], step not in ends)} on: {row['text']}" for step, row in changes.items()]
-    return told if 0 in changes else [f"from epoch 1 on: {before or 'what the config says'}", *told]
+    told, known = [], "" if 0 in changes else before or "what the config says"
+    if known: told.append(f"from epoch 1 on: {known}")
+    for step, row in changes.items():
+        if row["text"] != known: told.append(f"from {_from_here(step, row['epoch'], step not in ends)} on: {row['text']}")
+        known = row["text"]
+    return told
 
 
 def _from_here(step: int, epoch: int, in_epoch: bool | int) -> str:

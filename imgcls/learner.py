@@ -249,7 +249,8 @@ def _repr_html_(self: Learner) -> str:
                      f"{config.scheduler.type}, batches of {config.training.batch_size}"
                      f"{tools and f', {tools}'}",
         **_set_in_words(setup), "trained": _trained(self),
-        **({"phases": "; ".join(self.run_summary.phases)} if self.run_summary and self.run_summary.phases else {}), "run": self.run.name if self.run else "none yet: the first fit makes one"})
+        **({"phases": "; ".join(self.run_summary.phases)} if self.run_summary and self.run_summary.phases else {}),
+        "run": self.run.name if self.run else "none yet: the first fit makes one"})
 
 
 def _set_in_words(setup: Setup) -> dict[str, str]:
@@ -634,7 +635,8 @@ def retrain(
     if config is None: check_given(run, objects, data, given)
     if given.network is None: changes["model.weights"] = str(file)
     if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
-    learner = cls.from_config(load_experiment(run.config_path)[0] if config is None else config, *overrides, own=own, data=data, **changes)
+    layer = load_experiment(run.config_path)[0] if config is None else config
+    learner = cls.from_config(layer, *overrides, own=own, data=data, **changes)
     return _begun_with(learner, run, file)
 
 
