@@ -38,7 +38,7 @@ from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_e
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
 from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
-from .networks import ModelConfig, begin_network, evaluating, networks, pretrained_weights
+from .networks import ModelConfig, begin_network, evaluating, head_of, networks, pretrained_weights
 from .networks import trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, known_parts, set_base_lr
 from .preprocessing import preprocessing_of
@@ -389,6 +389,7 @@ def make_state(
     runtime.prepare(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(_weighted(config, data), data.class_counts(), several, len(data.datasets["train"]))
+    _check_trainable(network, loss, chosen)
     options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
     recalls = ["balanced_accuracy"] if chosen.balance else []
     names = ["loss", *data.kind.metrics, *recalls, *chosen.metrics, *given.metrics]
@@ -405,6 +406,14 @@ def make_state(
     followed = config.scheduler.plateau_monitor
     if followed: _checked_monitor(followed, state, "", "plateau_monitor")
     return state
+
+
+def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> None:
+    "A head that is to be trained first must be known; and only the network's parameters are trained and saved."
+    if chosen.frozen_epochs: head_of(network)
+    own = [name for name, p in loss.named_parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
+    check(not own, "A loss must have no parameters to train: only the network's are trained and saved", listed(own),
+          "Fixed numbers are buffers: self.register_buffer(...).")
 
 
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:
@@ -668,6 +677,9 @@ def plan_phases(
     self.config = override(self.config, {"training.frozen_epochs": frozen_epochs, **factor})
     self.by_itself = tuple(by_itself)
     self.changed = {**self.changed, "training.frozen_epochs": frozen_epochs, **factor}
+    if "training.num_epochs" in self.changed:       # what was said before is no longer so
+        self.changed["training.num_epochs"] = frozen_epochs + epochs
+        self.by_itself = (*self.by_itself, "training.num_epochs")
     self.set_epochs(frozen_epochs + epochs)
     self.planned = self.state.n_epochs
     lr = base_lr_of(self.state.optimizer, self.config.optimizer)

@@ -225,7 +225,7 @@ class EMA(Callback):
         state.network.load_state_dict(self.average)
 
     def on_val_end(self, state: State) -> None:
-        state.network.load_state_dict(self._raw)
+        if self._raw is not None: state.network.load_state_dict(self._raw)
         self._raw = None
 
     def state_dict(self) -> dict[str, Any]: return {"average": self.average}
@@ -413,8 +413,9 @@ def phases_in_words(
     told, known = [], "" if 0 in changes else before or "what the config says"
     if known: told.append(f"from epoch 1 on: {known}")
     for step, row in changes.items():
-        if row["text"] != known: told.append(f"from {_from_here(step, row['epoch'], step not in ends)} on: {row['text']}")
-        known = row["text"]
+        begins, text = _from_here(step, row["epoch"], step not in ends), row["text"]
+        if text != known: told.append(f"from {begins} on: {text}")
+        known = text
     return told
 
 

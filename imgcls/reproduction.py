@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from .keeping import RUN_FIELDS, load_checkpoint
 from .learner import Learner
 from .manifests import check_unchanged, read_manifest
 from .markup import escaped, facts
-from .networks import freeze_backbone, set_trained, trained_names, unfreeze
+from .networks import freeze_backbone, freeze_to, set_trained, trained_names, unfreeze
 from .runs import MAX_NAME, Run, average_in
 from .runtime import difference, exactness_differences
 from .sources import sources_mark, sources_of
@@ -305,7 +306,9 @@ def _trained_as_said(learner: Learner, said: str, saved: Mapping[str, Any]) -> N
     network = learner.network
     ways = (lambda: None, lambda: freeze_backbone(network), lambda: unfreeze(network),
             lambda: set_trained(network, saved["trained"]))
-    for way in ways:
+    names = [name for name, _ in network.named_parameters()]
+    layers = [partial(freeze_to, network, name) for name in names]      # no two of them train as many parameters
+    for way in (*ways, *layers):
         way()
         if what_is_trained(network) == said: return
     raise ConfigError(f"From some step on the run trained {said}. Which they are is not in its folder: they were "
