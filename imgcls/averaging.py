@@ -82,6 +82,7 @@ class SWA(Callback):
         if state.n_epochs < self.n_epochs:
             get_logger().warning(f"`swa_epochs` is {self.n_epochs}, and training ends with epoch {state.n_epochs}: the "
                                  "mean is of all epochs.")
+        if self.begins != _begins(self, state): self.average, self.n_averaged = None, 0     # of another plan
         if self.average is None: return
         for key, value in state.network.state_dict().items():
             if key in self.average: self.average[key] = self.average[key].to(value.device)

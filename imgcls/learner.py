@@ -76,7 +76,7 @@ from .training import Callback, State, TrainingInterrupted
 from .transforms import told
 from .turns import training_turn
 from .verification import ResumeReport, prove_resume
-from .weights import Loaded, read_weights
+from .weights import read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -1025,7 +1025,7 @@ def save(
 @checked
 def load(
     self: Learner,
-    path: str | Path,           # from `learn.save`, a run's best.safetensors or best.pt, or a state dict
+    path: str | Path,           # from `learn.save`, a run's folder or a file in it, or a state dict
 ) -> Learner:                   # itself, as if just made
     "Take weights from a file, checked, and begin anew; a file that does not fit changes nothing."
     _check_idle(self)
@@ -1036,10 +1036,10 @@ def load(
         raise CheckpointError(f"{path.name} was trained on the classes {listed(names, 10)}, but the data has "
                               f"{listed(self.class_names, 10)}. For other classes: Learner(..., weights={str(path)!r}, "
                               "new_head=True).")
-    load_weights(self.network, path)
+    loaded = load_weights(self.network, path)
     _anew(self, self.config, self.setup.changed)
-    self.setup.notes = [f"weights loaded from {path.name}"]
-    self.setup.loaded = [Loaded(path.name, len(self.network.state_dict()), about=about)]
+    told = f" ({loaded})" if loaded.left_over or about.get("found_under") else ""
+    self.setup.notes, self.setup.loaded = [f"weights loaded from {path.name}{told}"], [loaded]
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self
 
@@ -1049,6 +1049,7 @@ def _weights_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     saved = path.with_name(f"{path.name}.safetensors") if path.name else path
     found = next((file for file in (path, saved) if file.is_file()), None)
+    if found is None and path.is_dir() and Run(path.resolve()).exists: found = weights_of_run(Run(path.resolve()))
     if found is None: raise CheckpointError(f"There is no file {str(path)!r}.")
     return found
 
