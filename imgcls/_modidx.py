@@ -344,6 +344,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'imgcls/callbacks.py'),
                                   'imgcls.callbacks.HeadFirst.on_epoch_start': ( 'callbacks.html#headfirst.on_epoch_start',
                                                                                  'imgcls/callbacks.py'),
+                                  'imgcls.callbacks.HeadFirst.on_fit_end': ('callbacks.html#headfirst.on_fit_end', 'imgcls/callbacks.py'),
                                   'imgcls.callbacks.HeadFirst.on_fit_start': ( 'callbacks.html#headfirst.on_fit_start',
                                                                                'imgcls/callbacks.py'),
                                   'imgcls.callbacks.HeadFirst.state_dict': ('callbacks.html#headfirst.state_dict', 'imgcls/callbacks.py'),

@@ -456,6 +456,11 @@ class HeadFirst(Callback):
     def on_epoch_end(self, state: State) -> None:
         if state.epoch == self.frozen_epochs: self.end(state.network)
 
+    def on_fit_end(self, state: State) -> None:
+        if state.status == "stopped" and self.holds and state.epoch < self.frozen_epochs:
+            get_logger().warning("Training ended before the rest was trained: `frozen_epochs` is "
+                                 f"{self.frozen_epochs}.")
+
     def end(
         self,
         network: nn.Module,         # what it froze is trained again, unless somebody unfroze some of it meanwhile
