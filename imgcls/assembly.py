@@ -225,7 +225,7 @@ def _check_last_size(config: ExperimentConfig, data: ImageData) -> None:
     "A schedule of sizes ends with the size in which answers are given."
     sizes = config.training.sizes
     if not sizes: return
-    data.at_size(sizes[0][1])           # or its error: transforms of one's own
+    for _, size in sizes: data.at_size(size)    # or its error: transforms of one's own, a crop larger than the image
     last, resize = sizes[-1][1], data.transforms.train.resize
     check(last == resize, "`size_schedule` must end with the data's size, in which validation and answers see images",
           config.training.size_schedule, f"It has {resize[0]} x {resize[1]}: ImageData.from_folder(..., size=...).")

@@ -645,9 +645,8 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
         with suppress(_Mismatch): return _coerce(text, hint)
-    if isinstance(value, str) and "," in value:
-        with suppress(_Mismatch):
-            _coerce(parse_yaml(f"[{value}]"), hint)
+    with suppress(_Mismatch):
+        if isinstance(value, str) and "," in value and _coerce(parse_yaml(f"[{value}]"), hint):
             raise ConfigError(f"`{dotted}` must be a list. Got {value!r}. A list is written {dotted}=[{value}].")
     return value            # from_dict says what is wrong with it
 

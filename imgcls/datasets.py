@@ -417,6 +417,8 @@ def _check_columns(frame: "pd.DataFrame", path: str, label: str, split: str) -> 
 
 def _no_column(column: str, frame: "pd.DataFrame", role: str) -> str:
     names = listed(frame.columns, 10)
+    other = [name for name in frame.columns if not isinstance(name, str) and str(name) == column]
+    if other: return f"The name of the column {column!r} is no text: {shown(other[0])}. frame.rename(columns=str)."
     semicolons = " Is it separated by ';'? Save it with commas." if ";" in names else ""
     return (f"There is no column {column!r}.{near_miss(column, map(str, frame.columns))} "
             f"There is: {names or 'none'}.{semicolons}{'' if column != role else _which_column(role, frame)}")
@@ -445,7 +447,8 @@ def _labels_in(frame: "pd.DataFrame", column: str, columns: Sequence[str] | None
         return labels_in_columns(frame, columns, separator), separator
     cells = frame[column]
     check_cells(cells, column, separator)
-    if separator is None and not are_lists(cells): return [_label(label) for label in cells], None
+    if separator is None and not are_lists(cells):
+        return [_label(label, f"row {row}") for row, label in enumerate(cells, 1)], None
     separator = separator or DEFAULT_SEPARATOR
     return [labels_in_cell(cell, separator, f"Row {row}") for row, cell in enumerate(cells, 1)], separator
 
@@ -498,13 +501,13 @@ def _relative(path: Any, root: Path, row: int) -> str:
     return path.replace(os.sep, "/")
 
 
-def _label(label: Any) -> str:
+def _label(label: Any, where: str) -> str:
     "A label as text; '' where there is none."
     if isinstance(label, str): return label.strip()
     label = plain_number(label)
     if _is_missing(label): return ""
     if isinstance(label, (bytes, Mapping, Iterable)):
-        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)}. Several labels an "
+        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)} in {where}. Several labels an "
                         "image: a list in every row, or texts with label_separator=','.")
     if isinstance(label, numbers.Real) and not isinstance(label, numbers.Integral): return _whole(label)
     return str(label).strip()

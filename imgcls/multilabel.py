@@ -49,7 +49,8 @@ def split_labels(
 ) -> tuple[str, ...]:           # '2' before '10', so that the same labels are the same tuple
     "The names in a text."
     bare = separator.strip() or separator
-    names = [name.strip() for name in text.split(bare)] if text.strip() else []
+    parts = re.split(r"[ \t\r\n]+", text) if bare == " " else text.split(bare)
+    names = [name.strip() for name in parts] if text.strip() else []
     if bare.isspace(): names = [name for name in names if name]
     return _checked_set(names, f"{where}, {text[:200]!r},")
 
@@ -71,7 +72,8 @@ def join_labels(
 ) -> str:                       # '' where there is none
     "The text of which `split_labels` makes these names again."
     names, bare = list(names), separator.strip() or separator
-    wrong = [name for name in names if bare in name or not name.strip()]
+    apart = re.compile(r"[ \t\r\n]" if bare == " " else re.escape(bare))
+    wrong = [name for name in names if apart.search(name) or not name.strip()]
     check(not wrong, f"A label must be a name without the separator {separator!r}", wrong[:1],
           "Give another label_separator, one that is in no name.", DataError)
     return separator.join(names)
