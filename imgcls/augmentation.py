@@ -165,6 +165,7 @@ class Albumentation(nn.Module):
         super().__init__()
         check(is_albumentation(transform), "`transform` must be a transform of Albumentations", transform,
               "Try A.Compose([...]).")
+        _check_no_seed(transform)
         self.transform, self.seed = transform, seed
 
     def forward(
@@ -204,6 +205,12 @@ def _albumentations() -> ModuleType:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")      # or it asks a server for its newest version
     return extra("albumentations", "albumentations")
 
+
+def _check_no_seed(transform: Any) -> None:
+    seed = getattr(transform, "seed", None)
+    check(seed is None, "A composition of Albumentations must have no `seed`: what is drawn for an image depends on "
+          "the run's seed and the epoch", seed, "Leave it away.")
+
 # %% ../nbs/12a_augmentation.ipynb #1232559c
 @checked
 def albumentation_step(
@@ -238,6 +245,7 @@ def written_down(
     if isinstance(transform, (list, tuple)): transform = package.Compose(list(transform))
     check(is_albumentation(transform), "`augment` must be a preset's name, or a transform of Albumentations", transform,
           f"Presets: {', '.join(AUGMENTATIONS)}.")
+    _check_no_seed(transform)
     try: plain = json.loads(json.dumps(package.to_dict(transform), allow_nan=False))
     except Exception as error:
         raise ConfigError(f"This transform cannot be written down ({type(error).__name__}: {error}). Give it as "

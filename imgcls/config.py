@@ -633,16 +633,22 @@ def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, An
 
 
 def _from_text(cls: type, dotted: str, text: str) -> Any:
-    "A value typed in a shell; where the field is a text, 2024 stays a text."
-    hint = cls
+    "A value typed in a shell; where the field is a text, 2024 stays a text, and so do marks that YAML has for itself."
+    hint, marks = cls, text.strip() != "~" and not re.search(r"""[\w'"{}\[\]]""", text)
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
-    if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
+    if text and marks:
         with suppress(_Mismatch): return _coerce(text, hint)
     value = parse_yaml(text, dotted)
+    if value is None and text.lstrip().startswith("#"):
+        raise ConfigError(f"{dotted}: {text!r} is a comment in YAML, and no value. In quotes it is: "
+                          f"{dotted}='\"{text.strip()}\"'.")
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
-        try: return _coerce(text, hint)
-        except _Mismatch: return value          # from_dict says what is wrong with it
+        with suppress(_Mismatch): return _coerce(text, hint)
+    with suppress(_Mismatch):
+        if isinstance(value, str) and "," in value and _coerce(parse_yaml(f"[{value}]"), hint):
+            raise ConfigError(f"`{dotted}` must be a list. Got {value!r}. A list is written {dotted}=[{value}].")
+    return value            # from_dict says what is wrong with it
 
 # %% ../nbs/02_config.ipynb #72d18e9f
 @checked

@@ -1,7 +1,5 @@
 """Which labels are found, which are missed, and how sure is that?
 
-Which labels are found, which are missed, and how sure is that?
-
 A `MultiLabelEvaluation` is what `learn.evaluate` returns where an image may have several labels. Average precision asks how well
 the images of a class are ranked before all others, whatever the threshold; precision, recall and F1 ask how good the labels
 are at the thresholds that are in use.
@@ -89,6 +87,18 @@ class MultiLabelEvaluation(MultiLabelPredictions):
         found = cls(logits.double().sigmoid(), targets, class_names, paths, split, None, thresholds)
         found.logits, found.losses = logits, _losses(logits.double(), found.targets)
         return found
+
+    def __getattr__(self, name: str) -> Any:        # only asked for what is not there
+        if name not in _INSTEAD: return object.__getattribute__(self, name)        # or the error that it raised
+        raise AttributeError(f"An evaluation of several labels an image has no {name!r}. {_INSTEAD[name]}")
+
+
+_LABELS = "`label_confusion`, `most_confused()` and `per_class()` say which labels are missed."
+_INSTEAD = {
+    "accuracy": "`exact_match` is the share of images with all labels right; `per_class()` looks at each class.",
+    "balanced_accuracy": "`macro_f1` and `mean_average_precision` count every class alike.",
+    "confusion_matrix": _LABELS, "confusion": _LABELS,
+    "plot_confusion_matrix": "`plot_label_confusion()` and `plot_per_class()` show which labels are missed."}
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #9b1a923d
 def _losses(logits: Tensor, targets: np.ndarray) -> np.ndarray:
@@ -577,7 +587,9 @@ def choose_label_thresholds(
     found = [_best(evaluation.probabilities[:, i].astype(float), evaluation.targets[:, i], by, wanted)
              for i in range(len(evaluation.class_names))]
     kept = [name for name, one in zip(evaluation.class_names, found, strict=True) if one is None]
-    check(len(kept) < len(found), "Thresholds need images that have labels", evaluation, error=DataError)
+    check(bool(evaluation.targets.any()), "Thresholds need images that have labels", evaluation, error=DataError)
+    check(len(kept) < len(found), f"No class with images here has a threshold with a {by} of {wanted}", evaluation,
+          f"Try less than wanted={wanted:g}, or by='f1'." if wanted else "", DataError)
     if kept: get_logger().warning(f"{_kept_words(by, wanted)}, and keep 0.5: {listed(kept, 10)}.")
     values = tuple(0.5 if one is None else one for one in found)
     reached = evaluation.with_thresholds(list(values)).per_class()
