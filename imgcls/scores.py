@@ -20,7 +20,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,7 +377,8 @@ class Measured:
     note: str = ""                          # what to know of it
 
     def __repr__(self) -> str:
-        told = f"95 % interval of {self.n_resamples:,} resamples of {self.n:,} images" if self.interval else ""
+        drawn = f"{self.n_resamples:,} resamples of " if self.n_resamples else ""
+        told = f"95 % interval of {drawn}{self.n:,} images" if self.interval else ""
         number = with_interval(self.value, self.interval) if self.interval else f"{self.value:.4f}"
         about = "; ".join(filter(None, (told, self.note)))
         return f"{self.name} {number}{f' ({about})' if about else ''}"
@@ -410,6 +411,9 @@ def measure(
     logits = torch.from_numpy(self.log_probabilities) if self.logits is None else self.logits
     found = measured_on(built, logits, torch.from_numpy(self.targets), self.losses, n_resamples,
                         "" if self.logits is not None else "of log-probabilities: there are no logits")
+    if "balanced_accuracy" in found:            # the interval that stands beside it everywhere
+        found["balanced_accuracy"] = replace(found["balanced_accuracy"], interval=self.balanced_accuracy_interval,
+                                             n_resamples=0, note="")
     if usual: self._measures = found
     return found
 
@@ -440,8 +444,15 @@ def measured_on(
 
 def _drawn(metrics: Metrics, answers: tuple[Any, ...], n: int) -> np.ndarray:   # metrics x resamples; NaN: not defined
     "The numbers of images drawn with replacement."
-    draw, size = np.random.default_rng(0), len(answers[2])
-    rows = [[*_numbers(metrics, answers, draw.integers(size, size=size)).values()] for _ in range(n)]
+    draw, again = np.random.default_rng(0), np.random.default_rng(1)
+    size, targets = len(answers[2]), answers[1].numpy()
+    classes = [np.flatnonzero(targets == c) for c in np.unique(targets)] if targets.ndim == 1 else []
+    rows = []
+    for _ in range(n):
+        images = draw.integers(size, size=size)
+        if len(np.unique(targets[images])) < len(classes):      # a mean over fewer classes would be another number
+            images = np.concatenate([again.choice(same, len(same)) for same in classes])
+        rows.append([*_numbers(metrics, answers, images).values()])
     return np.array(rows, float).reshape(n, len(metrics)).T
 
 
