@@ -138,9 +138,26 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 _LOADING = "load_predictor(run, folder or file) to answer, Learner.from_run(run) to go on training"
-_ELSEWHERE = {      # what other libraries call it
+_FROM_FOLDER = "ImageData.from_folder(folder), .from_csv(file) or .from_dataframe(table)"
+_FINE_TUNE = "Learner(data, 'resnet18', weights='DEFAULT').fine_tune(4)"
+_AUGMENT = "ImageData.from_folder(folder, augment='standard')"
+_EVALUATION = "learn.evaluate('val'), and imgcls.explore of it"
+_ELSEWHERE = {      # what other libraries call it, and what has a room of its own
     **dict.fromkeys(("load_learner", "load_model", "load", "from_pretrained"), _LOADING),
-    **dict.fromkeys(("TTA", "tta", "with_views"), "predictor.with_views('flip')"), "predict": "predictor.predict(images)",
+    **dict.fromkeys(("TTA", "tta", "with_views"), "predictor.with_views('flip')"),
+    "predict": "predictor.predict(images)", "Trainer": "Learner(data, 'resnet18')",
+    **{name: f"from imgcls.{room} import {name}" for name, room in {
+        "schedulers": "optimizers", "optimizers": "optimizers", "networks": "networks", "losses": "losses",
+        "metrics": "metrics", "multilabel_metrics": "metrics", "transforms": "transforms"}.items()},
+    **dict.fromkeys(("vision_learner", "cnn_learner", "create_model"), _FINE_TUNE),
+    **dict.fromkeys(("ImageDataLoaders", "DataLoaders", "DataBlock", "ImageFolder", "untar_data"), _FROM_FOLDER),
+    **dict.fromkeys(("aug_transforms", "augmentations", "RandAugment", "TrivialAugment", "create_transform"), _AUGMENT),
+    **dict.fromkeys(("EarlyStopping", "EarlyStoppingCallback"), "Learner(data, ..., early_stopping=3)"),
+    **dict.fromkeys(("ModelCheckpoint", "SaveModelCallback"), "a run keeps its best and last weights by itself"),
+    **dict.fromkeys(("ReduceLROnPlateau", "ReduceLROnPlateauCallback"), "Learner(data, ..., scheduler='plateau')"),
+    **dict.fromkeys(("MixUp", "Mixup", "mixup"), "Learner(data, ..., mixup_alpha=0.2)"),
+    **dict.fromkeys(("CutMix", "cutmix"), "Learner(data, ..., cutmix_alpha=1.0)"),
+    **dict.fromkeys(("Interpretation", "ClassificationInterpretation", "top_losses", "plot_top_losses"), _EVALUATION),
 }
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import training
-from .answering import Answering, batches_to_ask
+from .answering import Answering, batches_to_ask, loss_note
 from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle
 from .assembly import sort_out, tools_in_words, unsaid_transforms, weights_of_run
 from .batch_size import BatchSize, find_batch_size as largest_batch
@@ -360,7 +360,7 @@ def fine_tune(
     self: Learner,
     epochs: int,                            # of everything, after the frozen ones, > 0
     frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
-    lr: float | None = None,                # of the head, > 0; None: the config's
+    lr: Any = None,                         # of the head, a number > 0; None: the config's
     backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
@@ -662,7 +662,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
-    evaluation.metrics = self.setup.measured
+    evaluation.metrics, evaluation.loss_note = self.setup.measured, loss_note(self.setup)
     return evaluation
 
 
@@ -929,7 +929,7 @@ def freeze(
 @checked
 def freeze_to(
     self: Learner,
-    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+    layer: Any,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
 ) -> Learner:               # itself
     "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
     return _with_trained(self, lambda network: networks_freeze_to(network, layer))
