@@ -37,7 +37,7 @@ from .datasets import ONE_CLASS
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
-from .metrics import LabelFunction, Metric, TorchMetric, build_metrics
+from .metrics import LabelFunction, Metric, TorchMetric, build_metrics, metrics as metrics_of_one, multilabel_metrics
 from .networks import ModelConfig, begin_network, evaluating, networks, pretrained_weights
 from .networks import trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, known_parts, set_base_lr
@@ -207,7 +207,15 @@ def _refuse_late_keys(base: ExperimentConfig, changes: Mapping[str, Any], given:
         part = next((what for section, what in made.items() if dotted.startswith(section)), None)
         if part is not None:
             raise ConfigError(f"`{key}` belongs to the {part}, which is made before the learner. Say it where the "
-                              f"{part} is made.")
+                              f"{part} is made{_where_made(key, dotted, changes[key])}.")
+
+
+def _where_made(said: str, dotted: str, value: Any) -> str:
+    "How to say it there, of images."
+    if said in ("size", "augment"): return f": ImageData.from_folder(..., {said}={value!r})"
+    section, *phase, key = dotted.split(".")
+    if section != "transforms" or len(phase) != 1 or said.rpartition(".")[2] != key: return ""
+    return f": ImageData.from_folder(..., transforms={{{phase[0]!r}: {{{key!r}: {value!r}}}}})"
 
 
 def _check_needs_val(config: ExperimentConfig, data: ImageData) -> None:
@@ -401,12 +409,20 @@ def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor
     columns = [f"{phase}_{name}" for phase in phases for name in state.train_metrics]
     if monitor not in columns and monitor != usual:
         raise ConfigError(f"`{key}` must be a column of the epoch table. Got {monitor!r}."
-                          f"{near_miss(monitor, columns)} There are: {', '.join(columns)}.")
+                          f"{_made_by(state, monitor) or near_miss(monitor, columns)} There are: {', '.join(columns)}.")
     name = monitor.removeprefix("val_").removeprefix("train_")
     known = state.train_metrics.directions.get(name, state.history.higher_is_better(monitor))
     check(known is not None, f"`{key}` must be a metric that says whether more of it is better", monitor,
           _to_say(state, name))
     return monitor
+
+
+def _made_by(state: State, monitor: str) -> str:
+    "What makes a column, where it is one of ours that nobody asked for."
+    name, one = monitor.removeprefix("val_"), "accuracy" in state.train_metrics
+    ours = metrics_of_one if one else multilabel_metrics
+    made = "val_macro_f1" if name == "f1" else "it"
+    return f" metrics=[{name!r}] makes {made}." if name in ours and monitor.startswith("val_") else ""
 
 
 def _to_say(state: State, name: str) -> str:

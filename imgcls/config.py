@@ -201,8 +201,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
         "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
-        "no knob of its own: a network of timm takes it as `model.drop_rate`, Learner(data, 'timm/resnet18', "
-        "**{'model.drop_rate': 0.2}), and `stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
+        "model.drop_rate of a network of timm, Learner(data, 'timm/resnet18', **{'model.drop_rate': 0.2}); "
+        "`stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
         "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
         "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
@@ -587,7 +587,9 @@ def find_keys(
     if key in aliases: return aliases[key]
     short = [k for k in every if k.endswith(f".{key}")]
     if len(short) == 1: return (short[0],)
-    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full.")
+    all_of_them = [f" `{name}` is all of them." for name, keys in aliases.items() if {*keys} == {*short}]
+    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full."
+                                f"{''.join(all_of_them)}")
     names = dict.fromkeys([*(k.rsplit(".", 1)[-1] for k in every), *aliases, *every])
     raise ConfigError(f"Unknown key {key!r}.{our_word(key) or near_miss(key, names)}")
 

@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from .core import DataError, check, checked, listed, near_miss
+from .core import DataError, check, checked, listed
 from .decisions import LabelThresholds
 from .formulas import averaged_rate
 from .markup import html_table
@@ -563,29 +563,6 @@ def _repr_html_(self: MultiLabelEvaluation) -> str:
             f"<p>{self._said('<b>{}</b>')}</p>{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
             f"<div>{html_table(shown.rename_axis(None))}{rest}{notes}</div>{picture}</div>")
-
-# %% ../nbs/26c_multilabel_evaluation.ipynb #9a7549a4
-_ELSEWHERE = {
-    **dict.fromkeys(("top_losses", "worst"), "evaluation.plot_top_losses(9) shows them, "
-                    "evaluation.per_sample.nlargest(9, 'loss') lists them"),
-    **dict.fromkeys(("confusion_matrix", "plot_confusion_matrix", "plot_confusion"), "evaluation.plot_label_confusion(), "
-                    "and .per_class() for each label's precision and recall"),
-    **dict.fromkeys(("accuracy", "accuracy_multi", "subset_accuracy"), "evaluation.exact_match, all labels of an image "
-                    "right, or .per_class() for each label"),
-    **dict.fromkeys(("balanced_accuracy", "f1", "f1_score"), "evaluation.macro_f1, and .per_class() for each label"),
-    **dict.fromkeys(("top_k_accuracy", "confidence"), "evaluation.probabilities, one a label"),
-    **dict.fromkeys(("show_results", "plot_results"), "evaluation.plot_top_losses(9)"),
-    **dict.fromkeys(("choose_thresholds", "choose_threshold"), "predictor = learn.predictor(), then "
-                    "predictor.choose_thresholds(learn.data)")}
-
-
-@patch(nm="__getattr__")
-def _lead_on(self: MultiLabelEvaluation, name: str) -> Any:     # only asked for what is not there
-    if name.startswith("_"): raise AttributeError(name)
-    if hasattr(type(self), name): return object.__getattribute__(self, name)    # a property that failed: how it did
-    way = near_miss(name, [known for known in dir(type(self)) if not known.startswith("_")])
-    raise AttributeError(f"{type(self).__name__} has no {name!r}."
-                         f"{f' Here it is: {_ELSEWHERE[name]}.' if name in _ELSEWHERE else way}")
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #7623972c
 @checked
