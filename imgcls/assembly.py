@@ -37,7 +37,8 @@ from .datasets import ONE_CLASS
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
-from .metrics import LabelFunction, Metric, TorchMetric, build_metrics, metrics as metrics_of_one, multilabel_metrics
+from .metrics import LabelFunction, Metric, TorchMetric, build_metrics, metrics as metrics_of_one
+from .metrics import multilabel_metrics
 from .networks import ModelConfig, begin_network, evaluating, networks, pretrained_weights
 from .networks import trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, known_parts, set_base_lr

@@ -457,7 +457,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         builders: Mapping[str, Callable[..., Any]] | None = None,  # the first entries
         plural: str | None = None,   # name of the variable that holds it; None: kind + 's'
         hint: str = "",              # where to see them all, if they are too many for a message; "": the first ones
-        meant: Callable[[str], str] = lambda name: "",  # unknown name -> what it is here, for the message; "": not known
+        meant: Callable[[str], str] = lambda name: "",  # unknown name -> what it is here; "": not known
     ):
         self.kind, self.plural, self.hint, self.meant = kind, plural or f"{kind}s", hint, meant
         self._builders = dict(builders or {})

@@ -647,8 +647,8 @@ _WORDS = {
     "Say how large with size=224, and what else with transforms={'train': {...}} or train_transform and "
     "eval_transform of your own.": "item_tfms batch_tfms tfms transform after_item after_batch",
     "augment='standard' varies the images of training.": "augmentation augmentations aug_transforms data_augmentation",
-    "transforms={'train': {'randaugment': [2, 9]}} says it; trivial_augment and augmix are True there, or keys and values. "
-    "Or augment='strong'.": "randaugment rand_augment auto_augment autoaugment trivial_augment trivialaugment augmix",
+    "transforms={'train': {'randaugment': [2, 9]}} says it; trivial_augment and augmix are True there. Or "
+    "augment='strong'.": "randaugment rand_augment auto_augment autoaugment trivial_augment trivialaugment augmix",
     "size=224 is the side in pixels; size=(height, width) need not be square.": "image_size img_size input_size "
                                                                                 "target_size resize shape img_sz",
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",

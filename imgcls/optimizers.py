@@ -444,7 +444,8 @@ _SCHEDULES_ELSEWHERE = {
     "'linear' with warmup_epochs=1 beside it": "linearwithwarmup warmuplinear linearschedulewithwarmup",
     "'constant' with warmup_epochs=1 beside it": "constantwithwarmup",
     "'cosine'": "cosineannealing cosineannealinglr cosinedecay cosinelr cos coslr", "'linear'": "linearlr lineardecay",
-    "'plateau'": "reducelronplateau reduceonplateau plateaulr", "'polynomial'": "poly polynomiallr polylr polynomialdecay",
+    "'plateau'": "reducelronplateau reduceonplateau plateaulr",
+    "'polynomial'": "poly polynomiallr polylr polynomialdecay",
     "'warm_restarts', with restart_epochs and restart_factor": "sgdr cosinewithrestarts cosinerestarts "
         "cosineannealingwarmrestarts cosinewarmrestarts cosinewithhardrestarts warmrestart",
     "'step', with step_size=1 and gamma=0.9": "exponential exponentiallr exp exponentialdecay",

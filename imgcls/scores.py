@@ -591,7 +591,8 @@ def _repr_html_(self: Scores) -> str:
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
             f"<p>{', '.join(f'{name} <b>{value}</b>' for name, value in _accuracies(self).items())}, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats"
-            f"{f' ({html.escape(self.loss_note)})' if self.loss_note else ''}{seen_before(self, 'temperature')}{html.escape(_unequal(self))}{_decided(self)}</p>"
+            f"{f' ({html.escape(self.loss_note)})' if self.loss_note else ''}"
+            f"{seen_before(self, 'temperature')}{html.escape(_unequal(self))}{_decided(self)}</p>"
             f"{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
             f"<div>{html_table(shown.rename_axis(None))}{rest}</div>{_matrix_html(self)}</div>")
@@ -620,8 +621,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("print_classification_report", "classification_report"), "evaluation.report()"),
     **dict.fromkeys(("plot_confusion", "confusion", "cm"), "evaluation.plot_confusion_matrix()"),
     **dict.fromkeys(("show_results", "plot_results"), "imgcls.explore(evaluation)"),
-    **dict.fromkeys(("preds", "y_pred"), "evaluation.predicted, evaluation.probabilities"), "y_true": "evaluation.targets",
-    **dict.fromkeys(("choose_thresholds", "thresholds"), "predictor.choose_threshold(evaluation) for one class an image")}
+    **dict.fromkeys(("preds", "y_pred"), "evaluation.predicted, evaluation.probabilities"),
+    "y_true": "evaluation.targets",
+    **dict.fromkeys(("choose_thresholds", "thresholds"), "predictor.choose_threshold(evaluation)")}
 
 
 @patch(nm="__getattr__")
