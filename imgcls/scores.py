@@ -20,7 +20,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .core import DataError, ImgclsError, Labels, Logits, check, checked
+from .core import DataError, ImgclsError, Labels, Logits, check, checked, near_miss
 from .imbalance import Imbalance, imbalance as unequal
 from .markup import html_table
 from .metrics import FunctionMetric, Metrics, build_metrics
@@ -47,6 +47,7 @@ class Scores(Predictions):
     "What a network said about images whose class is known."
 
     metrics: Sequence[Any] = ()             # what the run measures beside accuracy and loss; whoever knows sets it
+    loss_note: str = ""                     # what training's own loss has that `loss` has not; whoever knows sets it
 
     @checked
     def __init__(
@@ -377,7 +378,8 @@ class Measured:
     note: str = ""                          # what to know of it
 
     def __repr__(self) -> str:
-        told = f"95 % interval of {self.n_resamples:,} resamples of {self.n:,} images" if self.interval else ""
+        drawn = f"{self.n_resamples:,} resamples of " if self.n_resamples else ""
+        told = f"95 % interval of {drawn}{self.n:,} images" if self.interval else ""
         number = with_interval(self.value, self.interval) if self.interval else f"{self.value:.4f}"
         about = "; ".join(filter(None, (told, self.note)))
         return f"{self.name} {number}{f' ({about})' if about else ''}"
@@ -410,6 +412,9 @@ def measure(
     logits = torch.from_numpy(self.log_probabilities) if self.logits is None else self.logits
     found = measured_on(built, logits, torch.from_numpy(self.targets), self.losses, n_resamples,
                         "" if self.logits is not None else "of log-probabilities: there are no logits")
+    if "balanced_accuracy" in found:            # the interval that stands beside it everywhere
+        found["balanced_accuracy"] = replace(found["balanced_accuracy"], interval=self.balanced_accuracy_interval,
+                                             n_resamples=0, note="")
     if usual: self._measures = found
     return found
 
@@ -440,8 +445,15 @@ def measured_on(
 
 def _drawn(metrics: Metrics, answers: tuple[Any, ...], n: int) -> np.ndarray:   # metrics x resamples; NaN: not defined
     "The numbers of images drawn with replacement."
-    draw, size = np.random.default_rng(0), len(answers[2])
-    rows = [[*_numbers(metrics, answers, draw.integers(size, size=size)).values()] for _ in range(n)]
+    draw, again = np.random.default_rng(0), np.random.default_rng(1)
+    size, targets = len(answers[2]), answers[1].numpy()
+    classes = [np.flatnonzero(targets == c) for c in np.unique(targets)] if targets.ndim == 1 else []
+    rows = []
+    for _ in range(n):
+        images = draw.integers(size, size=size)
+        if len(np.unique(targets[images])) < len(classes):      # a mean over fewer classes would be another number
+            images = np.concatenate([again.choice(same, len(same)) for same in classes])
+        rows.append([*_numbers(metrics, answers, images).values()])
     return np.array(rows, float).reshape(n, len(metrics)).T
 
 
@@ -540,7 +552,8 @@ def __repr__(self: Scores) -> str:
     name = f"{kind} ({self.split})" if self.split else kind
     return (f"{name}: {len(self)} images, {len(self.class_names)} classes, "
             f"{', '.join(f'{name} {value}' for name, value in _accuracies(self).items())}, "
-            f"loss {with_interval(self.loss, self.loss_interval)}{seen_before(self, 'temperature')}"
+            f"loss {with_interval(self.loss, self.loss_interval)}{f' ({self.loss_note})' if self.loss_note else ''}"
+            f"{seen_before(self, 'temperature')}"
             f"{_unequal(self)}{_decided(self)}"
             f"{f'; {self.weights}' if self.weights else ''}{'; .measure() has more' if self.metrics else ''}")
 
@@ -578,6 +591,7 @@ def _repr_html_(self: Scores) -> str:
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
             f"<p>{', '.join(f'{name} <b>{value}</b>' for name, value in _accuracies(self).items())}, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats"
+            f"{f' ({html.escape(self.loss_note)})' if self.loss_note else ''}"
             f"{seen_before(self, 'temperature')}{html.escape(_unequal(self))}{_decided(self)}</p>"
             f"{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
@@ -599,3 +613,23 @@ def save_confusion_matrix(
 ) -> None:
     "Write the plot of the confusion matrix."
     save_plot(self.plot_confusion_matrix(normalize), path)
+
+# %% ../nbs/25_scores.ipynb #fc49e951
+_ELSEWHERE = {
+    **dict.fromkeys(("top_losses", "plot_top_loss", "worst"), "evaluation.plot_top_losses(9) shows them, "
+                    "evaluation.per_sample.nlargest(9, 'loss') lists them"),
+    **dict.fromkeys(("print_classification_report", "classification_report"), "evaluation.report()"),
+    **dict.fromkeys(("plot_confusion", "confusion", "cm"), "evaluation.plot_confusion_matrix()"),
+    **dict.fromkeys(("show_results", "plot_results"), "imgcls.explore(evaluation)"),
+    **dict.fromkeys(("preds", "y_pred"), "evaluation.predicted, evaluation.probabilities"),
+    "y_true": "evaluation.targets",
+    **dict.fromkeys(("choose_thresholds", "thresholds"), "predictor.choose_threshold(evaluation)")}
+
+
+@patch(nm="__getattr__")
+def _lead_on(self: Scores, name: str) -> Any:       # only asked for what is not there
+    if name.startswith("_"): raise AttributeError(name)
+    if hasattr(type(self), name): return object.__getattribute__(self, name)    # a property that failed: how it did
+    way = near_miss(name, [known for known in dir(type(self)) if not known.startswith("_")])
+    raise AttributeError(f"{type(self).__name__} has no {name!r}."
+                         f"{f' Here it is: {_ELSEWHERE[name]}.' if name in _ELSEWHERE else way}")
