@@ -63,12 +63,22 @@ def with_augmentation(
     name = said.get("augment")
     if name is None: return dict(said)
     check(isinstance(name, str) and name in AUGMENTATIONS, f"`augment` must be one of {', '.join(AUGMENTATIONS)}", name,
-          near_miss(name, AUGMENTATIONS).strip())
+          (_policy_meant(name) or near_miss(name, AUGMENTATIONS)).strip())
     rest = {key: value for key, value in AUGMENTATIONS[name].items() if key not in said}
     if said.get("resize_mode") is not None or said.get("resize", ()) is None: rest.pop("random_resized_crop", None)
     if any(said.get(policy) for policy in POLICIES):
         rest = {key: value for key, value in rest.items() if key not in POLICIES}
     return {**said, **rest}
+
+
+def _policy_meant(name: object) -> str:
+    "How to say what is no preset: a policy, or a step of torchvision."
+    word = str(name).lower().replace("_", "").partition("-")[0]      # rand-m9-mstd0.5 is timm's
+    knob = {"rand": "randaugment", "trivialaugment": "trivial_augment", "trivialaugmentwide": "trivial_augment",
+            **{key: key for key in ("randaugment", "augmix")}}.get(word)
+    if knob: return f"Say transforms={{'train': {{{knob!r}: {[2, 9] if knob == 'randaugment' else True}}}}}."
+    step = next((step for step in vision_steps() if step.lower() == word), None)
+    return f"Say transforms={{'train': {{'extra': [{step!r}]}}}}." if step else ""
 
 # %% ../nbs/12a_augmentation.ipynb #44f0ea0d
 @checked
@@ -241,10 +251,12 @@ def written_down(
     transform: Any,                 # of Albumentations, or a list of them
 ) -> dict[str, Any]:                # for `extra` of a config: plain values
     "A transform of Albumentations as a config holds it."
+    several = isinstance(transform, (list, tuple))
+    strange = next((one for one in (transform if several else [transform]) if not is_albumentation(one)), None)
+    check(strange is None, "`augment` must be a preset's name, or a transform of Albumentations" +
+          (", or a list of these" if several else ""), strange, _how_to_say(strange))
     package = _albumentations()
-    if isinstance(transform, (list, tuple)): transform = package.Compose(list(transform))
-    check(is_albumentation(transform), "`augment` must be a preset's name, or a transform of Albumentations", transform,
-          f"Presets: {', '.join(AUGMENTATIONS)}.")
+    if several: transform = package.Compose(list(transform))
     _check_no_seed(transform)
     try: plain = json.loads(json.dumps(package.to_dict(transform), allow_nan=False))
     except Exception as error:
@@ -252,3 +264,13 @@ def written_down(
                           "train_transform, with everything that makes a float tensor.") from None
     albumentation_step("albumentations", plain)
     return {"type": "albumentations", **plain}
+
+
+def _how_to_say(strange: object) -> str:
+    "What is no transform of Albumentations."
+    if strange is False or strange is True: return "'none' leaves images as they are, 'standard' varies them."
+    if isinstance(strange, nn.Module):
+        return ("Steps of torchvision are named: transforms={'train': {'extra': ['RandomVerticalFlip', {'type': "
+                "'ColorJitter', 'brightness': 0.2}]}}. Or train_transform=v2.Compose([...]) is all that is done.")
+    said = _policy_meant(strange) if isinstance(strange, str) else ""
+    return said or f"Presets: {', '.join(AUGMENTATIONS)}."

@@ -444,8 +444,8 @@ def _paired(words: Sequence[str]) -> Iterator[str]:
         if not equals:
             value = next(words, "--")
             if value.startswith("--"): raise ValueError(f"--{key} needs a value. Write --{key} X.")
-        if value.isspace() and key.strip().endswith("label_separator"): value = json.dumps(value)
-        if not value.strip(): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
+        blank = value and key.strip().rpartition(".")[2] == "label_separator"       # it may be one
+        if not (value.strip() or blank): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
         yield f"{key.strip()}={value}"
 
 # %% ../nbs/63_cli.ipynb #920c302c

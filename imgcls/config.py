@@ -35,7 +35,7 @@ import yaml
 from fastcore.docments import docments
 from torch import Tensor
 
-from .core import ConfigError, check, checked, is_path, near_miss, shown, write_atomic
+from .core import MEANT, ConfigError, check, checked, is_path, near_miss, shown, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -173,9 +173,11 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`batch_size`": "bs batchsize train_batch_size per_device_train_batch_size",
         "`num_epochs`": "epochs n_epochs n_epoch nepochs max_epochs num_train_epochs",
         "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
+        "`lr`: it is the head's, and `backbone_lr_factor` the others' share of it": "head_lr lr_head",
         "`weight_decay`": "wd decay l2",
         "`momentum`": "mom moms",
-        "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
+        "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone "
+                                                                               "discriminative_lr discriminative_lrs",
         "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
         "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
         "`optimizer`": "opt opt_func optim", "`scheduler`": "sched lr_scheduler lr_schedule",
@@ -199,6 +201,8 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
         "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
         "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
+        "model.drop_rate of a network of timm, Learner(data, 'timm/resnet18', **{'model.drop_rate': 0.2}); "
+        "`stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
         "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
         "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
         "`num_workers`": "workers n_workers nw num_proc num_procs",
@@ -211,6 +215,11 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
         "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
             "item_tfms batch_tfms tfms transform",
         "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
+        "`augment`: 'light', 'standard' or 'strong', where the data is made; or transforms={'train': {'randaugment': "
+        "[2, 9]}} there": "auto_augment autoaugment aa rand_augment",
+        "`random_erasing`, where the data is made: ImageData.from_folder(..., transforms={'train': {'random_erasing': "
+        "0.25}})": "reprob re_prob cutout",
+        "learn.predictor().choose_thresholds(data), after training": "thresh threshold thresholds",
         "`random_horizontal_flip`": "hflip flip",
         "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
     }.items():
@@ -218,6 +227,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
 
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(dict(_words_elsewhere()))
+MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
 
 
 @checked
@@ -577,7 +587,9 @@ def find_keys(
     if key in aliases: return aliases[key]
     short = [k for k in every if k.endswith(f".{key}")]
     if len(short) == 1: return (short[0],)
-    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full.")
+    all_of_them = [f" `{name}` is all of them." for name, keys in aliases.items() if {*keys} == {*short}]
+    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full."
+                                f"{''.join(all_of_them)}")
     names = dict.fromkeys([*(k.rsplit(".", 1)[-1] for k in every), *aliases, *every])
     raise ConfigError(f"Unknown key {key!r}.{our_word(key) or near_miss(key, names)}")
 

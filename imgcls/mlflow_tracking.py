@@ -58,9 +58,11 @@ def check_address(
 ) -> None:
     "An error where no MLflow can be meant: known at the start, not after the training."
     scheme = re.match(r"([\w.-]+)(?:\+\w+)?:/", uri or "")
+    if scheme is None: return
     known = {"file", "http", "https", "databricks", "databricks-uc", "uc", "sqlite", "postgresql", "mysql", "mssql"}
-    plugins = {one.name for one in importlib.metadata.entry_points(group="mlflow.tracking_store")}
-    check(scheme is None or scheme[1] in known | plugins, f"{name} must be an address that MLflow knows",
+    if scheme[1] in known: return
+    plugins = {one.name for one in importlib.metadata.entry_points(group="mlflow.tracking_store")}   # slow to be found
+    check(scheme[1] in plugins, f"{name} must be an address that MLflow knows",
           without_password(uri or ""), "It begins with http://, https://, sqlite:///, postgresql://, mysql://, "
           "mssql://, file: or databricks.")
 

@@ -51,6 +51,7 @@ class MultiLabelEvaluation(MultiLabelPredictions):
     "Which labels a network gave to images whose labels are known."
 
     metrics: Sequence[Any] = ()             # what the run measures beside these; whoever knows sets it
+    loss_note: str = ""                     # what training's own loss has that `loss` has not; whoever knows sets it
 
     @checked
     def __init__(
@@ -547,6 +548,7 @@ def _said(self: MultiLabelEvaluation, mark: str = "{}") -> str:
     numbers = [f"{words} {mark.format(with_interval(getattr(self, name), getattr(self, f'{name}_interval')))}"
                for name, words in _WORDS.items()]
     chosen = self._in_words()
+    if self.loss_note: numbers[-1] += f" ({html.escape(self.loss_note) if '<' in mark else self.loss_note})"
     return ", ".join(numbers) + seen_before(self, "temperature") + (
         f"; {chosen}{seen_before(self, 'label_thresholds')}" if chosen else "")
 

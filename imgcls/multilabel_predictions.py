@@ -146,7 +146,7 @@ def _alike(whole: MultiLabelPredictions, probabilities: np.ndarray, losses: np.n
                       thresholds=whole.thresholds, **known)
     for name in ("source", "inputs", "origin", "decisions", "agreement", "moved_to"):
         setattr(new, name, getattr(whole, name))
-    if known: new.metrics = whole.metrics
+    if known: new.metrics, new.loss_note = whole.metrics, whole.loss_note
     return new
 
 # %% ../nbs/24a_multilabel_predictions.ipynb #e488808f

@@ -339,7 +339,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
     new.agreement, new.moved_to = whole.agreement, whole.moved_to
-    if known: new.metrics = whole.metrics
+    if known: new.metrics, new.loss_note = whole.metrics, whole.loss_note
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]
