@@ -507,8 +507,8 @@ def _label(label: Any, where: str) -> str:
     label = plain_number(label)
     if _is_missing(label): return ""
     if isinstance(label, (bytes, Mapping, Iterable)):
-        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)} in {where}. Several labels "
-                        "an image: a list in every row, or texts with label_separator=','.")
+        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)} in {where}. Several "
+                        "labels an image: a list in every row, or texts with label_separator=','.")
     if isinstance(label, numbers.Real) and not isinstance(label, numbers.Integral): return _whole(label)
     return str(label).strip()
 
