@@ -424,7 +424,8 @@ def _paired(words: Sequence[str]) -> Iterator[str]:
         if not equals:
             value = next(words, "--")
             if value.startswith("--"): raise ValueError(f"--{key} needs a value. Write --{key} X.")
-        if not value.strip(): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
+        blank = value and key.strip().endswith("separator")         # of labels: a blank or a tab may be meant
+        if not (blank or value.strip()): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
         yield f"{key.strip()}={value}"
 
 # %% ../nbs/63_cli.ipynb #920c302c

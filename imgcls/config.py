@@ -638,11 +638,24 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
     if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
         with suppress(_Mismatch): return _coerce(text, hint)
-    value = parse_yaml(text, dotted)
+    try: value = parse_yaml(text, dotted)
+    except ConfigError:
+        if not _as_typed(text, hint): raise
+        return text.strip()
+    if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
         try: return _coerce(text, hint)
         except _Mismatch: return value          # from_dict says what is wrong with it
+
+
+def _as_typed(text: str, hint: Any) -> bool:
+    "Is it a text as it stands, with what YAML takes for a comment or a mark of its own? In quotes it is YAML."
+    texts = hint is str or str in get_args(hint)
+    return texts and bool(text.strip()) and text.strip() not in _NULLS and text.strip()[0] not in "'\"[{"
+
+
+_NULLS = ("null", "Null", "NULL", "~")
 
 # %% ../nbs/02_config.ipynb #72d18e9f
 @checked
