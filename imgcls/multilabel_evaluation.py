@@ -382,12 +382,13 @@ def _notes(self: MultiLabelEvaluation) -> list[str]:
         if found: notes.append(f"classes {fact}: {', '.join(found)}")
     if self.mean_average_precision > self.mean_average_precision_interval[1]: notes.append(_TOO_HIGH)
     if not self.n_resamples:
-        notes.append("no intervals of the mean average precision and of F1: there are too many images and classes to draw from")
+        notes.append("no intervals of the mean average precision and of F1: there are too many images and classes to "
+                     "draw from")
     return notes
 
 
-_TOO_HIGH = ("the mean average precision is above its interval: of few images it comes out too high (21a_formulas), and the "
-             "interval allows for that")
+_TOO_HIGH = ("the mean average precision is above its interval: of few images it comes out too high (21a_formulas), "
+             "and the interval allows for that")
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #5f09e07d
 @patch

@@ -509,10 +509,11 @@ def _unbiased(one: Measured, metric: Any, answers: tuple[Any, ...], draws: np.nd
     if function is calibration_error:
         low = max(0.0, 2*one.value - one.interval[1])
         return replace(one, interval=(low, one.interval[1]), note="; ".join(filter(None, (one.note, _TOO_HIGH))))
-    if few and one.name.startswith("macro_"):
-        return replace(one, note="; ".join(filter(None, (one.note, f"classes with fewer than {_FEW} images: the interval "
-                                                         "is too narrow"))))
-    return one
+    narrow = f"classes with fewer than {_FEW} images: the interval is too narrow"
+    return replace(one, note="; ".join(filter(None, (one.note, narrow)))) if few and one.name in _MACRO else one
+
+
+_MACRO = ("macro_precision", "macro_recall", "macro_f1", "macro_jaccard")
 
 
 _TOO_HIGH = "too high of few images, as its draws are; the interval holds less often than it says"
