@@ -650,10 +650,11 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
     if text and marks:
         with suppress(_Mismatch): return _coerce(text, hint)
-    value = parse_yaml(text, dotted)
-    if value is None and text.lstrip().startswith("#"):
-        raise ConfigError(f"{dotted}: {text!r} is a comment in YAML, and no value. In quotes it is: "
-                          f"{dotted}='\"{text.strip()}\"'.")
+    try: value = parse_yaml(text, dotted)
+    except ConfigError:
+        if not _as_typed(text, hint): raise
+        return text.strip()
+    if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
         with suppress(_Mismatch): return _coerce(text, hint)
@@ -661,6 +662,15 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
         if isinstance(value, str) and "," in value and _coerce(parse_yaml(f"[{value}]"), hint):
             raise ConfigError(f"`{dotted}` must be a list. Got {value!r}. A list is written {dotted}=[{value}].")
     return value            # from_dict says what is wrong with it
+
+
+def _as_typed(text: str, hint: Any) -> bool:
+    "Is it a text as it stands, with what YAML takes for a comment or a mark of its own? In quotes it is YAML."
+    texts = hint is str or str in get_args(hint)
+    return texts and bool(text.strip()) and text.strip() not in _NULLS and text.strip()[0] not in "'\"[{"
+
+
+_NULLS = ("null", "Null", "NULL", "~")
 
 # %% ../nbs/02_config.ipynb #72d18e9f
 @checked

@@ -70,6 +70,7 @@ def with_views(
     new = Predictor(network, transform, predictor.class_names, predictor.runtime, origin, about=about, colours=colours,
                     data=predictor.data, **_settings(predictor))
     new.parts = [copy.copy(predictor)]      # as it is now: what is fitted for it later is not inside
+    _say_dropped(new.parts, "the answers without views")
     return new
 
 
@@ -104,6 +105,13 @@ def _described(predictor: Predictor) -> dict[str, Any]:
     run = about.pop("run", None)
     return {**about, "run": None, "run_name": run and Path(run).name, "origin": origin.weights, "epoch": origin.epoch,
             "decisions": predictor.decisions.to_dict()}
+
+
+def _say_dropped(parts: Sequence[Predictor], why: str) -> None:
+    "What was chosen for the parts' answers is not true of the whole's."
+    kinds = {"threshold": "threshold", "sets": "prediction sets", "label_thresholds": "thresholds of the classes"}
+    gone = [words for name, words in kinds.items() if any(getattr(one.decisions, name) is not None for one in parts)]
+    if gone: get_logger().warning(f"Chosen for {why} and dropped: the {' and the '.join(gone)}. Choose again, on val.")
 
 
 def _mode(predictor: Predictor) -> str: return (predictor.about or {}).get("mode", "RGB")
@@ -194,6 +202,7 @@ class Ensemble(Predictor):
         named = f"{len(self.parts)} members'" if len(self.parts) > 1 else "one member's"
         super().__init__(network, transform, first.class_names, first.runtime, Origin(named),
                          about=about, colours=colours, data=_data_of(self.parts), **_settings(first))
+        _say_dropped(self.parts, "the answers of single members")
 
 # %% ../nbs/60b_ensembles.ipynb #f6eaa805
 def _members(members: Any) -> list[Predictor]:
@@ -317,6 +326,7 @@ def average_weights(
     new = Predictor(network, first.transform, first.class_names, first.runtime, Origin(named),
                     about=about, colours=first.colours, data=_data_of(parts), **_settings(first))
     new.parts = [copy.copy(one) for one in parts]
+    _say_dropped(parts, "the weights of single members")
     return new
 
 

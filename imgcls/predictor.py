@@ -619,7 +619,7 @@ def _check_new(predictor: Predictor, evaluation: ImageAnswers, val: Any) -> None
           "did not learn from", "those of a folder called train", _VAL, DataError)
 
 
-_VAL = "Try predictor.calibrate(data): it takes the val split of an ImageData."
+_VAL = "Give the ImageData, `data`: its val split is taken."
 
 
 def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
