@@ -173,15 +173,6 @@ def _check_texts(**values: Any) -> None:
         check(value is None or isinstance(value, (str, Path)), f"`{name}` must be a text or None", value)
 
 
-def _check_plan(config: ExperimentConfig) -> None:
-    "Of a new training; a run whose plan was shortened can still be opened."
-    chosen = config.training
-    n, frozen, averaged = chosen.num_epochs, chosen.frozen_epochs, chosen.swa_epochs
-    check(frozen < n, f"`frozen_epochs` must be less than the {n} of `num_epochs`", frozen,
-          "To train the head alone: freeze='backbone'.")
-    check(averaged is None or averaged <= n, f"`swa_epochs` must be at most the {n} epochs of the plan", averaged)
-
-
 def _check_lr(lr: Any) -> None:
     check(not isinstance(lr, (slice, list, tuple)), "`lr` must be one number", lr,
           "For a slower backbone: lr=0.01, backbone_lr_factor=0.1.")
@@ -196,6 +187,15 @@ def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]
     wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
     check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
     return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
+
+
+def _check_plan(config: ExperimentConfig) -> None:
+    "Of a new training; a run whose plan was shortened can still be opened."
+    chosen = config.training
+    n, frozen, averaged = chosen.num_epochs, chosen.frozen_epochs, chosen.swa_epochs
+    check(frozen < n, f"`frozen_epochs` must be less than the {n} of `num_epochs`", frozen,
+          "To train the head alone: freeze='backbone'.")
+    check(averaged is None or averaged <= n, f"`swa_epochs` must be at most the {n} epochs of the plan", averaged)
 
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
