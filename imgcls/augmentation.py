@@ -62,8 +62,9 @@ def with_augmentation(
     "Fill in what a preset means."
     name = said.get("augment")
     if name is None: return dict(said)
-    check(isinstance(name, str) and name in AUGMENTATIONS, f"`augment` must be one of {', '.join(AUGMENTATIONS)}", name,
-          (_policy_meant(name) or near_miss(name, AUGMENTATIONS)).strip())
+    known = isinstance(name, str) and name in AUGMENTATIONS
+    check(known, f"`augment` must be one of {', '.join(AUGMENTATIONS)}", name,
+          "" if known else (_policy_meant(name) or near_miss(name, AUGMENTATIONS)).strip())
     rest = {key: value for key, value in AUGMENTATIONS[name].items() if key not in said}
     if said.get("resize_mode") is not None or said.get("resize", ()) is None: rest.pop("random_resized_crop", None)
     if any(said.get(policy) for policy in POLICIES):
@@ -77,7 +78,7 @@ def _policy_meant(name: object) -> str:
     knob = {"rand": "randaugment", "trivialaugment": "trivial_augment", "trivialaugmentwide": "trivial_augment",
             **{key: key for key in ("randaugment", "augmix")}}.get(word)
     if knob: return f"Say transforms={{'train': {{{knob!r}: {[2, 9] if knob == 'randaugment' else True}}}}}."
-    step = next((step for step in vision_steps() if step.lower() == word), None)
+    step = next((step for step, kind in vars(v2).items() if step.lower() == word and isinstance(kind, type)), None)
     return f"Say transforms={{'train': {{'extra': [{step!r}]}}}}." if step else ""
 
 # %% ../nbs/12a_augmentation.ipynb #44f0ea0d
