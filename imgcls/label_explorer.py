@@ -145,7 +145,7 @@ def said(
     one = self.evaluation[int(i)]
     return {"true": one.truth, "said": one.labels, "missed": one.missed, "too many": one.extra}
 
-
+# %% ../nbs/44a_label_explorer.ipynb #a64ae9ff
 @patch
 def file_name(
     self: LabelExplorer,
@@ -293,7 +293,7 @@ def open(
     said = self.said(i)
     return self._drawn([*dict.fromkeys(said["missed"] + said["too many"] + said["said"])][:_MAPS])
 
-
+# %% ../nbs/44a_label_explorer.ipynb #03e97884
 @patch
 @checked
 def explain(

@@ -82,7 +82,7 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
             "duration": _duration(summary), "started": summary.started, **_more_metrics(best, "val_"),
             **_more_metrics({f"test_{name}": value for name, value in test.items()}, "test_")}
 
-
+# %% ../nbs/38_listing.ipynb #97954e1f
 def _interval(result: Mapping[str, Any], name: str) -> str:
     low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
