@@ -229,7 +229,7 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(dict(_words_elsewhere()))
 MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
 
-
+# %% ../nbs/02_config.ipynb #ff23fce6
 @checked
 def our_word(
     name: str,              # a key that is not known
