@@ -52,6 +52,7 @@ Modules:
 - `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
+- `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
 - `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
@@ -138,26 +139,9 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 _LOADING = "load_predictor(run, folder or file) to answer, Learner.from_run(run) to go on training"
-_FROM_FOLDER = "ImageData.from_folder(folder), .from_csv(file) or .from_dataframe(table)"
-_FINE_TUNE = "Learner(data, 'resnet18', weights='DEFAULT').fine_tune(4)"
-_AUGMENT = "ImageData.from_folder(folder, augment='standard')"
-_EVALUATION = "learn.evaluate('val'), and imgcls.explore of it"
-_ELSEWHERE = {      # what other libraries call it, and what has a room of its own
+_ELSEWHERE = {      # what other libraries call it
     **dict.fromkeys(("load_learner", "load_model", "load", "from_pretrained"), _LOADING),
-    **dict.fromkeys(("TTA", "tta", "with_views"), "predictor.with_views('flip')"),
-    "predict": "predictor.predict(images)", "Trainer": "Learner(data, 'resnet18')",
-    **{name: f"from imgcls.{room} import {name}" for name, room in {
-        "schedulers": "optimizers", "optimizers": "optimizers", "networks": "networks", "losses": "losses",
-        "metrics": "metrics", "multilabel_metrics": "metrics", "transforms": "transforms"}.items()},
-    **dict.fromkeys(("vision_learner", "cnn_learner", "create_model"), _FINE_TUNE),
-    **dict.fromkeys(("ImageDataLoaders", "DataLoaders", "DataBlock", "ImageFolder", "untar_data"), _FROM_FOLDER),
-    **dict.fromkeys(("aug_transforms", "augmentations", "RandAugment", "TrivialAugment", "create_transform"), _AUGMENT),
-    **dict.fromkeys(("EarlyStopping", "EarlyStoppingCallback"), "Learner(data, ..., early_stopping=3)"),
-    **dict.fromkeys(("ModelCheckpoint", "SaveModelCallback"), "a run keeps its best and last weights by itself"),
-    **dict.fromkeys(("ReduceLROnPlateau", "ReduceLROnPlateauCallback"), "Learner(data, ..., scheduler='plateau')"),
-    **dict.fromkeys(("MixUp", "Mixup", "mixup"), "Learner(data, ..., mixup_alpha=0.2)"),
-    **dict.fromkeys(("CutMix", "cutmix"), "Learner(data, ..., cutmix_alpha=1.0)"),
-    **dict.fromkeys(("Interpretation", "ClassificationInterpretation", "top_losses", "plot_top_losses"), _EVALUATION),
+    **dict.fromkeys(("TTA", "tta", "with_views"), "predictor.with_views('flip')"), "predict": "predictor.predict(images)",
 }
 
 

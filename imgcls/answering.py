@@ -16,7 +16,7 @@ __all__ = ['WEIGHTS', 'Answering', 'batches_to_ask', 'loss_note']
 # %% ../nbs/53_answering.ipynb #2245bca2
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastcore.basics import patch
@@ -34,7 +34,7 @@ from .losses import LossConfig
 from .predictions import Origin
 from .predictor import Predictor
 from .records import about_weights
-from .runs import Run, average_in
+from .runs import Run, average_in, average_in_words
 from .training import State
 
 # %% ../nbs/53_answering.ipynb #2f98604b
@@ -84,8 +84,8 @@ def network(
     elif weights == "best": saved = _saved_best(self)
     else: saved = _saved(self, weights)
     average = average_in(saved["callbacks"], saved["network"])
-    origin = Origin(weights, saved["step"], saved["epoch"], saved["batch"], average is not None,
-                    begun_from=_begun_from(setup), whom=self)
+    origin = Origin(weights, saved["step"], saved["epoch"], saved["batch"],
+                    average_in_words(saved["callbacks"], saved["network"]), begun_from=_begun_from(setup), whom=self)
     if weights == "current" and average is None: return setup.state.network, origin
     network = copy.deepcopy(setup.state.network)
     try: network.load_state_dict(average or saved["network"])
@@ -141,9 +141,10 @@ def _saved(answering: Answering, name: str) -> dict[str, Any]:
     key = (str(file), found.st_ino, found.st_mtime_ns, found.st_size)
     if answering._read is None or answering._read[0] != key:
         saved = load_checkpoint(file, needs=["best_value"])
-        average = average_in(saved["callbacks"], saved["network"])      # and nothing else of what callbacks keep
-        answering._read = (key, {**{name: saved[name] for name in _NEEDED},
-                                 "callbacks": {} if average is None else {"": {"average": average}}})
+        average = average_in(saved["callbacks"], saved["network"])
+        who = {name: kept for name, kept in saved["callbacks"].items()      # and nothing of the other callbacks
+               if average is not None and isinstance(kept, Mapping) and kept.get("average") is average}
+        answering._read = (key, {**{name: saved[name] for name in _NEEDED}, "callbacks": who})
     return answering._read[1]
 
 # %% ../nbs/53_answering.ipynb #81e74b13

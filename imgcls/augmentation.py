@@ -176,6 +176,7 @@ class Albumentation(nn.Module):
         super().__init__()
         check(is_albumentation(transform), "`transform` must be a transform of Albumentations", transform,
               "Try A.Compose([...]).")
+        _check_no_seed(transform)
         self.transform, self.seed = transform, seed
 
     def forward(
@@ -215,6 +216,12 @@ def _albumentations() -> ModuleType:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")      # or it asks a server for its newest version
     return extra("albumentations", "albumentations")
 
+
+def _check_no_seed(transform: Any) -> None:
+    seed = getattr(transform, "seed", None)
+    check(seed is None, "A composition of Albumentations must have no `seed`: what is drawn for an image depends on "
+          "the run's seed and the epoch", seed, "Leave it away.")
+
 # %% ../nbs/12a_augmentation.ipynb #1232559c
 @checked
 def albumentation_step(
@@ -251,6 +258,7 @@ def written_down(
           (", or a list of these" if several else ""), strange, _how_to_say(strange))
     package = _albumentations()
     if several: transform = package.Compose(list(transform))
+    _check_no_seed(transform)
     try: plain = json.loads(json.dumps(package.to_dict(transform), allow_nan=False))
     except Exception as error:
         raise ConfigError(f"This transform cannot be written down ({type(error).__name__}: {error}). Give it as "

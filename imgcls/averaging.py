@@ -28,6 +28,7 @@ from .core import check, checked
 from .networks import train_mode
 from .optimizers import OptimizerConfig, base_lr_of, set_learning_rate
 from .seeding import seed_all
+from .settings import get_logger
 from .training import Callback, Order, State, batches_from
 
 # %% ../nbs/34a_averaging.ipynb #55af4221
@@ -78,6 +79,10 @@ class SWA(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._next = self._raw = None
+        if state.n_epochs < self.n_epochs:
+            get_logger().warning(f"`swa_epochs` is {self.n_epochs}, and training ends with epoch {state.n_epochs}: the "
+                                 "mean is of all epochs.")
+        if self.begins != _begins(self, state): self.average, self.n_averaged = None, 0     # of another plan
         if self.average is None: return
         for key, value in state.network.state_dict().items():
             if key in self.average: self.average[key] = self.average[key].to(value.device)

@@ -83,7 +83,7 @@ def _parts(images: ImageTable) -> Iterator[Advice]:
     "Which shares to set aside, where the data is not divided."
     if "val" in images.splits: return
     rows = images.rows("train") if images.splits else images.frame
-    counts = rows["label"].value_counts()
+    counts = replace(images, frame=rows).each_label()["label"].value_counts()
     smallest, name, tested = int(counts.min()), repr(counts.idxmin()), "test" in images.splits
     if smallest == 1:
         yield Advice("data.val_ratio", 0.0, f"the class {name} has 1 image: there is none to choose by")
@@ -205,10 +205,23 @@ def _balance(found: DataDescription) -> Iterator[Advice]:
     times = _imbalance(found)
     if times < UNBALANCED: return
     why = f"the largest class has {times:.3g} times the images of the smallest (from {UNBALANCED:g} on)"
+    if found.labels is not None:
+        yield Advice("loss.pos_weights", "balanced", f"{why}: where a rare label is there, it weighs more")
+        return
     yield Advice("training.balance", "logits", f"{why}: training makes up for it; loss and sampler are other ways")
     if "val" in found.images:
         yield Advice("training.monitor", "val_balanced_accuracy",
                      "chooses the best epoch by the mean over classes: a rare class is seen in it")
+
+
+def _several(found: DataDescription) -> Iterator[Advice]:
+    "What several labels an image ask for; training would do the same if nothing was said."
+    if found.labels is None: return
+    yield Advice("loss.type", "binary_cross_entropy", f"an image may have several labels ({found.labels.mean:.3g} on "
+                 "average): each is a question of its own")
+    if "val" in found.images:
+        yield Advice("training.monitor", "val_mean_average_precision",
+                     "chooses the best epoch by how well the images of each label are ranked, whatever the thresholds")
 
 # %% ../nbs/57_beginning.ipynb #177b467f
 def _concerns(found: DataDescription, seen: Audit, skipped: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -266,12 +279,15 @@ def suggest(
     label_column: str = "label",        # the CSV's column of classes
     split_column: str = "split",        # the CSV's column of splits, if it has one
     group_column: str | None = None,    # the CSV's column whose equal rows stay together; None: none
+    label_separator: str | None = None,     # between the labels of an image, in the CSV; None: it has one class
+    label_columns: Sequence[str] | None = None,     # CSV columns of 0 and 1, one a class, instead of `label_column`
 ) -> Suggestion:                        # shows itself as a table; `.save('config.yaml')` writes it
     "Look at a set of images, and say how to begin."
     check(str(data), "`data` must name a folder or a file", data)
     home = find_settings().data
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
-               "group_column": group_column}
+               "group_column": group_column, "label_separator": label_separator,
+               "label_columns": None if label_columns is None else tuple(label_columns)}
     start, named = _where(data, columns, home)
     images = _found(start, home)
     seen = audit(images, "skip", remember=memory_file(images.root, "seen"))
@@ -288,7 +304,7 @@ def suggest(
     side = next(one.value[0] for one in advice if one.key.endswith("train.resize"))
     network = _network(side, pretrained)
     advice += [*_augmentation([*found.counts["train"]], seen, padded), *_normalization(found, pretrained), *network,
-               *_length(found.images["train"], side, network[0].value, pretrained), *_balance(found)]
+               *_length(found.images["train"], side, network[0].value, pretrained), *_balance(found), *_several(found)]
     return Suggestion(_experiment(advice), {one.key: one.why for one in advice}, found,
                       (*_concerns(found, seen, images.skipped),))
 

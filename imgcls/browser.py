@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .core import check, checked, listed, near_miss
 from .data import ImageData
-from .edits import readable
+from .edits import NO_LABEL, readable
 from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image
 from .gallery import shade
 from .images import load_image
@@ -67,9 +67,10 @@ class Browser(Gallery):
         check(isinstance(data, ImageData), "`data` must be an ImageData", data, "ImageData.from_folder(...) makes one.")
         self.data, self.seed = data, seed
         self._paths = {split: data.paths(split) for split in data.datasets}
-        self._targets = {split: np.asarray(data.targets(split)) for split, dataset in data.datasets.items()
-                         if hasattr(dataset, "targets")}
-        self._met: dict[tuple[str, int], int] = {}      # targets of images looked at, where they are not listed
+        self._targets: dict[str, np.ndarray] = {}       # class numbers; of several labels booleans, images x classes
+        self._met: dict[tuple[str, int], Any] = {}      # targets of images looked at, where they are not listed
+        for split, dataset in data.datasets.items():
+            if hasattr(dataset, "targets"): self._targets_of(split)
         super().__init__(page_size, _Choice(view=self._best_view("train")))
 
     def _best_view(self, split: str) -> str: return VIEWS[self._paths[split] is None]
@@ -104,19 +105,32 @@ def seen(
     "What the network is given of an image, bit for bit."
     split, epoch = self.choice.split, self.choice.epoch if epoch is None else epoch
     with seeded(self.seed, split, epoch, i): image, target = self.data.dataset(split)[i]
-    self._met[split, i] = int(target)
+    self._met[split, i] = self.data.kind.listed(target) if self.data.kind.several else int(target)
     return image
 
 # %% ../nbs/49_browser.ipynb #19f42645
+@patch
+def labels(
+    self: Browser,
+    i: int,                     # the image's number in the split
+) -> list[str] | None:          # one; or several, or none; None: of a dataset that lists none, before it is looked at
+    "The classes of an image."
+    split = self.choice.split
+    if split in self._targets: target = self._targets[split][i]
+    elif (split, i) in self._met: target = self._met[split, i]
+    else: return None
+    if isinstance(target, np.ndarray): target = np.flatnonzero(target)
+    return [self.data.class_names[k] for k in np.atleast_1d(np.asarray(target, int))]
+
+# %% ../nbs/49_browser.ipynb #75eb7cdd
 @patch
 def label(
     self: Browser,
     i: int,                     # the image's number in the split
 ) -> str:                       # 'unknown': of a dataset that lists no classes, before it is looked at
-    "The class of an image."
-    split = self.choice.split
-    target = self._targets[split][i] if split in self._targets else self._met.get((split, i))
-    return "unknown" if target is None else self.data.class_names[target]
+    "The class of an image in words, or its labels."
+    names = self.labels(i)
+    return "unknown" if names is None else ", ".join(names) or NO_LABEL
 
 # %% ../nbs/49_browser.ipynb #57b4d361
 @patch
@@ -151,19 +165,29 @@ def browse(
 def find(self: Browser, choice: _Choice) -> np.ndarray:
     n = self.data.sizes[choice.split]
     rows = np.array(permutation(n, self.seed, "browse")) if choice.order == "mixed" else np.arange(n)
-    return rows if choice.label is None else rows[self._targets_of(choice.split)[rows] == choice.label]
+    if choice.label is None: return rows
+    targets = self._targets_of(choice.split)[rows]
+    if targets.ndim == 1: return rows[targets == choice.label]
+    return rows[~targets.any(1) if choice.label == _NONE else targets[:, choice.label]]
 
 
 @patch
 def _targets_of(self: Browser, split: str) -> np.ndarray:
     "Class numbers; a dataset that does not list them is read once."
-    if split not in self._targets: self._targets[split] = np.asarray(self.data.targets(split))
+    if split not in self._targets:
+        listed, kind = self.data.targets(split), self.data.kind
+        self._targets[split] = (kind.batch(listed, self.data.n_classes).numpy().astype(bool) if kind.several else
+                                np.asarray(listed))
     return self._targets[split]
+
+
+_NONE = -2          # in the place of a class's number: images with none of the classes; ANY is -1
 
 # %% ../nbs/49_browser.ipynb #423917e9
 @patch
 def inputs(self: Browser) -> dict[str, ipywidgets.Widget]:
     classes = [("any", ANY), *((name, i) for i, name in enumerate(self.data.class_names))]
+    if self.data.kind.several: classes.append((NO_LABEL, _NONE))
     lists = {"split": list(self.data.datasets), "label": classes, "view": list(VIEWS), "order": list(ORDERS)}
     made = {name: ipywidgets.Dropdown(options=options, description="class" if name == "label" else name)
             for name, options in lists.items()}
@@ -204,6 +228,7 @@ def overview(self: Browser) -> str:
     splits, counts = list(self.data.datasets), self._counts()
     rows = [tag("th", "class", _HEAD) + "".join(self._split_head(split) for split in splits)]
     rows += [self._class_row(i, counts) for i in _rarest(counts.get("train"))]
+    if without := self._without(): rows.append(self._class_row(_NONE, without))
     rows.append(tag("th", "all", _HEAD) + "".join(tag("td", f"{n:,}", _HEAD) for n in self.data.sizes.values()))
     n = len(self.data.class_names)
     note = f"{n:,} classes; the {MOST} with the fewest images in train:" if counts and n > MOST else ""
@@ -219,7 +244,16 @@ def _counts(self: Browser) -> dict[str, np.ndarray]:
     "Images of each class in each split; empty: a dataset would have to be read for it."
     if len(self._targets) < len(self.data.datasets): return {}
     n = len(self.data.class_names)
-    return {split: np.bincount(self._targets[split], minlength=n) for split in self.data.datasets}
+    return {split: targets.sum(0) if (targets := self._targets[split]).ndim == 2 else np.bincount(targets, minlength=n)
+            for split in self.data.datasets}
+
+
+@patch
+def _without(self: Browser) -> dict[str, np.ndarray]:
+    "Images of no class in each split; empty: there is none, or it is not known."
+    if not self.data.kind.several or len(self._targets) < len(self.data.datasets): return {}
+    found = {split: np.array([np.sum(~self._targets[split].any(1))]) for split in self.data.datasets}
+    return found if any(number[0] for number in found.values()) else {}
 
 
 def _rarest(counts: np.ndarray | None) -> list[int]:
@@ -235,15 +269,19 @@ def _split_head(self: Browser, split: str) -> str:
 
 @patch
 def _class_row(self: Browser, i: int, counts: dict[str, np.ndarray]) -> str:
-    name, chosen = self.data.class_names[i], i == self.choice.label
+    name, chosen, at = self._named(i), i == self.choice.label, max(i, 0)
     head = tag("th", escaped(name), f"{_HEAD}max-width:180px;{CUT}{MARK * chosen}", f"class {i}", name)
-    return head + "".join(_count(number[i], number.max(), f"class {i} {split}", chosen and split == self.choice.split)
+    return head + "".join(_count(number[at], number.max(), f"class {i} {split}", chosen and split == self.choice.split)
                           for split, number in counts.items())
 
 
 def _count(n: int, most: int, click: str, chosen: bool) -> str:
     return tag("td", f"{n:,}", f"{RING * chosen}{shade(0.2 * n / max(most, 1))}padding:3px 10px;text-align:right;"
                "border:1px solid #8883", click)
+
+
+@patch
+def _named(self: Browser, i: int) -> str: return NO_LABEL if i == _NONE else self.data.class_names[i]
 
 # %% ../nbs/49_browser.ipynb #2e5d41e6
 @patch
@@ -277,7 +315,7 @@ def chosen(self: Browser) -> str:
 @patch
 def _words(self: Browser) -> str:
     choice = self.choice
-    words = [choice.split] + ([] if choice.label is None else [self.data.class_names[choice.label]]) + [choice.view]
+    words = [choice.split] + ([] if choice.label is None else [self._named(choice.label)]) + [choice.view]
     return ", ".join([*words, *([f"epoch {choice.epoch}"] if _has_epochs(choice) else []), choice.order])
 
 # %% ../nbs/49_browser.ipynb #1a8299eb
@@ -286,7 +324,7 @@ def _words(self: Browser) -> str:
 def show(
     self: Browser,
     split: str = "train",           # one of the data's
-    label: str | None = None,       # class name; None: every class
+    label: str | None = None,       # class name, or '(none)': images with no label; None: every class
     view: str | None = None,        # 'as they are' or 'as the network sees them'
     # None: as they are, unless an epoch is given or there are no files
     epoch: int | None = None,       # of training, from 0; None: 0
@@ -309,17 +347,19 @@ def show(
 # %% ../nbs/49_browser.ipynb #96f3d9b2
 @patch(as_prop=True)
 def selection(self: Browser) -> "DataFrame":
-    "What is shown now: path (if known), split, the image's number in it, label."
+    "What is shown now: path (if known), split, the image's number in it, label: of several a list."
     import pandas as pd
     split, rows = self.choice.split, self.rows
-    paths, targets, names = self._paths[split], self._targets_of(split), self.data.class_names
+    self._targets_of(split)
+    paths, named = self._paths[split], [self.labels(i) for i in rows]
     known = {} if paths is None else {"path": pd.Series([paths[i] for i in rows], dtype=object)}
-    labels = pd.Series([names[t] for t in targets[rows]], dtype=object)
+    labels = pd.Series(named if self.data.kind.several else [names[0] for names in named], dtype=object)
     return pd.DataFrame({**known, "split": split, "number": rows, "label": labels})
 
 
 @patch
 def _number(self: Browser, name: str) -> int:
+    if name == NO_LABEL and self.data.kind.several: return _NONE
     return class_number(name, self.data.class_names)
 
 # %% ../nbs/49_browser.ipynb #c2759168
@@ -346,7 +386,7 @@ def detail(self: Browser, i: int) -> str:
     frames.append(self._framed(i, f"as the network sees it{when}", lambda i: self._for_eyes(self.seen(i))))
     strip = self._strip(i) if split == "train" else ""
     file = "none" if paths is None else readable(paths[i])
-    known = {"file": file, "class": self.label(i), "split": split, "number": i}
+    known = {"file": file, "labels" if self.data.kind.several else "class": self.label(i), "split": split, "number": i}
     frames.append(tag("div", facts(known), "flex:1 1 240px;min-width:0"))
     return tag("div", "".join(frames), SIDE_BY_SIDE) + strip
 

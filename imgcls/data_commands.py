@@ -20,11 +20,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .cli import CommandError, cell_text, command_parser, ended, refuse_missing, refuse_unwritable, say
-from .cli import show_table, write
+from .cli import CommandError, cell_text, command_parser, ended, label_options, labels_said, refuse_missing
+from .cli import refuse_unwritable, say, show_table, write
 
 if TYPE_CHECKING:
     from imgcls.checking import Finding
+    from imgcls.splitting import Division
 
 # %% ../nbs/63b_data_commands.ipynb #6a1cdafc
 def check_parser() -> argparse.ArgumentParser:
@@ -34,13 +35,15 @@ def check_parser() -> argparse.ArgumentParser:
                             "is changed.",
                             ["imgcls-check photos                       # a folder of classes, divided or not",
                              "imgcls-check photos --html check.html     # with pictures",
-                             "imgcls-check index.csv                    # a table of paths and labels"],
+                             "imgcls-check index.csv                    # a table of paths and labels",
+                             "imgcls-check scenes.csv --label_separator ' '   # several labels an image"],
                             epilog="Exit code: 0; 1 where images cannot be read, lie in several splits, or training "
                                    "would refuse the data.")
     parser.add_argument("data", metavar="DATA", help="a folder of classes, or a CSV with path, label and perhaps split")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures and all names")
     parser.add_argument("--bits", type=int, metavar="N",
                         help="of 64, by which near copies may differ, 0 to 16; 10 is measured")
+    label_options(parser)
     parser.add_argument("--ignore_mirrored", action="store_true", help="a mirror image is no copy")
     return parser
 
@@ -58,7 +61,7 @@ def _check(arguments: argparse.Namespace) -> int:
     refuse_unwritable(arguments.html, "--html")
     from imgcls.checking import check_folder
     bits = {} if arguments.bits is None else {"bits": arguments.bits}
-    report = check_folder(arguments.data, mirrored=not arguments.ignore_mirrored, **bits)
+    report = check_folder(arguments.data, mirrored=not arguments.ignore_mirrored, **bits, **labels_said(arguments))
     write(f"{report.headline}\n\n")
     counts = report.counts()
     if 0 < len(counts) <= MANY: show_table({"class": counts.index.tolist(), **counts.to_dict("list")})
@@ -97,6 +100,7 @@ def split_parser() -> argparse.ArgumentParser:
     parts.add_argument("--ratios", type=float, nargs="+", metavar="X",
                        help="shares of train, val and perhaps test; 0.7 0.15 0.15")
     parts.add_argument("--folds", type=int, metavar="K", help="so many folds instead")
+    label_options(parser)
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="another seed, another division; 42")
     parser.add_argument("--group_column", metavar="NAME", help="of the CSV: rows with equal values stay together")
     parser.add_argument("--group_pattern", metavar="REGEX", help="paths in which it finds the same stay together")
@@ -130,16 +134,18 @@ def _split(arguments: argparse.Namespace) -> None:
     same = ("seed", "group_column", "group_pattern", "on_bad_image", "anew")
     given = {"ratios": arguments.ratios, "n_folds": arguments.folds, "bits": arguments.bits, "how": arguments.how}
     division = split_folder(arguments.raw, arguments.out, near_copies=arguments.near_copies == "yes",
-                            **{name: getattr(arguments, name) for name in same},
+                            **{name: getattr(arguments, name) for name in same}, **labels_said(arguments),
                             **{name: value for name, value in given.items() if value is not None})
     counts = division.counts()
     show_table({"class": counts.index.tolist(), **counts.to_dict("list")})
     for note in division.notes: say(note)
-    say(f"Written: {arguments.out}. To train on it: imgcls-train {_to_train(arguments)}")
+    say(f"Written: {arguments.out}. To train on it: imgcls-train {_to_train(arguments, division)}")
 
 
-def _to_train(arguments: argparse.Namespace) -> str:
-    "The argument that names the division."
+def _to_train(arguments: argparse.Namespace, division: "Division") -> str:
+    "The arguments that name the division."
     fold = "fold_1" if arguments.folds else ""
     if arguments.how: return f"--data_dir {shlex.quote(os.path.join(arguments.out, fold))}"
-    return "--data.csv " + shlex.quote(os.path.join(arguments.out, f"{fold or 'index'}.csv"))
+    separator = next(iter(division.tables.values())).label_separator
+    more = "" if separator is None else f" --data.label_separator {shlex.quote(separator)}"
+    return "--data.csv " + shlex.quote(os.path.join(arguments.out, f"{fold or 'index'}.csv")) + more

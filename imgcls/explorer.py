@@ -2,7 +2,8 @@
 
 `explore(evaluation)` shows the confusion matrix, and a click on a cell shows the images in it. A click on an
 image opens it, with what the network thought of it. Whatever can be clicked can also be called, and what is
-selected goes on as a DataFrame. It is a gallery (`44_gallery`): pages, tiles and the open image come from there.
+selected goes on as a DataFrame. Where an image may have several labels, a table of the labels stands in place of the
+matrix (`44a_label_explorer`). It is a gallery (`44_gallery`): pages, tiles and the open image come from there.
 
 Guaranteed: a cell shows exactly the images that it counts; an image that cannot be shown says why, and the
 others are shown; only the page that is looked at is decoded; looking draws no random number."""
@@ -13,7 +14,7 @@ others are shown; only the page that is looked at is decoded; looking draws no r
 __all__ = ['ORDERS', 'Explorer', 'explore']
 
 # %% ../nbs/45_explorer.ipynb #7f9c4178
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,10 @@ from fastcore.basics import patch
 from .core import check, checked, near_miss
 from .edits import readable
 from .evaluation import Evaluation
-from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, enlarged
-from .gallery import quick_image, shade
-from .interpretation import explain, overlay
+from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image, shade
+from .label_explorer import LabelExplorer, heat_maps
 from .markup import CUT, escaped, facts, link, table, tag
+from .multilabel_evaluation import MultiLabelEvaluation
 from .plots import PALETTE
 
 if TYPE_CHECKING:
@@ -213,10 +214,11 @@ def overview(self: Explorer) -> str:
 # %% ../nbs/45_explorer.ipynb #0912a590
 @checked
 def explore(
-    evaluation: Any,            # an Evaluation: of learn.evaluate('val'), say
+    evaluation: Any,            # an Evaluation: of learn.evaluate('val'), say; or one of several labels an image
     page_size: int = 24,        # images on a page
-) -> Explorer:                  # shows itself
-    "Look at the images behind the confusion matrix."
+) -> Explorer | LabelExplorer:  # shows itself
+    "Look at the images behind the confusion matrix; of several labels an image, behind the numbers of each label."
+    if isinstance(evaluation, MultiLabelEvaluation): return LabelExplorer(evaluation, page_size)
     return Explorer(evaluation, page_size)
 
 # %% ../nbs/45_explorer.ipynb #d683d376
@@ -286,7 +288,7 @@ def open(
     self._heat = "<i>Heat maps are being drawn.</i>"
     Gallery.open(self, i)
     _, true, said = self.said(i)
-    self._heat = _saliency(self.evaluation, int(i), dict.fromkeys([said, true]))
+    self._heat = heat_maps(self.evaluation, int(i), list(dict.fromkeys([said, true])))
     self.draw()
     return self
 
@@ -310,21 +312,3 @@ def _bar(rank: int, name: str, p: float, true: bool) -> str:
     return (tag("td", f"{rank + 1}.", f"{_CELL}opacity:0.75") + tag("td", escaped(name) + " (true)" * bool(true),
             f"{_CELL}max-width:220px;overflow-wrap:anywhere;font-weight:{weight}")
             + tag("td", f"{bar} {number}", f"{_CELL}white-space:nowrap"))
-
-# %% ../nbs/45_explorer.ipynb #fb71046a
-def _saliency(evaluation: Evaluation, i: int, classes: Iterable[str]) -> str:
-    "What speaks for some classes, or why that is not known."
-    if evaluation.origin is None: return "<i>No heat map: only what learn.evaluate returns knows its network.</i>"
-    try: found = [(one, overlay(one.image, one.heat)) for one in (explain(evaluation, i, name) for name in classes)]
-    except Exception as error:      # a network of any kind: the image is shown all the same
-        return f"<i>No heat map: {escaped(error)}</i>"
-    notes = dict.fromkeys(note for one, _ in found for note in one.notes)
-    height, width = found[0][0].size
-    how = f"Grad-CAM of {height} × {width} places, on the image as the network sees it."
-    return (tag("div", "".join(_map(one.label, heat) for one, heat in found), SIDE_BY_SIDE)
-            + "".join(tag("div", escaped(note), "opacity:0.75") for note in (*notes, how)))
-
-
-def _map(label: str, heat: np.ndarray) -> str:
-    words = tag("div", f"what speaks for {escaped(label)}", f"max-width:240px;{CUT}")
-    return tag("div", f'{words}<img alt="heat map" src="{enlarged(heat, 240)}" style="margin:0">')

@@ -13,6 +13,7 @@ matched is said; what one of the runs did not answer is counted and left out."""
 __all__ = ['compare', 'Flips', 'show_flips']
 
 # %% ../nbs/46a_flips.ipynb #357cde0b
+import csv
 import os
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -31,14 +32,18 @@ from .gallery import RING, SIDE_BY_SIDE, Gallery, quick_image, shade
 from .images import load_image
 from .manifests import read_rows
 from .markup import escaped, facts, link, table, tag
+from .multilabel_evaluation import MultiLabelEvaluation, read_labels
 from .paired import PairedComparison, compare_answers
 from .plots import PALETTE
 from .runs import Run
 
 # %% ../nbs/46a_flips.ipynb #19dcfa09
+_Judged = Evaluation | MultiLabelEvaluation
+
+
 @checked
 def compare(
-    a: Any,                             # a run (its name, folder or Run), a learner, or an Evaluation
+    a: Any,                             # a run (its name, folder or Run), a learner, or an evaluation
     b: Any,                             # another
     split: str | None = None,           # 'test', 'val', ...; None: test, or val where not both have test
     root: str | Path | None = None,     # the folder of all runs; None: the workspace's
@@ -63,7 +68,7 @@ def compare(
 
 
 def _opened(key: str, side: Any, root: str | Path | None) -> Any:       # a Run, an Evaluation, or a learner
-    if isinstance(side, Run | Evaluation) or _is_learner(side): return side
+    if isinstance(side, Run | _Judged) or _is_learner(side): return side
     check(isinstance(side, str | Path), f"`{key}` must be a run (its name, folder or Run), a learner or an Evaluation",
           side, "Try compare('base', 'lr_0.01').", ArgumentError)
     return Run.open(side, root)
@@ -74,7 +79,7 @@ def _is_learner(side: Any) -> bool: return hasattr(side, "evaluate") and hasattr
 
 def _split(asked: Sequence[Any], split: str | None) -> str | None:
     "An Evaluation is of its own split, whatever that is."
-    own = [one.split for one in asked if isinstance(one, Evaluation)]
+    own = [one.split for one in asked if isinstance(one, _Judged)]
     check(split is None or {split, None} >= {*own}, f"Both must be of the split {split!r}", own,
           "Leave `split` out, or evaluate on that split.")
     if split is not None or len(own) == 2: return split or (own[0] if own[0] == own[1] else None)
@@ -90,14 +95,14 @@ def _has_test(one: Any) -> bool:
 def _side(one: Any, split: str) -> "_Side":
     if isinstance(one, Run): return _read(one, split)
     run = getattr(one, "run", None)
-    said = one if isinstance(one, Evaluation) else one.evaluate(split)
+    said = one if isinstance(one, _Judged) else one.evaluate(split)
     return _with_manifest(said, run.folder/"data.csv") if run else _of_answers(said)
 
 # %% ../nbs/46a_flips.ipynb #2acc97bb
 @dataclass(frozen=True)
 class _Side:
     "What a run said, and what is known of the images."
-    said: Evaluation
+    said: _Judged
     marks: list[str] | None = None      # of the content of each image; None: not known
     names: list[str] | None = None      # of each image below the folder of all; None: no files
     learned: frozenset[str] = field(default=frozenset())    # marks of the images it learned from
@@ -110,14 +115,15 @@ def _read(run: Run, split: str) -> _Side:
         there = sorted(other.stem.removeprefix(prefix) for other in run.folder.glob(f"{prefix}*.csv"))
         raise CheckpointError(f"The run {run.name!r} has no predictions of {split!r}. It has {listed(there) or 'none'}."
                               f" imgcls-evaluate {run.name} --split {split} writes them, and so does train().")
-    said = read_predictions(file)
-    check(isinstance(said, Evaluation), f"{file.name} of the run {run.name!r} must hold the true classes", said,
+    with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines: head = next(csv.reader(lines), [])
+    said = (read_predictions if "confidence" in head else read_labels)(file)     # of several labels there is none
+    check(isinstance(said, _Judged), f"{file.name} of the run {run.name!r} must hold the true classes", said,
           error=DataError)
     said.split = split
     return _with_manifest(said, run.folder/"data.csv")
 
 
-def _with_manifest(said: Evaluation, manifest: Path) -> _Side:
+def _with_manifest(said: _Judged, manifest: Path) -> _Side:
     if said.paths is None: return _of_answers(said)
     paths = [os.path.abspath(path) for path in said.paths]
     root, marks, learned = os.path.commonpath([os.path.dirname(path) for path in paths]), {}, []
@@ -134,7 +140,7 @@ def _with_manifest(said: Evaluation, manifest: Path) -> _Side:
     return _Side(said, [marks[path] for path in paths] if known else None, names, frozenset(learned))
 
 
-def _of_answers(said: Evaluation) -> _Side:
+def _of_answers(said: _Judged) -> _Side:
     "What is known without a run's folder."
     if said.paths is None: return _Side(said)
     paths = [os.path.abspath(path) for path in said.paths]
@@ -162,7 +168,8 @@ def _by_content(a: _Side, b: _Side) -> list[list[Hashable]]:
     for side in (a, b):
         seen, own = Counter(), []
         for mark, target in zip(side.marks, side.said.targets, strict=True):
-            key = (mark, side.said.class_names[target]) if mark in copied else (mark,)
+            labels = tuple(side.said.class_names[k] for k in (np.flatnonzero(target) if np.ndim(target) else [target]))
+            key = (mark, labels) if mark in copied else (mark,)
             own.append((*key, seen[key]))
             seen[key] += 1
         keys.append(own)

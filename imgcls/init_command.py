@@ -18,7 +18,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .cli import CommandError, command_parser, ended, refuse_missing, refuse_unwritable, say, write
+from .cli import CommandError, command_parser, ended, label_options, labels_said, refuse_missing
+from .cli import refuse_unwritable, say, write
 
 if TYPE_CHECKING:
     from imgcls.beginning import Suggestion
@@ -33,6 +34,7 @@ def init_command(
         "it, with the reasons. Nothing is trained or downloaded.",
         ["imgcls-init photos                       # folders named after classes, perhaps in train/, val/, test/",
          "imgcls-init table.csv --label_column kind",
+         "imgcls-init scenes.csv --label_separator ' '    # several labels an image, a blank between them",
          "imgcls-init photos --out first.yaml && imgcls-train --config first.yaml"])
     parser.add_argument("data", metavar="DATA", help="a folder of images, a CSV file, or a sample: digits, photos")
     parser.add_argument("--out", default="config.yaml", metavar="FILE",
@@ -42,6 +44,7 @@ def init_command(
                         help="begin with weights trained on ImageNet; they are fetched when training begins")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="of the division and of the training (42)")
     for name, meaning in _COLUMNS.items(): parser.add_argument(f"--{name}_column", metavar="NAME", help=meaning)
+    label_options(parser)
     arguments = parser.parse_args(argv)
     return ended("imgcls-init", arguments, lambda: _init(arguments))
 
@@ -60,7 +63,7 @@ def _init(arguments: argparse.Namespace) -> None:
     from imgcls.beginning import suggest
     given = {f"{name}_column": getattr(arguments, f"{name}_column") for name in _COLUMNS}
     found = suggest(arguments.data, arguments.pretrained, arguments.seed,
-                    **{name: value for name, value in given.items() if value is not None})
+                    **{name: value for name, value in given.items() if value is not None}, **labels_said(arguments))
     if out == "-": return write(found.yaml())
     file = found.save(out, arguments.overwrite)
     say("\n".join(_told(found)))

@@ -31,7 +31,7 @@ from .images import images_in
 from .markup import html_table
 from .networks import evaluating
 from .plots import image_grid, picture_html, pixels, save_plot
-from .predictions import Answers, Origin, Predictions, text_column
+from .predictions import Answers, ImageAnswers, Origin, Predictions, text_column
 from .predictor import Predictor
 from .seeding import preserve_rng
 if TYPE_CHECKING:
@@ -195,14 +195,22 @@ class Explanation:
     label: str                              # the class that is explained
     layer: str                              # whose maps were read
     size: tuple[int, int]                   # height and width of these maps
-    truth: str | None = None                # the true class; None: not known
+    truth: str | list[str] | None = None    # the true class, or the true labels; None: not known
     weights: str = ""                       # which answered: 'best weights, epoch 2'
     notes: tuple[str, ...] = ()             # for a reader, a sentence each
+    thresholds: np.ndarray | None = None    # of the labels, one a class; None: an image has one class
 
     @property
     def predicted(self) -> str:
         "Name of the most probable class."
         return self.class_names[int(self.probabilities.argmax())]
+
+    @property
+    def labels(self) -> list[str]:
+        "What the network says: one class; or the labels, the most probable first, of which there may be none."
+        if self.thresholds is None: return [self.predicted]
+        there = np.flatnonzero(self.probabilities >= self.thresholds)
+        return [self.class_names[i] for i in there[np.argsort(-self.probabilities[there], kind="stable")]]
 
     @property
     def table(self) -> "DataFrame":
@@ -213,15 +221,22 @@ class Explanation:
 
     def __repr__(self) -> str:
         true = "" if self.truth is None else f", truly {self.truth!r}"
-        return (f"Explanation({self.predicted!r} {self.probabilities.max():.4f}{true}; what speaks for "
+        return (f"Explanation({_said(self, '{!r} {:.4f}')}{true}; what speaks for "
                 f"{self.label!r}, in {self.size[0]} x {self.size[1]} places; {self.weights})")
+
+
+def _said(one: Explanation, form: str) -> str:
+    "Its labels with their probabilities, each in this form."
+    known = dict(zip(one.class_names, one.probabilities, strict=True))
+    return ", ".join(form.format(name, known[name]) for name in one.labels) or "no label"
 
 # %% ../nbs/43_interpretation.ipynb #7232fd47
 @patch
 def figure(self: Explanation) -> "Figure":
     "The image beside the image with the heat map."
-    true = "" if self.truth in (None, self.predicted) else f", truly {self.truth}"
-    said = f"said {self.predicted} {self.probabilities.max():.2f}{true}"
+    truth = [self.truth] if isinstance(self.truth, str) else self.truth
+    right = truth is None or set(truth) == set(self.labels)
+    said = f"said {_said(self, '{} {:.2f}')}" + ("" if right else f", truly {', '.join(truth) or 'no label'}")
     speaks = f"what speaks for {self.label}" if self.heat.any() else f"nothing speaks for {self.label}"
     return image_grid([self.image, overlay(self.image, self.heat)], [said, speaks], size=3)
 
@@ -250,7 +265,7 @@ def _repr_html_(self: Explanation) -> str:
 def explain_image(
     whom: Answers,                  # a predictor, or a learner
     image: Any,                     # one image: path, PIL image, array (height width [channel])
-    label: str | None = None,       # which class to explain; None: the predicted one
+    label: str | None = None,       # which class to explain; None: the most probable one
     weights: str | None = None,     # of a learner: 'best', 'last' or 'current'; None: best where val chose
     layer: str | nn.Module | None = None,   # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
@@ -267,11 +282,11 @@ def explain_tensor(
     predictor: Predictor,           # who answers
     tensor: Tensor,                 # the image as the network gets it: channel x height x width
     shown: Tensor,                  # the same for an eye, in [0, 1]
-    label: str | None = None,       # which class to explain; None: the predicted one
+    label: str | None = None,       # which class to explain; None: the most probable one
     layer: str | nn.Module | None = None,   # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
     "What does the network say of a prepared image, and where does it look?"
-    said = Predictions.from_logits(predictor.at_temperature(predictor.logits(tensor[None])), predictor.output_names)
+    said = predictor.answers(predictor.logits(tensor[None]))
     names, probabilities = said.class_names, said.probabilities[0]
     if label is not None and label not in names:
         raise DataError(f"Unknown class {label!r}.{near_miss(label, names)} There are {listed(names, 10)}.")
@@ -279,7 +294,7 @@ def explain_tensor(
     heat, name, size = _grad_cam(predictor.network, tensor, index, _same_layer(predictor, layer))
     notes = () if heat.any() else (f"Nothing in these maps speaks for {names[index]!r}, so the heat map is zero.",)
     return Explanation(shown, heat, probabilities, names, names[index], name, size, weights=str(predictor.origin),
-                       notes=notes)
+                       notes=notes, thresholds=getattr(said, "thresholds", None))
 
 
 def _same_layer(predictor: Predictor, layer: str | nn.Module | None) -> str | nn.Module | None:
@@ -290,9 +305,9 @@ def _same_layer(predictor: Predictor, layer: str | nn.Module | None) -> str | nn
 # %% ../nbs/43_interpretation.ipynb #d06fd65c
 @checked
 def explain(
-    predictions: Predictions,       # or an evaluation; they know whom to ask
+    predictions: ImageAnswers,      # or an evaluation; they know whom to ask
     i: int,                         # the row, from 0
-    label: str | None = None,       # which class to explain; None: the predicted one
+    label: str | None = None,       # which class to explain; None: the most probable one
     layer: str | nn.Module | None = None,   # whose maps to read; None: see `map_layer`
 ) -> Explanation:                   # shows itself; .heat .table .figure() .save(path)
     "Why did the network say that of image i?"
@@ -303,25 +318,25 @@ def explain(
     with preserve_rng():
         predictor = origin.whom.predictor(origin.weights)
         found = explain_tensor(predictor, *_seen(predictor, predictions, int(i)), label, layer)
-    truth = None if predictions.targets is None else predictions.class_names[predictions.targets[i]]
+    truth = None if predictions.targets is None else predictions[int(i)].truth
     notes = (*_since(predictions, i, found.probabilities, predictor.origin), *found.notes)
     return replace(found, truth=truth, notes=notes)
 
 
-def _seen(predictor: Predictor, predictions: Predictions, i: int) -> tuple[Tensor, Tensor]:
+def _seen(predictor: Predictor, predictions: ImageAnswers, i: int) -> tuple[Tensor, Tensor]:
     "Image i as the network got it, and as an eye sees that."
     if predictions.inputs is None: return predictor.prepare(predictions.image(i))
     tensor = predictions.inputs(i)
     return tensor, predictor.colours(tensor[None])[0]
 
 
-def _since(predictions: Predictions, i: int, now: np.ndarray, asked: Origin) -> list[str]:
+def _since(predictions: ImageAnswers, i: int, now: np.ndarray, asked: Origin) -> list[str]:
     "What has changed since the network was asked."
     origin, before, notes = predictions.origin, predictions.probabilities[i], []
     moved = asked.step != origin.step
     if moved: notes.append(f"The network has been trained on since: {origin} then, {asked} now.")
     if len(before) == len(now) and abs(before - now).max() > 0.01:      # half precision is 0.01 off at the most
-        k = int(before.argmax())
+        k = int((before if isinstance(predictions, Predictions) else abs(before - now)).argmax())
         why = "" if moved else " A temperature, other weights or another image may be why."
         notes.append(f"Then it gave {predictions.class_names[k]!r} {before[k]:.4f}, here {now[k]:.4f}.{why}")
     return notes

@@ -54,7 +54,8 @@ def list_runs(
              for (_, summary, _), k, row in zip(found, knobs, rows, strict=True)]
     chosen = _chosen(known, [where] if isinstance(where, str) else where, [sort] if isinstance(sort, str) else sort)
     more = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)      # metrics of some runs
-    names = {name: _key(name, known) for name in columns or (*_COLUMNS[:-1], *more, _COLUMNS[-1])}
+    usual = [name for name in _COLUMNS[:-1] if name not in _unknown(found)]
+    names = {name: _key(name, known) for name in columns or (*usual, *more, _COLUMNS[-1])}
     shown = [[run.get(key, math.nan) for key in names.values()] for run in chosen]
     return _table_of_runs()(shown, columns=list(names))
 
@@ -85,6 +86,15 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
 def _interval(result: Mapping[str, Any], name: str) -> str:
     low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+
+
+def _unknown(found: Sequence[tuple[Run, Summary, str]]) -> set[str]:
+    "Columns of accuracy, where no run has one and all are judged by something else: several labels an image."
+    results = [result for _, s, _ in found for result in (s.best, *s.final.values())]
+    measured = {name for result in results for name in result}
+    judged = any("average_precision" in name for name in measured)
+    if measured & {"accuracy", "val_accuracy"} or not judged: return set()
+    return {f"{split}_{what}" for split in ("val", "test") for what in ("accuracy", "interval")}
 
 # %% ../nbs/38_listing.ipynb #cfb02d71
 _USUAL = {"accuracy", "loss", "images", "weights"}
@@ -286,7 +296,8 @@ def _texts(runs: "DataFrame") -> dict[str, list[str]]:     # empty: it is no lis
     texts = {str(name): [_text(str(name), value) for value in shown[name]] for name in shown.columns}
     for split in ("val", "test"): _put_below(texts, f"{split}_accuracy", f"{split}_interval")
     for name in [*texts]: _put_below(texts, name, f"{name}_interval")
-    if set(texts.get("monitor", [""])) == {"val_accuracy"}:
+    monitors = set(texts.get("monitor", [""]))
+    if len(monitors) == 1 and monitors <= texts.keys():     # its number has a column
         texts = {name: column for name, column in texts.items() if name not in ("monitor", "best")}
     return {name: column for name, column in texts.items() if name == "name" or any(column)}
 
@@ -393,12 +404,14 @@ def _results(summaries: Sequence[Summary]) -> dict[str, list[str]]:
 
     rows = {"status": row(_status), "epochs": row(_epochs), "duration": row(_duration)}
     more = [name for s in summaries for name in _more_metrics(s.best, "val_") if not name.endswith("_interval")]
-    for metric in dict.fromkeys(["val_accuracy", *row(lambda s: s.monitor), *more]):
+    usual = ["val_accuracy"] if any("val_accuracy" in s.best for s in summaries) else []
+    for metric in dict.fromkeys([*usual, *row(lambda s: s.monitor), *more]):
         rows[_best_label(metric, summaries)] = [result_in_words(s.best, metric) for s in summaries]
     for split in dict.fromkeys(split for s in summaries for split in s.final):
         results = [s.final.get(split, {}) for s in summaries]
         more = [name for result in results for name in _more_metrics(result, "") if not name.endswith("_interval")]
-        for name in dict.fromkeys(["accuracy", *more]):
+        usual = ["accuracy"] if any("accuracy" in result for result in results) else []
+        for name in dict.fromkeys([*usual, *more]):
             rows[f"{split} {name.replace('_', ' ')}"] = [result_in_words(result, name) for result in results]
     notes = row(lambda s: "; ".join(s.notes))       # labels that were mended, say
     return rows | ({"notes": notes} if len(set(notes)) > 1 else {})

@@ -1,7 +1,5 @@
 """Which labels did the network give to each image?
 
-Which labels did the network give to each image?
-
 A photograph may show sea and sand and a dog, or nothing of what was asked for. `MultiLabelPredictions` holds, for each image and
 each class, how probable it is that the class is there: a sigmoid of each logit. A row does not sum to 1, and an image has as many
 labels as there are probabilities at or above the threshold of their class.

@@ -524,8 +524,20 @@ def load_weights(
     wrong = _misfits(state, wanted)
     if wrong: raise CheckpointError(f"{path.name} does not fit {type(network).__name__}: "
                                     f"{_what_is_wrong(state, wanted, head, wrong, path)}")
+    _check_numbers(state, wanted, path.name)
     network.load_state_dict(state)
     return Loaded(path.name, len(wanted), tuple(new), tuple(left_over), about=about)
+
+
+def _check_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    "With weights that are no numbers the first step would fail, and blame the learning rate."
+    floats = [name for name, value in wanted.items() if value.is_floating_point()]
+    other = [f"{name} ({str(state[name].dtype).removeprefix('torch.')})" for name in floats
+             if not state[name].is_floating_point()]
+    check(not other, f"The weights in {source} must be floating-point numbers", listed(other), error=CheckpointError)
+    lost = [name for name in floats if not state[name].isfinite().all()]
+    check(not lost, f"The weights in {source} must be finite", f"nan or infinite in {listed(lost)}",
+          "It was saved by a training that had diverged: take an earlier one.", CheckpointError)
 
 
 def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

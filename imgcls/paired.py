@@ -17,17 +17,16 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
 
-from .core import DataError, check, checked, listed
+from .core import ArgumentError, DataError, check, checked, listed
 from .decisions import paired_interval
-from .evaluation import Evaluation
 from .markup import escaped, html_table, tag
 from .plots import wilson_interval
-from .predictions import text_column, with_interval
+from .predictions import ImageAnswers, text_column, with_interval
 from .scores import mean_interval
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ class PairedComparison:
     left_out: Mapping[str, int] = field(default_factory=dict)   # why -> images that could not be compared
     disputed: Mapping[str, tuple[str, str]] = field(default_factory=dict)   # image -> true class by a, by b
     notes: Sequence[str] = ()       # what a reader must know
+    measure: str = "accuracy"       # what being right is counted as; of several labels an image 'exact match': right is
+                                    # who gives all its labels and no other
 
     def __len__(self) -> int: return len(self.images)
 
@@ -162,12 +163,12 @@ def verdict(self: PairedComparison) -> str:
     "One sentence, which claims no more than the interval shows."
     (a, b), (right_a, right_b) = self.names, self.accuracies
     low, high = self.accuracy_interval
-    told = (f"accuracy {right_a:.4f} of {a}, {right_b:.4f} of {b}, difference "
+    told = (f"{self.measure} {right_a:.4f} of {a}, {right_b:.4f} of {b}, difference "
             f"{_signed(self.accuracy_difference, self.accuracy_interval)}, McNemar's exact p {_p(self.p_value)}")
     where = f"{len(self):,} {self.split or ''} image{'s' * (len(self) != 1)}".replace("  ", " ")
     if self.better: return f"{self.better} is right more often on images like these {where}: {told}."
-    if low <= 0 <= high: return (f"No difference of accuracy is shown on these {where}: {told}; anything within the "
-                                 "interval may be true.")
+    if low <= 0 <= high: return (f"No difference of {self.measure} is shown on these {where}: {told}; anything within "
+                                 "the interval may be true.")
     return (f"Whether one is right more often stays open on these {where}: {told}; the interval excludes zero, but "
             "not every method agrees.")
 
@@ -183,8 +184,8 @@ def _p(value: float) -> str: return f"{value:.4f}" if value >= 0.0001 else "< 0.
 # %% ../nbs/26b_paired.ipynb #965e1b39
 @checked
 def compare_answers(
-    a: Evaluation,          # of images that neither network learned from
-    b: Evaluation,          # of the same images, or of some of them, in any order
+    a: Any,                 # an Evaluation of images that neither network learned from
+    b: Any,                 # another of the same images, or of some of them, in any order
     names: Sequence[str] = ("a", "b"),      # what the two are called
     keys: Sequence[Sequence[Hashable]] | None = None,   # what tells the images of a and of b apart; None: their paths
     n_resamples: int = 2000,    # of the bootstrap, 100 to 100,000
@@ -192,6 +193,7 @@ def compare_answers(
     notes: Sequence[str] = (),  # what a reader of the comparison must know
 ) -> PairedComparison:      # shows itself
     "Which is right more often on the same images?"
+    several = _several(a, b)
     check(len(names) == 2 and names[0] != names[1], "`names` must be two different names", names)
     check(seed >= 0, "`seed` must be >= 0", seed)
     check(100 <= n_resamples <= 100_000, "`n_resamples` must be >= 100 and at most 100,000", n_resamples)
@@ -209,10 +211,10 @@ def compare_answers(
                             _bootstrap_counts(lost, won, n, n_resamples, seed),
                             _bootstrap(loss_change, n_resamples, seed),
                             _mcnemar(lost, won), n_resamples, seed, split, left_out, disputed,
-                            [*notes, *_classes_apart(a, b, names)])
+                            [*notes, *_classes_apart(a, b, names)], "exact match" if several else "accuracy")
 
 # %% ../nbs/26b_paired.ipynb #6ae8876d
-def _keys(a: Evaluation, b: Evaluation, keys: Sequence[Sequence[Hashable]] | None) -> list[list[Hashable]]:
+def _keys(a: ImageAnswers, b: ImageAnswers, keys: Sequence[Sequence[Hashable]] | None) -> list[list[Hashable]]:
     "A key for each image of both."
     sides = (a, b)
     if keys is None:
@@ -239,37 +241,66 @@ def _shared(ours: Sequence[Hashable], theirs: Sequence[Hashable], names: Sequenc
     return both, {why: n for why, n in alone.items() if n}
 
 
-def _agreed(a: Evaluation, b: Evaluation, places: Sequence[tuple[int, int]]
+def _agreed(a: ImageAnswers, b: ImageAnswers, places: Sequence[tuple[int, int]]
             ) -> tuple[list[tuple[int, int]], dict[str, tuple[str, str]]]:
     "The rows with one true class; and the images with two."
     rows, disputed = [], {}
     for i, j in places:
-        true = a.class_names[a.targets[i]], b.class_names[b.targets[j]]
+        true = _true(a, i), _true(b, j)
         if true[0] == true[1]: rows.append((i, j))
         else: disputed[a.paths[i] if a.paths else f"row {i}"] = true
     return rows, disputed
 
 
-def _classes_apart(a: Evaluation, b: Evaluation, names: Sequence[str]) -> list[str]:
+def _classes_apart(a: ImageAnswers, b: ImageAnswers, names: Sequence[str]) -> list[str]:
     own = [sorted({*x.class_names} - {*y.class_names}) for x, y in ((a, b), (b, a))]
     return [f"Only {name} knows the class{'es' * (len(more) > 1)} {listed(more, 5)}: the two had different choices."
             for name, more in zip(names, own, strict=True) if more]
 
 
-def _images(a: Evaluation, b: Evaluation, rows: Sequence[tuple[int, int]]) -> "DataFrame":
+def _images(a: ImageAnswers, b: ImageAnswers, rows: Sequence[tuple[int, int]]) -> "DataFrame":
     "A row for each image that is compared."
     import pandas as pd
     sides = {"a": (a, np.array([i for i, _ in rows])), "b": (b, np.array([j for _, j in rows]))}
     first, at = sides["a"]
     columns = {} if first.paths is None else {"path": text_column(first.paths[i] for i in at)}
-    columns["true"] = text_column(first.class_names[first.targets[i]] for i in at)
+    columns["true"] = text_column(_true(first, i) for i in at)
     for key, (side, at) in sides.items():
         labels = side.labels            # made anew at each look
-        columns[f"said_{key}"] = text_column(labels[i] for i in at)
-    for key, (side, at) in sides.items(): columns[f"confidence_{key}"] = side.confidence[at]
+        columns[f"said_{key}"] = text_column(_in_words(labels[i]) for i in at)
+    for key, (side, at) in sides.items(): columns[f"confidence_{key}"] = _confidence(side)[at]
     for key, (side, at) in sides.items(): columns[f"loss_{key}"] = side.losses[at]
     for key, (side, at) in sides.items(): columns[f"right_{key}"] = side.correct[at]
     return pd.DataFrame(columns)
+
+# %% ../nbs/26b_paired.ipynb #3e172c8f
+def _several(a: Any, b: Any) -> bool:
+    "May an image have several labels? Then an image is right where all of its labels are."
+    kinds = []
+    for name, side in (("a", a), ("b", b)):
+        known = isinstance(side, ImageAnswers) and side.targets is not None and side.losses is not None
+        check(known, f"`{name}` must be an Evaluation", side, "learn.evaluate('test') makes one.", ArgumentError)
+        kinds.append(side.targets.ndim == 2)
+    check(kinds[0] == kinds[1], "Both must be of one class an image, or both of several labels", [a, b],
+          error=DataError)
+    return kinds[0]
+
+
+def _true(side: ImageAnswers, i: int) -> str:
+    target = side.targets[i]
+    return side.class_names[target] if side.targets.ndim == 1 else _in_words(
+        [side.class_names[k] for k in np.flatnonzero(target)])
+
+
+def _in_words(labels: str | Sequence[str]) -> str:
+    "A class; or labels, in an order that does not depend on who gave them."
+    return labels if isinstance(labels, str) else ", ".join(sorted(labels)) or "(none)"
+
+
+def _confidence(side: ImageAnswers) -> np.ndarray:
+    "Of each answer; of several labels that of the least sure decision, in [0, 1]."
+    if side.targets.ndim == 1: return side.confidence
+    return np.where(side.predicted, side.probabilities, 1 - side.probabilities).min(1)
 
 # %% ../nbs/26b_paired.ipynb #eb04745b
 @patch
@@ -281,7 +312,7 @@ def _details(found: PairedComparison) -> list[str]:
     a, b = found.names
     images = f"{len(found):,} image{'s' * (len(found) != 1)}"
     said = [f"Right only with {b}: {found.only_b:,} of {images}; only with {a}: {found.only_a:,}. "
-            f"Paired bootstrap ({found.n_resamples:,} draws, seed {found.seed}): accuracy "
+            f"Paired bootstrap ({found.n_resamples:,} draws, seed {found.seed}): {found.measure} "
             f"{_signed(found.accuracy_difference, found.accuracy_bootstrap)}, loss "
             f"{_signed(found.loss_difference, found.loss_bootstrap)} nats."]
     if found.left_out:
@@ -290,7 +321,13 @@ def _details(found: PairedComparison) -> list[str]:
     if found.disputed:
         first = [f"{image} ({x} by {a}, {y} by {b})" for image, (x, y) in list(found.disputed.items())[:3]]
         said.append("Different true classes: " + ", ".join(first) + ("." if len(found.disputed) <= 3 else ", ..."))
+    if found.measure != "accuracy": said.append(_SEVERAL)
     return [*said, *found.notes, _ALWAYS]
+
+
+_SEVERAL = ("An image is right where all its labels are given and no other, at the thresholds of each; its confidence "
+            "is that of its least sure label. How well images are ranked is another question: see "
+            "mean_average_precision of both evaluations.")
 
 
 _ALWAYS = ("This is about these weights: another seed of either is another network. Every further split or pair that "
@@ -307,12 +344,12 @@ def _repr_html_(self: PairedComparison) -> str:
 def numbers(self: PairedComparison) -> "DataFrame":
     "Accuracy and loss of both with their intervals (95 %), and the differences."
     import pandas as pd
-    rows, n = {"accuracy": [], "loss": []}, len(self)
+    rows, n = {self.measure: [], "loss": []}, len(self)
     for key in ("a", "b"):
         right, losses = self.images[f"right_{key}"], self.images[f"loss_{key}"].to_numpy()
-        rows["accuracy"].append(with_interval(float(right.mean()), wilson_interval(int(right.sum()), n)))
+        rows[self.measure].append(with_interval(float(right.mean()), wilson_interval(int(right.sum()), n)))
         rows["loss"].append(with_interval(float(losses.mean()), mean_interval(losses)))
-    rows["accuracy"].append(_signed(self.accuracy_difference, self.accuracy_interval))
+    rows[self.measure].append(_signed(self.accuracy_difference, self.accuracy_interval))
     rows["loss"].append(_signed(self.loss_difference, self.loss_bootstrap))
     return pd.DataFrame.from_dict(rows, orient="index", columns=[*self.names, "difference"])
 

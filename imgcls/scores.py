@@ -31,11 +31,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .core import DataError, ImgclsError, Labels, Logits, check, checked, near_miss
+from .formulas import auroc, average_precision, average_precision_interval, calibration_error
+from .formulas import logit_interval, mean_average_precision, mean_roc_area
 from .imbalance import Imbalance, imbalance as unequal
 from .markup import html_table
 from .metrics import FunctionMetric, Metrics, build_metrics
 from .plots import PALETTE, bars, image_grid, matrix, picture_html, save_plot, wilson_interval
-from .predictions import ImageAnswers, Numbers, Predictions, as_array, of_split, text_column, with_interval
+from .predictions import ImageAnswers, Numbers, Predictions, as_array, of_split, text_column
+from .predictions import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -420,6 +423,7 @@ def measure(
 
 # %% ../nbs/25_scores.ipynb #c180d7e6
 _MOST = 2_000_000       # probabilities of which resamples are drawn unasked
+_FEW = 10               # images of a class; with fewer, a mean over classes is known less well than its draws say
 
 
 @checked
@@ -439,8 +443,11 @@ def measured_on(
     size = logits.numel()
     usually = 0 if size > _MOST or not metrics else min(500, max(100, 4*10**6//size))
     draws = _drawn(metrics, answers, usually if n_resamples is None else n_resamples)
-    return Measures({name: _measured(len(losses), metrics[name], name, value, drawn, note)
-                     for (name, value), drawn in zip(whole.items(), draws, strict=True)})
+    few = bool((np.unique(targets.numpy(), return_counts=True)[1] < _FEW).any()) if targets.ndim == 1 else False
+    found = {name: _measured(len(losses), metrics[name], name, value, drawn, note)
+             for (name, value), drawn in zip(whole.items(), draws, strict=True)}
+    return Measures({name: _unbiased(one, metrics[name], answers, drawn, few)
+                     for (name, one), drawn in zip(found.items(), draws, strict=True)})
 
 
 def _drawn(metrics: Metrics, answers: tuple[Any, ...], n: int) -> np.ndarray:   # metrics x resamples; NaN: not defined
@@ -487,6 +494,31 @@ def _measured(n: int, metric: Any, name: str, value: float, draws: np.ndarray, n
     if note and isinstance(metric, FunctionMetric) and metric.of == "logits": notes.append(note)
     return Measured(name, value, ends if varies else None, n, len(known), metric.higher_is_better,
                     "; ".join(notes))
+
+
+def _unbiased(one: Measured, metric: Any, answers: tuple[Any, ...], draws: np.ndarray, few: bool) -> Measured:
+    "Where the draws are known to be beside the truth: another interval, or a word."
+    function = getattr(metric, "function", None)
+    if one.interval is None: return one
+    if function in (average_precision, mean_average_precision):
+        logits, targets, _ = answers
+        said = logits.float().double().sigmoid() if metric.several else logits.float().softmax(1)
+        ends = average_precision_interval(said, targets, draws)
+        high = "the value is above its interval: of few images it is too high" if one.value > ends[1] else ""
+        return replace(one, interval=ends, note="; ".join(filter(None, (one.note, high))))
+    if function in (auroc, mean_roc_area) and 0 < one.value < 1:
+        return replace(one, interval=logit_interval(one.value, float(np.nanstd(draws))))
+    if function is calibration_error:
+        low = max(0.0, 2*one.value - one.interval[1])
+        return replace(one, interval=(low, one.interval[1]), note="; ".join(filter(None, (one.note, _TOO_HIGH))))
+    narrow = f"classes with fewer than {_FEW} images: the interval is too narrow"
+    return replace(one, note="; ".join(filter(None, (one.note, narrow)))) if few and one.name in _MACRO else one
+
+
+_MACRO = ("macro_precision", "macro_recall", "macro_f1", "macro_jaccard")
+
+
+_TOO_HIGH = "too high of few images, as its draws are; the interval holds less often than it says"
 
 # %% ../nbs/25_scores.ipynb #526d8ffc
 @checked

@@ -286,7 +286,7 @@ def _say(line: str) -> None:
 
 # %% ../nbs/42_steering.ipynb #f5b4f764
 class Mistakes(Callback):
-    "Keeps the surest mistakes of the latest validation; each image has one class."
+    "Keeps the surest mistakes of the latest validation."
     order = Order.RECORD
 
     @checked
@@ -307,21 +307,36 @@ class Mistakes(Callback):
     def on_val_batch_end(self, state: State) -> None:
         take = min(len(state.logits), self.among - self.seen)
         if take <= 0: return
-        targets = _class_indices(state.targets)[:take].cpu()
-        confidence, said = (v.cpu() for v in state.logits[:take].detach().float().softmax(1).max(1))
-        wrong = (said != targets).nonzero().flatten().tolist()
+        logits, several = state.logits.detach().float(), state.targets.ndim == 2
+        wrong = (_wrong_labels if several else _wrong_classes)(logits[:take].cpu(), state.targets, take)
         self.seen, self.wrong = self.seen + take, self.wrong + len(wrong)
-        self.found += [(confidence[i].item(), int(targets[i]), int(said[i]), state.images[i].cpu()) for i in wrong]
+        self.found += [(confidence, true, said, state.images[i].cpu()) for i, confidence, true, said in wrong]
         self.found = sorted(self.found, key=lambda mistake: -mistake[0])[:self.n]
 
 
-def _class_indices(targets: Tensor) -> Tensor:
-    "The targets, if there is one class number for each image."
+_Wrong = list[tuple[int, float, Any, Any]]       # row, how sure of it, what is true, what was said
+
+
+def _wrong_classes(logits: Tensor, targets: Tensor, n: int) -> _Wrong:
+    "Another class was said; both are class numbers."
     check(targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool,
-          "`Mistakes` needs a class index for each image as targets: a mistake is another class than that",
-          f"shape {tuple(targets.shape)}, {targets.dtype}",
-          "Where targets are something else, train without it.", DataError)
-    return targets
+          "`Mistakes` needs a class index for each image as targets, or zeros and ones for each class",
+          f"shape {tuple(targets.shape)}, {targets.dtype}", "Where targets are something else, train without it.",
+          DataError)
+    targets, (confidence, said) = targets[:n].cpu(), logits.softmax(1).max(1)
+    return [(i, confidence[i].item(), int(targets[i]), int(said[i])) for i in (said != targets).nonzero().flatten()]
+
+
+def _wrong_labels(logits: Tensor, targets: Tensor, n: int) -> _Wrong:
+    "A label was missed, or is too many; both are lists of class numbers. The surest wrong decision counts."
+    targets = targets[:n].cpu()
+    check(targets.shape == logits.shape and bool(((targets == 0) | (targets == 1)).all()), "Targets of several labels "
+          f"an image must be {tuple(logits.shape)}, zeros and ones", f"shape {tuple(targets.shape)}, {targets.dtype}",
+          "Where targets are something else, train without `Mistakes`.", DataError)
+    there, said = targets.bool(), logits >= 0
+    confidence = ((logits.sigmoid() - targets).abs() * (there != said)).amax(1)
+    return [(int(i), confidence[i].item(), there[i].nonzero().flatten().tolist(), said[i].nonzero().flatten().tolist())
+            for i in (there != said).any(1).nonzero().flatten()]
 
 # %% ../nbs/42_steering.ipynb #d1da0f96
 @patch
@@ -331,9 +346,16 @@ def to_html(self: Mistakes) -> str:
     head = f"<p>{self.wrong} of the first {self.seen} validation images are wrong"
     if not self.found: return f"{head}.</p>"
     images = self.colours(torch.stack([mistake[3] for mistake in self.found]))
-    titles = [f"{self._name(true)}, said {self._name(said)} {confidence:.2f}"
-              for confidence, true, said, _ in self.found]
+    titles = [self._title(*mistake[:3]) for mistake in self.found]
     return f"{head}; those it is surest of:</p>{picture_html(image_grid(images.clamp(0, 1), titles, n_columns=8))}"
+
+
+@patch
+def _title(self: Mistakes, confidence: float, true: Any, said: Any) -> str:
+    if isinstance(true, int): return f"{self._name(true)}, said {self._name(said)} {confidence:.2f}"
+    wrong = (("missed", [i for i in true if i not in said]), ("too many", [i for i in said if i not in true]))
+    told = [f"{word}: {', '.join(map(self._name, numbers))}" for word, numbers in wrong if numbers]
+    return f"{'; '.join([', '.join(map(self._name, true)) or 'no label', *told])} {confidence:.2f}"
 
 
 @patch

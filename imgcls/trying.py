@@ -29,7 +29,7 @@ from .images import as_image, images_in, load_image
 from .interpretation import Explanation, explain_tensor, overlay
 from .markup import CUT, escaped, link, tag
 from .plots import PALETTE
-from .predictions import Answers, Predictions
+from .predictions import Answers, ImageAnswers
 from .predictor import Predictor
 from .seeding import preserve_rng
 from .widgets import Widget, thumbnail
@@ -43,23 +43,33 @@ class Answer:
     picture: str                        # a small one, as a data URI
     tensor: Tensor                      # as the network got it
     shown: Tensor                       # the same for an eye, in [0, 1]
-    predictions: Predictions            # of this one image; .weights says whose answer it is
+    predictions: ImageAnswers           # of this one image; .weights says whose answer it is
     explanation: Explanation | None     # where it looks; None: it cannot be said
     why_not: str = ""                   # the reason for that
 
     @property
     def label(self) -> str:
         "Name of the most probable class."
-        return self.predictions.labels[0]
+        return next(iter(self.predictions[0].top(1)))
 
-    def __repr__(self) -> str: return f"Answer({self.name!r}: {self.label!r} {self.predictions.confidence[0]:.4f})"
+    @property
+    def labels(self) -> list[str]:
+        "What the network says: one class; or the labels, the most probable first, of which there may be none."
+        said = self.predictions.labels[0]
+        return [said] if isinstance(said, str) else said
+
+    def in_words(self, form: str = "{} {:.4f}") -> str:
+        "The labels with their probabilities, each in this form."
+        known = self.predictions[0].top(len(self.predictions.class_names))
+        return ", ".join(form.format(name, known[name]) for name in self.labels) or "no label"
+
+    def __repr__(self) -> str: return f"Answer({self.name!r}: {self.in_words('{!r} {:.4f}')})"
 
 # %% ../nbs/48_trying.ipynb #a3b00171
 def _answer(predictor: Predictor, number: int, name: str, picture: str, tensor: Tensor, shown: Tensor,
             label: str | None = None) -> Answer:
     "Ask the network. Where it has no map to look at, it has an answer all the same."
-    predictions = Predictions.from_logits(predictor.logits(tensor[None]), predictor.output_names)
-    predictions.origin, found, why_not = predictor.origin, None, ""
+    predictions, found, why_not = predictor.answers(predictor.logits(tensor[None])), None, ""
     try: found = explain_tensor(predictor, tensor, shown, label)
     except ConfigError as error: why_not = str(error)
     return Answer(number, name, picture, tensor, shown, predictions, found, why_not)
@@ -187,7 +197,7 @@ def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PAL
 
 
 def _card(answer: Answer) -> str:
-    head = (f"{tag('b', escaped(answer.name))}: {escaped(answer.label)} {answer.predictions.confidence[0]:.4f} "
+    head = (f"{tag('b', escaped(answer.name))}: {escaped(answer.in_words())} "
             f"{tag('span', escaped(answer.predictions.weights), 'opacity:0.6;margin-left:8px')}")
     pictures = _picture(answer.picture, answer.name, "")
     if answer.explanation is None:
@@ -208,8 +218,8 @@ def _picture(source: str, alt: str, below: str) -> str:
 def _bars(answer: Answer) -> str:
     "A name, a bar and a number for each of the most probable classes."
     top, n = answer.predictions[0].top(MOST_BARS), len(answer.predictions.class_names)
-    rows = [_name(answer, label) + _bar(share, best=rank == 0) + tag("div", f"{share:.4f}")
-            for rank, (label, share) in enumerate(top.items())]
+    rows = [_name(answer, label) + _bar(share, best=label in answer.labels) + tag("div", f"{share:.4f}")
+            for label, share in top.items()]
     rest = tag("div", f"… {n - len(rows)} more classes", "grid-column:1/4;opacity:0.6") if len(rows) < n else ""
     return tag("div", "".join(rows) + rest, "display:grid;grid-template-columns:auto auto auto;gap:2px 10px;"
                "align-items:center;align-content:start")
