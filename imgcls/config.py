@@ -227,9 +227,11 @@ def _words_elsewhere() -> Iterable[tuple[str, str]]:
 
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(dict(_words_elsewhere()))
-MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
 
 # %% ../nbs/02_config.ipynb #ff23fce6
+MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
+
+
 @checked
 def our_word(
     name: str,              # a key that is not known
@@ -645,16 +647,32 @@ def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, An
 
 
 def _from_text(cls: type, dotted: str, text: str) -> Any:
-    "A value typed in a shell; where the field is a text, 2024 stays a text."
-    hint = cls
+    "A value typed in a shell; where the field is a text, 2024 stays a text, and so do marks that YAML has for itself."
+    hint, marks = cls, text.strip() != "~" and not re.search(r"""[\w'"{}\[\]]""", text)
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
-    if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
+    if text and marks:
         with suppress(_Mismatch): return _coerce(text, hint)
-    value = parse_yaml(text, dotted)
+    try: value = parse_yaml(text, dotted)
+    except ConfigError:
+        if not _as_typed(text, hint): raise
+        return text.strip()
+    if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
-        try: return _coerce(text, hint)
-        except _Mismatch: return value          # from_dict says what is wrong with it
+        with suppress(_Mismatch): return _coerce(text, hint)
+    with suppress(_Mismatch):
+        if isinstance(value, str) and "," in value and _coerce(parse_yaml(f"[{value}]"), hint):
+            raise ConfigError(f"`{dotted}` must be a list. Got {value!r}. A list is written {dotted}=[{value}].")
+    return value            # from_dict says what is wrong with it
+
+
+def _as_typed(text: str, hint: Any) -> bool:
+    "Is it a text as it stands, with what YAML takes for a comment or a mark of its own? In quotes it is YAML."
+    texts = hint is str or str in get_args(hint)
+    return texts and bool(text.strip()) and text.strip() not in _NULLS and text.strip()[0] not in "'\"[{"
+
+
+_NULLS = ("null", "Null", "NULL", "~")
 
 # %% ../nbs/02_config.ipynb #72d18e9f
 @checked
