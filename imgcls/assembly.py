@@ -438,13 +438,6 @@ def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor
           _to_say(state, name))
     return monitor
 
-
-def _to_say(state: State, name: str) -> str:
-    "How a user says the direction of a metric that doesn't; which one it is nobody else can know."
-    if isinstance(state.train_metrics.get(name), TorchMetric):
-        return f"Say it: metrics=[TorchMetric({name}, higher_is_better=True)], or False, from imgcls.metrics."
-    return f"Say it beside the function: {name}.higher_is_better = True, or False."
-
 # %% ../nbs/51_assembly.ipynb #8ad9b192
 def _made_by(state: State, monitor: str) -> str:
     "What makes a column, where it is one of ours that nobody asked for."
@@ -452,6 +445,13 @@ def _made_by(state: State, monitor: str) -> str:
     ours = metrics_of_one if one else multilabel_metrics
     made = "val_macro_f1" if name == "f1" else "it"
     return f" metrics=[{name!r}] makes {made}." if name in ours and monitor.startswith("val_") else ""
+
+
+def _to_say(state: State, name: str) -> str:
+    "How a user says the direction of a metric that doesn't; which one it is nobody else can know."
+    if isinstance(state.train_metrics.get(name), TorchMetric):
+        return f"Say it: metrics=[TorchMetric({name}, higher_is_better=True)], or False, from imgcls.metrics."
+    return f"Say it beside the function: {name}.higher_is_better = True, or False."
 
 # %% ../nbs/51_assembly.ipynb #88d459e8
 def _work_on_blocks(network: nn.Module, config: ModelConfig) -> None:
