@@ -127,14 +127,6 @@ def labels_said(
     names = ("label_separator", "label_columns")
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
-# %% ../nbs/63_cli.ipynb #3c089e55
-def labels_said(
-    arguments: argparse.Namespace,          # of a parser with `label_options`
-) -> dict[str, Any]:                        # for the function that does it; what was not said is left out
-    "What was said of several labels."
-    names = ("label_separator", "label_columns")
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-
 # %% ../nbs/63_cli.ipynb #d1b29074
 class CommandError(Exception):
     "Something is wrong that is known before anything is loaded; it is said in a line, with exit code 1."
