@@ -1974,7 +1974,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.learner._broken_off': ('learner.html#_broken_off', 'imgcls/learner.py'),
                                 'imgcls.learner._check_idle': ('learner.html#_check_idle', 'imgcls/learner.py'),
                                 'imgcls.learner._check_lr': ('learner.html#_check_lr', 'imgcls/learner.py'),
-                                'imgcls.learner._check_plan': ('learner.html#_check_plan', 'imgcls/learner.py'),
                                 'imgcls.learner._check_split': ('learner.html#_check_split', 'imgcls/learner.py'),
                                 'imgcls.learner._check_texts': ('learner.html#_check_texts', 'imgcls/learner.py'),
                                 'imgcls.learner._check_tunable': ('learner.html#_check_tunable', 'imgcls/learner.py'),

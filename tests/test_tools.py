@@ -165,8 +165,8 @@ def test_tools_together(folder, name):
 
 
 def test_fine_tuning_goes_on(folder):
-    "Phases that `fine_tune` plans, in less epochs than SWA would average, with images that grow."
-    setting = {"size_schedule": [[0, 12], [1, 16]], "swa_epochs": 3, "num_epochs": 3, "layer_decay": 0.5}
+    "Phases that `fine_tune` plans, with images that grow and an average of all epochs."
+    setting = {"size_schedule": [[0, 12], [1, 16]], "swa_epochs": 2, "num_epochs": 3, "layer_decay": 0.5}
     begin(folder, "tuned_whole", **setting).fine_tune(1, frozen_epochs=1, callbacks=[Stop()])
     begin(folder, "tuned", **setting).fine_tune(1, frozen_epochs=1, callbacks=[STOPS[0]])
     for stop in STOPS[1:]: learn = Learner.from_run("tuned", progress="pipe").resume(callbacks=[stop])
