@@ -424,7 +424,7 @@ def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> N
     check(not own, "A loss must have no parameters to train: only the network's are trained and saved", listed(own),
           "Fixed numbers are buffers: self.register_buffer(...).")
 
-
+# %% ../nbs/51_assembly.ipynb #b49aa0bf
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:
     "The column that chooses the best epoch, or that a plateau follows, is one that will be recorded."
     phases = ["train"] if state.val_batches is None else ["train", "val"]
@@ -438,7 +438,7 @@ def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor
           _to_say(state, name))
     return monitor
 
-# %% ../nbs/51_assembly.ipynb #8ad9b192
+
 def _made_by(state: State, monitor: str) -> str:
     "What makes a column, where it is one of ours that nobody asked for."
     name, one = monitor.removeprefix("val_"), "accuracy" in state.train_metrics

@@ -72,10 +72,8 @@ class SWA(Callback):
         check(lr is None or 0 < lr < math.inf, "`swa_lr` must be > 0", lr)
         check(lr is None or config is not None, "A rate needs the config of the optimizer", config)
         self.n_epochs, self.lr, self.config = n_epochs, lr, config
-        self.average: dict[str, Tensor] | None = None
-        self.n_averaged, self.begins = 0, 0         # epochs in it; epochs before its phase
-        self._next: tuple[int, int, dict[str, Tensor]] | None = None    # of the epoch that is validated
-        self._raw: dict[str, Tensor] | None = None
+        self.average, self.n_averaged, self.begins = None, 0, 0     # the mean, of how many epochs, after how many
+        self._next, self._raw = None, None          # of the epoch that is validated; the weights meanwhile
 
     def on_fit_start(self, state: State) -> None:
         self._next = self._raw = None

@@ -119,7 +119,7 @@ def label_options(
     parser.add_argument("--label_columns", nargs="+", metavar="NAME",
                         help="of a CSV: its columns of 0 and 1, one for each class, instead of a column of labels")
 
-
+# %% ../nbs/63_cli.ipynb #c45f1b65
 def labels_said(
     arguments: argparse.Namespace,          # of a parser with `label_options`
 ) -> dict[str, Any]:                        # for the function that does it; what was not said is left out

@@ -167,68 +167,73 @@ def _is_block(text: str) -> bool:
     return "\n" in text and text == text.strip() and plain
 
 # %% ../nbs/02_config.ipynb #91db1edc
+_OF_TRAINING = {         # here -> words of other libraries
+    "`batch_size`": "bs batchsize train_batch_size per_device_train_batch_size",
+    "`num_epochs`": "epochs n_epochs n_epoch nepochs max_epochs num_train_epochs",
+    "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
+    "`lr`: it is the head's, and `backbone_lr_factor` the others' share of it": "head_lr lr_head",
+    "`weight_decay`": "wd decay l2",
+    "`momentum`": "mom moms",
+    "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone "
+                                                                           "discriminative_lr discriminative_lrs",
+    "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
+    "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
+    "`optimizer`": "opt opt_func optim", "`scheduler`": "sched lr_scheduler lr_schedule",
+    "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
+    "`architecture`, or the second argument of Learner(...)": "arch backbone model model_name net network",
+    "`weights`: 'DEFAULT' for torchvision's pretrained ones, or a file": "pretrained checkpoint pretrained_path",
+    "`in_channels`": "in_chans in_chs n_in channels", "`num_classes`": "n_classes n_out nc classes",
+    "`loss`": "loss_func loss_fn criterion", "`label_smoothing`": "smoothing label_smooth ls",
+    "`class_weights`": "class_weight weight", "`pos_weights` (of several labels)": "pos_weight",
+    "`balance`: 'loss', 'sampler' or 'logits'":
+        "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
+    "`metrics`": "metric", "`callbacks`": "cbs callback",
+    "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
+    "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
+    "`ema_decay`": "ema model_ema use_ema",
+    "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
+    "`sam_rho`": "sam rho use_sam",
+    "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
+    "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
+    "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
+    "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
+    "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
+    "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
+    "model.drop_rate of a network of timm, Learner(data, 'timm/resnet18', **{'model.drop_rate': 0.2}); "
+    "`stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
+    "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
+    "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
+}
+
+# %% ../nbs/02_config.ipynb #a811f700
+_OF_DATA = {
+    "`num_workers`": "workers n_workers nw num_proc num_procs",
+    "`trackers`": "report_to log_with logger loggers",
+    "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
+    "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
+    "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
+    "`test_ratio`": "test_pct test_split test_size test_fraction",
+    "`size`": "img_size image_size imgsz input_size",
+    "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
+        "item_tfms batch_tfms tfms transform",
+    "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
+    "`augment`: 'light', 'standard' or 'strong', where the data is made; or transforms={'train': {'randaugment': "
+    "[2, 9]}} there": "auto_augment autoaugment aa rand_augment",
+    "`random_erasing`, where the data is made: ImageData.from_folder(..., transforms={'train': {'random_erasing': "
+    "0.25}})": "reprob re_prob cutout",
+    "learn.predictor().choose_thresholds(data), after training": "thresh threshold thresholds",
+    "`random_horizontal_flip`": "hflip flip",
+    "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
+}
+
+
 def _words_elsewhere() -> Iterable[tuple[str, str]]:
     "A word of another library, and what it is here."
-    for here, there in {
-        "`batch_size`": "bs batchsize train_batch_size per_device_train_batch_size",
-        "`num_epochs`": "epochs n_epochs n_epoch nepochs max_epochs num_train_epochs",
-        "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
-        "`lr`: it is the head's, and `backbone_lr_factor` the others' share of it": "head_lr lr_head",
-        "`weight_decay`": "wd decay l2",
-        "`momentum`": "mom moms",
-        "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone "
-                                                                               "discriminative_lr discriminative_lrs",
-        "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
-        "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
-        "`optimizer`": "opt opt_func optim", "`scheduler`": "sched lr_scheduler lr_schedule",
-        "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
-        "`architecture`, or the second argument of Learner(...)": "arch backbone model model_name net network",
-        "`weights`: 'DEFAULT' for torchvision's pretrained ones, or a file": "pretrained checkpoint pretrained_path",
-        "`in_channels`": "in_chans in_chs n_in channels", "`num_classes`": "n_classes n_out nc classes",
-        "`loss`": "loss_func loss_fn criterion", "`label_smoothing`": "smoothing label_smooth ls",
-        "`class_weights`": "class_weight weight", "`pos_weights` (of several labels)": "pos_weight",
-        "`balance`: 'loss', 'sampler' or 'logits'":
-            "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
-        "`metrics`": "metric", "`callbacks`": "cbs callback",
-        "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
-        "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
-        "`ema_decay`": "ema model_ema use_ema",
-        "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
-        "`sam_rho`": "sam rho use_sam",
-        "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
-        "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
-        "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
-        "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
-        "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
-        "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
-        "model.drop_rate of a network of timm, Learner(data, 'timm/resnet18', **{'model.drop_rate': 0.2}); "
-        "`stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
-        "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
-        "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
-        "`num_workers`": "workers n_workers nw num_proc num_procs",
-        "`trackers`": "report_to log_with logger loggers",
-        "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
-        "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
-        "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
-        "`test_ratio`": "test_pct test_split test_size test_fraction",
-        "`size`": "img_size image_size imgsz input_size",
-        "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
-            "item_tfms batch_tfms tfms transform",
-        "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
-        "`augment`: 'light', 'standard' or 'strong', where the data is made; or transforms={'train': {'randaugment': "
-        "[2, 9]}} there": "auto_augment autoaugment aa rand_augment",
-        "`random_erasing`, where the data is made: ImageData.from_folder(..., transforms={'train': {'random_erasing': "
-        "0.25}})": "reprob re_prob cutout",
-        "learn.predictor().choose_thresholds(data), after training": "thresh threshold thresholds",
-        "`random_horizontal_flip`": "hflip flip",
-        "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
-    }.items():
+    for here, there in {**_OF_TRAINING, **_OF_DATA}.items():
         for word in there.split(): yield word, here
 
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(dict(_words_elsewhere()))
-
-# %% ../nbs/02_config.ipynb #ff23fce6
 MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
 
 
@@ -634,7 +639,7 @@ def _section(tree: dict[str, Any], cls: type, dotted: str) -> tuple[dict[str, An
     for parent in parents: tree, cls = tree[parent], get_type_hints(cls)[parent]
     return tree, cls, last
 
-
+# %% ../nbs/02_config.ipynb #ed6b0b6a
 def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, Any, bool]]:
     if isinstance(changes, Mapping): return [(k, v, False) for k, v in changes.items()]
     pairs = []

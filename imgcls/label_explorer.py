@@ -121,14 +121,14 @@ def inputs(self: LabelExplorer) -> dict[str, ipywidgets.Widget]:
                                                        continuous_update=False, description="probability"),
             "order": pick("order", [(words, name) for name, words in LABEL_ORDERS.items()])}
 
-
+# %% ../nbs/44a_label_explorer.ipynb #2a3e42bd
 @patch
 def choose(self: LabelExplorer, choice: _Choice) -> LabelExplorer:
     "Show the images of a choice; a probability is that of a label, and put back where there is none."
     if choice.label is None: choice = replace(choice, probability=(0.0, 1.0))
     return Gallery.choose(self, choice)
 
-
+# %% ../nbs/44a_label_explorer.ipynb #302be63b
 @patch
 def draw(self: LabelExplorer) -> None:
     "Show what there is to see now, in the controls too."
@@ -145,7 +145,7 @@ def said(
     one = self.evaluation[int(i)]
     return {"true": one.truth, "said": one.labels, "missed": one.missed, "too many": one.extra}
 
-
+# %% ../nbs/44a_label_explorer.ipynb #86a79c12
 @patch
 def file_name(
     self: LabelExplorer,
@@ -164,14 +164,14 @@ def about(self: LabelExplorer, i: int) -> str:
     given = ", ".join(f"{name} {known[name]:.3f}" for name in said["said"]) or NO_LABEL
     return f"{self.file_name(i)}\ntrue: {_listed(said['true'])}\nsaid: {given}\nloss: {self.evaluation.losses[i]:.3g}"
 
-
+# %% ../nbs/44a_label_explorer.ipynb #6d9a0031
 @patch
 def caption(self: LabelExplorer, i: int) -> list[str]:
     said = self.said(i)
     wrong = [f"{word}: {', '.join(said[word])}" for word in ("missed", "too many") if said[word]]
     return [("✗ " if wrong else "✓ ") + _listed(said["true"]), *wrong, self.file_name(i)]
 
-
+# %% ../nbs/44a_label_explorer.ipynb #d9bb460e
 @patch
 def chosen(self: LabelExplorer) -> str:
     words, order = self.choice.words(self.evaluation.class_names), LABEL_ORDERS[self.choice.order]
@@ -280,7 +280,7 @@ def _map(label: str, heat: np.ndarray) -> str:
 # %% ../nbs/44a_label_explorer.ipynb #9c0c57a0
 _MAPS = 4       # heat maps at first
 
-
+# %% ../nbs/44a_label_explorer.ipynb #22d64c6e
 @patch
 @checked
 def open(
@@ -293,7 +293,7 @@ def open(
     said = self.said(i)
     return self._drawn([*dict.fromkeys(said["missed"] + said["too many"] + said["said"])][:_MAPS])
 
-
+# %% ../nbs/44a_label_explorer.ipynb #0d35ac2a
 @patch
 @checked
 def explain(

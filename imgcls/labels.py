@@ -550,7 +550,7 @@ def toggle(
     now = self.current(i)
     self.relabel(i, [name for name in now if name != label] if label in now else [*now, label])
 
-
+# %% ../nbs/46_labels.ipynb #1bb66195
 @patch
 def on_click(self: LabelSetFixer, part: str) -> None:
     word, _, rest = part.partition(" ")

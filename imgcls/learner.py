@@ -241,7 +241,7 @@ def _balance_in_short(learner: Learner) -> str:
     if chosen is not None: return f"; balance={chosen!r}"
     return "; nothing is done about the balance" if learner.setup.unheeded else ""
 
-
+# %% ../nbs/55_learner.ipynb #9b869777
 @patch
 def _repr_html_(self: Learner) -> str:
     trained, total = count_parameters(self.network)
@@ -422,7 +422,7 @@ def _rate_below(learner: Learner, factor: float | None) -> float | None:
 
 _OF_FACTOR = "fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)"
 
-
+# %% ../nbs/55_learner.ipynb #cd55b1df
 def _note_tuning(learner: Learner) -> None:
     "What nobody said, for whoever reads the run's summary; and that there is nothing to tune."
     setup, notes = learner.setup, []
