@@ -631,7 +631,7 @@ def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, An
         pairs.append((key.strip().lstrip("-"), value, True))
     return pairs
 
-
+# %% ../nbs/02_config.ipynb #18984e55
 def _from_text(cls: type, dotted: str, text: str) -> Any:
     "A value typed in a shell; where the field is a text, 2024 stays a text."
     hint = cls
