@@ -188,15 +188,6 @@ def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]
     check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
     return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
 
-
-def _check_plan(config: ExperimentConfig) -> None:
-    "Of a new training; a run whose plan was shortened can still be opened."
-    chosen = config.training
-    n, frozen, averaged = chosen.num_epochs, chosen.frozen_epochs, chosen.swa_epochs
-    check(frozen < n, f"`frozen_epochs` must be less than the {n} of `num_epochs`", frozen,
-          "To train the head alone: freeze='backbone'.")
-    check(averaged is None or averaged <= n, f"`swa_epochs` must be at most the {n} epochs of the plan", averaged)
-
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
 def _begin(
