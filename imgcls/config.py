@@ -639,33 +639,6 @@ def _section(tree: dict[str, Any], cls: type, dotted: str) -> tuple[dict[str, An
     for parent in parents: tree, cls = tree[parent], get_type_hints(cls)[parent]
     return tree, cls, last
 
-# %% ../nbs/02_config.ipynb #18984e55
-def _from_text(cls: type, dotted: str, text: str) -> Any:
-    "A value typed in a shell; where the field is a text, 2024 stays a text."
-    hint = cls
-    for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
-    if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
-        with suppress(_Mismatch): return _coerce(text, hint)
-    try: value = parse_yaml(text, dotted)
-    except ConfigError:
-        if not _as_typed(text, hint): raise
-        return text.strip()
-    if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
-    if value is None and text.lstrip().startswith("#"): raise ConfigError(f"{dotted}: {text!r} is a comment in YAML.")
-    try: return _plain(_coerce(value, hint))
-    except _Mismatch:
-        try: return _coerce(text, hint)
-        except _Mismatch: return value          # from_dict says what is wrong with it
-
-
-def _as_typed(text: str, hint: Any) -> bool:
-    "Is it a text as it stands, with what YAML takes for a comment or a mark of its own? In quotes it is YAML."
-    texts = hint is str or str in get_args(hint)
-    return texts and bool(text.strip()) and text.strip() not in _NULLS and text.strip()[0] not in "'\"[{"
-
-
-_NULLS = ("null", "Null", "NULL", "~")
-
 # %% ../nbs/02_config.ipynb #ed6b0b6a
 def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, Any, bool]]:
     if isinstance(changes, Mapping): return [(k, v, False) for k, v in changes.items()]
@@ -689,6 +662,7 @@ def _from_text(cls: type, dotted: str, text: str) -> Any:
         if not _as_typed(text, hint): raise
         return text.strip()
     if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
+    if value is None and text.lstrip().startswith("#"): raise ConfigError(f"{dotted}: {text!r} is a comment in YAML.")
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
         with suppress(_Mismatch): return _coerce(text, hint)
