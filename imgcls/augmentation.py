@@ -62,13 +62,24 @@ def with_augmentation(
     "Fill in what a preset means."
     name = said.get("augment")
     if name is None: return dict(said)
-    check(isinstance(name, str) and name in AUGMENTATIONS, f"`augment` must be one of {', '.join(AUGMENTATIONS)}", name,
-          near_miss(name, AUGMENTATIONS).strip())
+    known = isinstance(name, str) and name in AUGMENTATIONS
+    check(known, f"`augment` must be one of {', '.join(AUGMENTATIONS)}", name,
+          "" if known else (_policy_meant(name) or near_miss(name, AUGMENTATIONS)).strip())
     rest = {key: value for key, value in AUGMENTATIONS[name].items() if key not in said}
     if said.get("resize_mode") is not None or said.get("resize", ()) is None: rest.pop("random_resized_crop", None)
     if any(said.get(policy) for policy in POLICIES):
         rest = {key: value for key, value in rest.items() if key not in POLICIES}
     return {**said, **rest}
+
+
+def _policy_meant(name: object) -> str:
+    "How to say what is no preset: a policy, or a step of torchvision."
+    word = str(name).lower().replace("_", "").partition("-")[0]      # rand-m9-mstd0.5 is timm's
+    knob = {"rand": "randaugment", "trivialaugment": "trivial_augment", "trivialaugmentwide": "trivial_augment",
+            **{key: key for key in ("randaugment", "augmix")}}.get(word)
+    if knob: return f"Say transforms={{'train': {{{knob!r}: {[2, 9] if knob == 'randaugment' else True}}}}}."
+    step = next((step for step, kind in vars(v2).items() if step.lower() == word and isinstance(kind, type)), None)
+    return f"Say transforms={{'train': {{'extra': [{step!r}]}}}}." if step else ""
 
 # %% ../nbs/12a_augmentation.ipynb #44f0ea0d
 @checked
@@ -165,6 +176,7 @@ class Albumentation(nn.Module):
         super().__init__()
         check(is_albumentation(transform), "`transform` must be a transform of Albumentations", transform,
               "Try A.Compose([...]).")
+        _check_no_seed(transform)
         self.transform, self.seed = transform, seed
 
     def forward(
@@ -204,6 +216,12 @@ def _albumentations() -> ModuleType:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")      # or it asks a server for its newest version
     return extra("albumentations", "albumentations")
 
+
+def _check_no_seed(transform: Any) -> None:
+    seed = getattr(transform, "seed", None)
+    check(seed is None, "A composition of Albumentations must have no `seed`: what is drawn for an image depends on "
+          "the run's seed and the epoch", seed, "Leave it away.")
+
 # %% ../nbs/12a_augmentation.ipynb #1232559c
 @checked
 def albumentation_step(
@@ -234,13 +252,26 @@ def written_down(
     transform: Any,                 # of Albumentations, or a list of them
 ) -> dict[str, Any]:                # for `extra` of a config: plain values
     "A transform of Albumentations as a config holds it."
+    several = isinstance(transform, (list, tuple))
+    strange = next((one for one in (transform if several else [transform]) if not is_albumentation(one)), None)
+    check(strange is None, "`augment` must be a preset's name, or a transform of Albumentations" +
+          (", or a list of these" if several else ""), strange, _how_to_say(strange))
     package = _albumentations()
-    if isinstance(transform, (list, tuple)): transform = package.Compose(list(transform))
-    check(is_albumentation(transform), "`augment` must be a preset's name, or a transform of Albumentations", transform,
-          f"Presets: {', '.join(AUGMENTATIONS)}.")
+    if several: transform = package.Compose(list(transform))
+    _check_no_seed(transform)
     try: plain = json.loads(json.dumps(package.to_dict(transform), allow_nan=False))
     except Exception as error:
         raise ConfigError(f"This transform cannot be written down ({type(error).__name__}: {error}). Give it as "
                           "train_transform, with everything that makes a float tensor.") from None
     albumentation_step("albumentations", plain)
     return {"type": "albumentations", **plain}
+
+
+def _how_to_say(strange: object) -> str:
+    "What is no transform of Albumentations."
+    if strange is False or strange is True: return "'none' leaves images as they are, 'standard' varies them."
+    if isinstance(strange, nn.Module):
+        return ("Steps of torchvision are named: transforms={'train': {'extra': ['RandomVerticalFlip', {'type': "
+                "'ColorJitter', 'brightness': 0.2}]}}. Or train_transform=v2.Compose([...]) is all that is done.")
+    said = _policy_meant(strange) if isinstance(strange, str) else ""
+    return said or f"Presets: {', '.join(AUGMENTATIONS)}."

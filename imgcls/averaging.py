@@ -28,6 +28,7 @@ from .core import check, checked
 from .networks import train_mode
 from .optimizers import OptimizerConfig, base_lr_of, set_learning_rate
 from .seeding import seed_all
+from .settings import get_logger
 from .training import Callback, Order, State, batches_from
 
 # %% ../nbs/34a_averaging.ipynb #55af4221
@@ -71,13 +72,15 @@ class SWA(Callback):
         check(lr is None or 0 < lr < math.inf, "`swa_lr` must be > 0", lr)
         check(lr is None or config is not None, "A rate needs the config of the optimizer", config)
         self.n_epochs, self.lr, self.config = n_epochs, lr, config
-        self.average: dict[str, Tensor] | None = None
-        self.n_averaged, self.begins = 0, 0         # epochs in it; epochs before its phase
-        self._next: tuple[int, int, dict[str, Tensor]] | None = None    # of the epoch that is validated
-        self._raw: dict[str, Tensor] | None = None
+        self.average, self.n_averaged, self.begins = None, 0, 0     # the mean, of how many epochs, after how many
+        self._next, self._raw = None, None          # of the epoch that is validated; the weights meanwhile
 
     def on_fit_start(self, state: State) -> None:
         self._next = self._raw = None
+        if state.n_epochs < self.n_epochs:
+            get_logger().warning(f"`swa_epochs` is {self.n_epochs}, and training ends with epoch {state.n_epochs}: the "
+                                 "mean is of all epochs.")
+        if self.begins != _begins(self, state): self.average, self.n_averaged = None, 0     # of another plan
         if self.average is None: return
         for key, value in state.network.state_dict().items():
             if key in self.average: self.average[key] = self.average[key].to(value.device)

@@ -12,7 +12,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
            'average_into', 'Mix', 'size_at', 'sizes_in_words', 'Resizing', 'FollowNetwork', 'what_is_trained',
-           'HeadFirst', 'callback_builder']
+           'phases_in_words', 'HeadFirst', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
 import math
@@ -225,7 +225,7 @@ class EMA(Callback):
         state.network.load_state_dict(self.average)
 
     def on_val_end(self, state: State) -> None:
-        state.network.load_state_dict(self._raw)
+        if self._raw is not None: state.network.load_state_dict(self._raw)
         self._raw = None
 
     def state_dict(self) -> dict[str, Any]: return {"average": self.average}
@@ -346,18 +346,30 @@ class FollowNetwork(Callback):
         self.config, self.builder = config, builder
         self._parameters: list[nn.Parameter] = []
         self._flags: list[bool] = []
+        self._news = False              # has it changed, and nobody was told yet?
 
     def on_fit_start(self, state: State) -> None:
         state.runtime.prepare(state.network)        # a new layer may lie elsewhere
         self._follow(state)
+        self._news = not all(self._flags) or state.history.latest(Event.TRAINED) is not None
 
-    def on_epoch_start(self, state: State) -> None: self._follow(state)
+    def on_epoch_start(self, state: State) -> None:
+        self._follow(state)
+        self._tell(state)
+
     def on_epoch_end(self, state: State) -> None: self._follow(state)
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step or [p.requires_grad for p in self._parameters] == self._flags: return
         self._follow(state)
+        self._tell(state)
         train_mode(state.network)       # BatchNorm too, from the next batch on
+
+    def _tell(self, state: State) -> None:
+        "Once it has begun: at the end of an epoch, the line of that epoch comes first."
+        if self._news: get_logger().info(f"from {_from_here(state.step, state.epoch, state.batch)} on, trained are: "
+                                         f"{what_is_trained(state.network)}")
+        self._news = False
 
     def _follow(self, state: State) -> None:
         network, optimizer = state.network, state.optimizer
@@ -367,6 +379,7 @@ class FollowNetwork(Callback):
         self.take_up(state)
         if trained != state.trained or held_names(optimizer, network) != before:
             state.history.note(state.step, state.epoch, Event.TRAINED, what_is_trained(network))
+            self._news = True
         state.trained = trained
 
     def take_up(self, state: State) -> None:
@@ -387,6 +400,28 @@ def what_is_trained(
     found = ", ".join(part if all(flags) else f"{part} (in part)" for part, flags in parts.items() if any(flags))
     return f"{trained:,} of {total:,} parameters" + (f": {found}" if found else "")
 
+# %% ../nbs/34_callbacks.ipynb #eb73c866
+@checked
+def phases_in_words(
+    history: History,
+    before: str = "",       # what was trained before the first change, in words
+) -> list[str]:             # ['from epoch 1 on: 650 of 4,110 parameters: head', ...]; empty: nothing has changed
+    "Which weights were trained from when on, for a person; people count epochs from 1."
+    changes = {row["step"]: row for row in history.happened(Event.TRAINED)}     # the last one at a step
+    if not changes: return []
+    ends = {0, *history.column("step")}
+    told, known = [], "" if 0 in changes else before or "what the config says"
+    if known: told.append(f"from epoch 1 on: {known}")
+    for step, row in changes.items():
+        begins, text = _from_here(step, row["epoch"], step not in ends), row["text"]
+        if text != known: told.append(f"from {begins} on: {text}")
+        known = text
+    return told
+
+
+def _from_here(step: int, epoch: int, in_epoch: bool | int) -> str:
+    return f"step {step + 1:,}, in epoch {epoch + 1}," if in_epoch else f"epoch {epoch + 1}"
+
 # %% ../nbs/34_callbacks.ipynb #20c6a4e4
 class HeadFirst(Callback):
     "Trains the head alone for some epochs, then what was to be trained before."
@@ -401,18 +436,40 @@ class HeadFirst(Callback):
         self.frozen_epochs = frozen_epochs
         self._frozen: list[str] | None = None       # what is frozen for now; None: the phase has not begun
 
-    def on_fit_start(self, state: State) -> None: self._look(state)
-    def on_epoch_start(self, state: State) -> None: self._look(state)
+    @property
+    def holds(self) -> bool:
+        "Does it keep something frozen now?"
+        return bool(self._frozen)
 
-    def _look(self, state: State) -> None:
-        if state.batch: return              # phases begin where epochs do
-        if state.epoch == 0 and self._frozen is None:
-            before = trained_names(state.network)
-            freeze_backbone(state.network)
-            self._frozen = sorted({*before} - {*trained_names(state.network)})
-        elif state.epoch == self.frozen_epochs:
-            for name, parameter in state.network.named_parameters():
-                if name in (self._frozen or ()): parameter.requires_grad_(True)
+    def on_fit_start(self, state: State) -> None:
+        self.on_epoch_start(state)
+        if not self.holds or state.n_epochs > self.frozen_epochs: return
+        get_logger().warning(f"Training ends with epoch {state.n_epochs}, and trains the head alone until then: "
+                             f"`frozen_epochs` is {self.frozen_epochs}.")
+
+    def on_epoch_start(self, state: State) -> None:
+        if state.epoch or state.batch or self._frozen is not None: return
+        before = trained_names(state.network)
+        freeze_backbone(state.network)
+        self._frozen = sorted({*before} - {*trained_names(state.network)})
+
+    def on_epoch_end(self, state: State) -> None:
+        if state.epoch == self.frozen_epochs: self.end(state.network)
+
+    def on_fit_end(self, state: State) -> None:
+        if state.status == "stopped" and self.holds and state.epoch < self.frozen_epochs:
+            get_logger().warning("Training ended before the rest was trained: `frozen_epochs` is "
+                                 f"{self.frozen_epochs}.")
+
+    def end(
+        self,
+        network: nn.Module,         # what it froze is trained again, unless somebody unfroze some of it meanwhile
+    ) -> None:
+        "Let go, once and for all: what is frozen from here on was frozen by others."
+        held = [p for name, p in network.named_parameters() if name in (self._frozen or ())]
+        if not any(p.requires_grad for p in held):
+            for parameter in held: parameter.requires_grad_(True)
+        self._frozen = []
 
     def state_dict(self) -> dict[str, Any]: return {"frozen": self._frozen}
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: self._frozen = saved["frozen"]

@@ -17,7 +17,6 @@ __all__ = ['SHELLS', 'EMPTY', 'FLAGS', 'command_parser', 'label_options', 'label
 
 # %% ../nbs/63_cli.ipynb #ea776644
 import argparse
-import json
 import os
 import re
 import shutil
@@ -444,8 +443,8 @@ def _paired(words: Sequence[str]) -> Iterator[str]:
         if not equals:
             value = next(words, "--")
             if value.startswith("--"): raise ValueError(f"--{key} needs a value. Write --{key} X.")
-        if value.isspace() and key.strip().endswith("label_separator"): value = json.dumps(value)
-        if not value.strip(): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
+        blank = value and key.strip().endswith("separator")         # of labels: a blank or a tab may be meant
+        if not (blank or value.strip()): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
         yield f"{key.strip()}={value}"
 
 # %% ../nbs/63_cli.ipynb #920c302c

@@ -35,7 +35,7 @@ import yaml
 from fastcore.docments import docments
 from torch import Tensor
 
-from .core import ConfigError, check, checked, is_path, near_miss, shown, write_atomic
+from .core import MEANT, ConfigError, check, checked, is_path, near_miss, shown, write_atomic
 
 # %% ../nbs/02_config.ipynb #29fad67b
 class _Loader(yaml.SafeLoader):
@@ -167,57 +167,74 @@ def _is_block(text: str) -> bool:
     return "\n" in text and text == text.strip() and plain
 
 # %% ../nbs/02_config.ipynb #91db1edc
+_OF_TRAINING = {         # here -> words of other libraries
+    "`batch_size`": "bs batchsize train_batch_size per_device_train_batch_size",
+    "`num_epochs`": "epochs n_epochs n_epoch nepochs max_epochs num_train_epochs",
+    "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
+    "`lr`: it is the head's, and `backbone_lr_factor` the others' share of it": "head_lr lr_head",
+    "`weight_decay`": "wd decay l2",
+    "`momentum`": "mom moms",
+    "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone "
+                                                                           "discriminative_lr discriminative_lrs",
+    "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
+    "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
+    "`optimizer`": "opt opt_func optim", "`scheduler`": "sched lr_scheduler lr_schedule",
+    "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
+    "`architecture`, or the second argument of Learner(...)": "arch backbone model model_name net network",
+    "`weights`: 'DEFAULT' for torchvision's pretrained ones, or a file": "pretrained checkpoint pretrained_path",
+    "`in_channels`": "in_chans in_chs n_in channels", "`num_classes`": "n_classes n_out nc classes",
+    "`loss`": "loss_func loss_fn criterion", "`label_smoothing`": "smoothing label_smooth ls",
+    "`class_weights`": "class_weight weight", "`pos_weights` (of several labels)": "pos_weight",
+    "`balance`: 'loss', 'sampler' or 'logits'":
+        "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
+    "`metrics`": "metric", "`callbacks`": "cbs callback",
+    "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
+    "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
+    "`ema_decay`": "ema model_ema use_ema",
+    "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
+    "`sam_rho`": "sam rho use_sam",
+    "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
+    "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
+    "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
+    "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
+    "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
+    "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
+    "model.drop_rate of a network of timm, Learner(data, 'timm/resnet18', **{'model.drop_rate': 0.2}); "
+    "`stochastic_depth` leaves out whole blocks": "ps dropout drop_rate drop drop_p",
+    "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
+    "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
+}
+
+# %% ../nbs/02_config.ipynb #a811f700
+_OF_DATA = {
+    "`num_workers`": "workers n_workers nw num_proc num_procs",
+    "`trackers`": "report_to log_with logger loggers",
+    "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
+    "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
+    "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
+    "`test_ratio`": "test_pct test_split test_size test_fraction",
+    "`size`": "img_size image_size imgsz input_size",
+    "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
+        "item_tfms batch_tfms tfms transform",
+    "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
+    "`augment`: 'light', 'standard' or 'strong', where the data is made; or transforms={'train': {'randaugment': "
+    "[2, 9]}} there": "auto_augment autoaugment aa rand_augment",
+    "`random_erasing`, where the data is made: ImageData.from_folder(..., transforms={'train': {'random_erasing': "
+    "0.25}})": "reprob re_prob cutout",
+    "learn.predictor().choose_thresholds(data), after training": "thresh threshold thresholds",
+    "`random_horizontal_flip`": "hflip flip",
+    "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
+}
+
+
 def _words_elsewhere() -> Iterable[tuple[str, str]]:
     "A word of another library, and what it is here."
-    for here, there in {
-        "`batch_size`": "bs batchsize train_batch_size per_device_train_batch_size",
-        "`num_epochs`": "epochs n_epochs n_epoch nepochs max_epochs num_train_epochs",
-        "`lr`": "learning_rate lr_max max_lr base_lr init_lr eta",
-        "`weight_decay`": "wd decay l2",
-        "`momentum`": "mom moms",
-        "`backbone_lr_factor`, the backbone's rate as a share of the head's": "lr_mult backbone_lr lr_backbone",
-        "`layer_decay`, a block's rate as a share of the next one's": "llrd layer_wise_lr_decay layer_lr_decay",
-        "`frozen_epochs`, or learn.fine_tune(epochs, frozen_epochs=1)": "freeze_epochs n_frozen_epochs unfreeze_epoch",
-        "`optimizer`": "opt opt_func optim", "`scheduler`": "sched lr_scheduler lr_schedule",
-        "`warmup_epochs`": "warmup warmup_steps warmup_ratio",
-        "`architecture`, or the second argument of Learner(...)": "arch backbone model model_name net network",
-        "`weights`: 'DEFAULT' for torchvision's pretrained ones, or a file": "pretrained checkpoint pretrained_path",
-        "`in_channels`": "in_chans in_chs n_in channels", "`num_classes`": "n_classes n_out nc classes",
-        "`loss`": "loss_func loss_fn criterion", "`label_smoothing`": "smoothing label_smooth ls",
-        "`class_weights`": "class_weight weight", "`pos_weights` (of several labels)": "pos_weight",
-        "`balance`: 'loss', 'sampler' or 'logits'":
-            "weightedrandomsampler weighted_sampler sampler oversample oversampling is_unbalance logit_adjustment",
-        "`metrics`": "metric", "`callbacks`": "cbs callback",
-        "`mixup_alpha`": "mixup", "`cutmix_alpha`": "cutmix",
-        "`mix_epochs`": "mixup_off_epoch close_mosaic", "`mix_probability`": "mixup_prob mix_prob",
-        "`ema_decay`": "ema model_ema use_ema",
-        "`swa_epochs`": "swa use_swa swa_start swa_epoch_start stochastic_weight_avg", "`swa_lr`": "swa_lrs",
-        "`sam_rho`": "sam rho use_sam",
-        "`restart_epochs`": "t_0 t0 n_restarts", "`restart_factor`": "t_mult cycle_mul",
-        "`early_stopping`, a number of epochs": "es early_stop es_patience early_stopping_patience",
-        "`clip_norm`": "grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm max_grad_norm clip",
-        "`accumulate`": "grad_accum accum n_acc accumulate_grad_batches gradient_accumulation_steps",
-        "`precision`: 'bfloat16' or 'float16'": "amp fp16 bf16 half use_amp mixed_precision to_fp16",
-        "`compile`: 'default'": "torch_compile torchcompile compile_mode torch_compile_mode",
-        "`stochastic_depth`": "drop_path drop_path_rate droppath", "`size_schedule`": "progressive_resizing",
-        "`gradient_checkpointing`": "grad_checkpointing activation_checkpointing use_checkpoint",
-        "`num_workers`": "workers n_workers nw num_proc num_procs",
-        "`trackers`": "report_to log_with logger loggers",
-        "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
-        "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
-        "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",
-        "`test_ratio`": "test_pct test_split test_size test_fraction",
-        "`size`": "img_size image_size imgsz input_size",
-        "`size` and `transforms`, where the data is made: ImageData.from_folder(..., transforms={'train': {...}})":
-            "item_tfms batch_tfms tfms transform",
-        "`augment`: 'light', 'standard' or 'strong'": "augmentation augmentations aug_transforms data_augmentation",
-        "`random_horizontal_flip`": "hflip flip",
-        "`label_separator`: ImageData.from_csv(file, label_separator=' ')": "label_delim multi_label multilabel",
-    }.items():
+    for here, there in {**_OF_TRAINING, **_OF_DATA}.items():
         for word in there.split(): yield word, here
 
 
 ELSEWHERE: Mapping[str, str] = types.MappingProxyType(dict(_words_elsewhere()))
+MEANT.update(ELSEWHERE)         # so that every `checked` function knows them
 
 
 @checked
@@ -577,7 +594,9 @@ def find_keys(
     if key in aliases: return aliases[key]
     short = [k for k in every if k.endswith(f".{key}")]
     if len(short) == 1: return (short[0],)
-    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full.")
+    all_of_them = [f" `{name}` is all of them." for name, keys in aliases.items() if {*keys} == {*short}]
+    if short: raise ConfigError(f"The key {key!r} could be {' or '.join(short)}. Write it in full."
+                                f"{''.join(all_of_them)}")
     names = dict.fromkeys([*(k.rsplit(".", 1)[-1] for k in every), *aliases, *every])
     raise ConfigError(f"Unknown key {key!r}.{our_word(key) or near_miss(key, names)}")
 
@@ -620,7 +639,7 @@ def _section(tree: dict[str, Any], cls: type, dotted: str) -> tuple[dict[str, An
     for parent in parents: tree, cls = tree[parent], get_type_hints(cls)[parent]
     return tree, cls, last
 
-
+# %% ../nbs/02_config.ipynb #ed6b0b6a
 def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, Any, bool]]:
     if isinstance(changes, Mapping): return [(k, v, False) for k, v in changes.items()]
     pairs = []
@@ -633,16 +652,32 @@ def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, An
 
 
 def _from_text(cls: type, dotted: str, text: str) -> Any:
-    "A value typed in a shell; where the field is a text, 2024 stays a text."
-    hint = cls
+    "A value typed in a shell; where the field is a text, 2024 stays a text, and so do marks that YAML has for itself."
+    hint, marks = cls, text.strip() != "~" and not re.search(r"""[\w'"{}\[\]]""", text)
     for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
-    if text and not re.search(r"[^\s,;|/]", text):      # what separates things, which YAML takes for its own marks
+    if text and marks:
         with suppress(_Mismatch): return _coerce(text, hint)
-    value = parse_yaml(text, dotted)
+    try: value = parse_yaml(text, dotted)
+    except ConfigError:
+        if not _as_typed(text, hint): raise
+        return text.strip()
+    if (value is None or isinstance(value, str)) and _as_typed(text, hint): return text.strip()
     try: return _plain(_coerce(value, hint))
     except _Mismatch:
-        try: return _coerce(text, hint)
-        except _Mismatch: return value          # from_dict says what is wrong with it
+        with suppress(_Mismatch): return _coerce(text, hint)
+    with suppress(_Mismatch):
+        if isinstance(value, str) and "," in value and _coerce(parse_yaml(f"[{value}]"), hint):
+            raise ConfigError(f"`{dotted}` must be a list. Got {value!r}. A list is written {dotted}=[{value}].")
+    return value            # from_dict says what is wrong with it
+
+
+def _as_typed(text: str, hint: Any) -> bool:
+    "Is it a text as it stands, with what YAML takes for a comment or a mark of its own? In quotes it is YAML."
+    texts = hint is str or str in get_args(hint)
+    return texts and bool(text.strip()) and text.strip() not in _NULLS and text.strip()[0] not in "'\"[{"
+
+
+_NULLS = ("null", "Null", "NULL", "~")
 
 # %% ../nbs/02_config.ipynb #72d18e9f
 @checked

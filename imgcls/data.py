@@ -21,6 +21,7 @@ import hashlib
 import html
 import inspect
 import itertools
+import linecache
 import math
 import numbers
 import os
@@ -34,7 +35,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from .audit import Audit, audit, check_leaks
 from .augmentation import Albumentation, is_albumentation, with_augmentation, written_down
@@ -42,9 +43,9 @@ from .cache import PixelCache, open_cache
 from .checking import DataReport, check_table
 from .config import FREE, arguments_of, from_dict, override
 from .core import ArgumentError, ConfigError, DataError, Images, arguments_for, check, checked, imported
-from .core import listed, near_miss
-from .datasets import ONE_CLASS, ImageDataset, ImageTable, InParts, OwnDataset, TargetKind, as_dataset
-from .datasets import cache_of, check_files, labels_in_words, read_targets, target_kind
+from .core import explain_methods, listed, near_miss
+from .datasets import MULTI_LABEL, ONE_CLASS, ImageDataset, ImageTable, InParts, OwnDataset, TargetKind
+from .datasets import as_dataset, cache_of, check_files, labels_in_words, read_targets, target_kind
 from .duplicates import NEAR_BITS
 from .edits import Edits, apply_edits, open_edits, readable
 from .folders import SPLITS, folders_in
@@ -53,14 +54,14 @@ from .imbalance import Imbalance, imbalance as unequal
 from .loaders import Batches
 from .manifests import check_copy, check_unchanged, is_manifest, load_splits, memory_file, read_manifest
 from .manifests import save_splits as write_splits, write_manifest
-from .multilabel import check_separator
+from .multilabel import check_separator, seems_joined
 from .plots import image_grid, stretched
 from .samples import write_digits, write_photos, write_scenes
 from .seeding import preserve_rng, seeded
 from .settings import MAX_WORKERS, find_settings, get_logger
 from .splits import folds as fold_tables, split_table
 from .stages import SEEN, stage_grid, stages
-from .transforms import TransformsConfig, build_transform, denormalize
+from .transforms import TransformsConfig, build_transform, denormalize, final_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +78,7 @@ class DataConfig:
     csv: str | None = None              # table of paths and labels instead of class folders
     dataset: str | None = None          # a class of yours instead of files, by import path: mymodule.MyData
     path_column: str = "path"           # the CSV's column of paths
+    path_suffix: str = ""               # what is missing at the end of the CSV's paths: '.jpg'
     label_column: str = "label"         # the CSV's column of classes
     label_separator: str | None = None  # between the labels of an image, in the CSV: ' '; None: it has one class
     label_columns: tuple[str, ...] | None = None    # CSV columns of 0 and 1, one a class, instead of label_column
@@ -130,14 +132,14 @@ def _check_separator(separator: str | None) -> None:
     except DataError as error: raise ConfigError(str(error)) from None
 
 
-_COLUMNS = {"path_column": "path", "label_column": "label", "split_column": "split", "group_column": None,
-            "label_separator": None, "label_columns": None}     # what is said of a CSV file
+_COLUMNS = {"path_column": "path", "path_suffix": "", "label_column": "label", "split_column": "split",
+            "group_column": None, "label_separator": None, "label_columns": None}       # what is said of a CSV file
 
 
 def _check_no_columns(config: DataConfig) -> None:
     for name, default in _COLUMNS.items():
         value = getattr(config, name)
-        what = "is a column of" if name.endswith("_column") else "is said of the labels in"
+        what = "is a column of" if name.endswith("_column") else f"is said of the {name.partition('_')[0]}s in"
         check(value == default, f"`{name}` {what} `csv`, which is not given", value, "Set csv='table.csv'.")
 
 # %% ../nbs/19_data.ipynb #b994beb4
@@ -170,6 +172,7 @@ class ImageData:
         self.config = config or DataConfig(data_dir=OBJECTS)
         self.group_column = self.config.group_column    # whose equal rows stay together in folds, too
         self.transforms, self.notes, self.seen = transforms or TransformsConfig(), tuple(notes), seen
+        if table is None: _say_what_is_missing(self)
 
     @property
     def n_classes(self) -> int: return len(self.class_names)
@@ -377,6 +380,20 @@ def _checked_datasets(datasets: Any, class_names: Sequence[str], kind: TargetKin
     check("train" in datasets, "There must be a split `train`", list(datasets), error=DataError)
     return {split: as_dataset(dataset, split, len(class_names), kind) for split, dataset in datasets.items()}
 
+
+def _say_what_is_missing(data: ImageData) -> None:
+    "Classes that no training image has, where nothing need be read to know."
+    own, numbers_of = data.datasets["train"], np.arange(data.n_classes)
+    if data.kind not in (ONE_CLASS, MULTI_LABEL): return
+    if type(own) is ImageDataset: there = np.array(data.class_counts()) > 0
+    elif isinstance(own, OwnDataset) and type(own.dataset) is TensorDataset:
+        labels = np.asarray(own.dataset.tensors[-1])
+        if data.kind.several and labels.shape[1:] != (data.n_classes,): return     # an error, when it is read
+        there = labels.any(0) if data.kind.several else np.isin(numbers_of, labels)
+    else: return
+    missing = [name for name, known in zip(data.class_names, there, strict=True) if not known]
+    if missing: get_logger().warning(f"No image of `train` is of the class {listed(missing)}: it cannot be learned.")
+
 # %% ../nbs/19_data.ipynb #413a0d8a
 @checked
 def find_table(
@@ -393,13 +410,15 @@ def _listed_table(config: DataConfig, home: Path) -> ImageTable:
     "What a CSV file lists; the list that a run wrote down is taken to the letter."
     file = next((p for p in (Path(config.csv), home/config.csv) if os.path.isfile(p)), Path(config.csv))
     columns = (config.path_column, config.label_column, config.split_column)
-    if is_manifest(file) and columns == ("path", "label", "split") and config.label_columns is None:
+    if is_manifest(file) and columns == ("path", "label", "split") and config.label_columns is None and (
+            not config.path_suffix):
         table = read_manifest(file)[0]
         check(config.label_separator in (None, table.label_separator), f"{str(file)!r} says itself what stands between "
               "labels: leave `label_separator` away", config.label_separator, error=DataError)
         return table
     root = None if config.data_dir is None else _find_folder(config.data_dir, home)
-    return ImageTable.from_csv(file, *columns, root, config.label_separator, config.label_columns)
+    return ImageTable.from_csv(file, *columns, root, config.label_separator, config.label_columns,
+                               config.path_suffix)
 
 
 _SAMPLES = {"digits": write_digits, "photos": write_photos}
@@ -541,6 +560,9 @@ def _say_what_was_seen(seen: Audit) -> None:
     if table.label_separator is not None and max(map(len, table.label_sets)) < 2:
         log.warning(f"No image has more than one label. Is {table.label_separator!r} what stands between labels? A "
                     f"class: {table.class_names[0]!r}.")
+    joined = "" if table.label_separator else seems_joined(table.class_names)
+    if joined: log.warning(f"Some of the {len(table.class_names)} classes seem to be several labels at once: "
+                           f"{listed(table.class_names)}.{joined}")
     check_leaks(table)
 
 
@@ -550,6 +572,11 @@ def _say_what_vanishes(seen: Audit, transforms: TransformsConfig) -> None:
     if resize and min(size) >= 4 * max(resize):
         get_logger().warning(f"The images are {size[0]}x{size[1]} pixels (median), but the network sees "
                              f"{resize[1]}x{resize[0]}: details vanish. Try size=224.")
+    train, val = final_size(transforms.train), final_size(transforms.val, "val")
+    if None not in (train, val) and train not in (resize, val):
+        get_logger().warning(f"`extra` leaves training images of {train[1]}x{train[0]} pixels, but validation and "
+                             f"answers see {val[1]}x{val[0]}. Their middle: val: {{extra: [{{type: CenterCrop, size: "
+                             f"{[*train]}}}]}}, and the same for test.")
 
 # %% ../nbs/19_data.ipynb #eeee875b
 @checked
@@ -627,13 +654,14 @@ def from_dataframe(
     group_column: str | None = None,    # rows that are equal here stay together; None: no groups
     label_separator: str | None = None,     # between the labels of an image; None: it has one, or a list of them
     label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
+    path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
     **options: Any,                 # of DataConfig: val_ratio, test_ratio, mode, on_bad_image, num_workers
 ) -> ImageData:
     "Images listed in a DataFrame."
     config = _config("from_dataframe", seed, options, data_dir=OBJECTS)
     look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_dataframe(frame, path_column, label_column, split_column, root, label_separator,
-                                      label_columns)
+                                      label_columns, path_suffix)
     data = data_from_table(_divided(table, config, seed, group_column), config,
                            look, train_transform, eval_transform)
     data.group_column = group_column
@@ -647,6 +675,8 @@ _WORDS = {
     "Say how large with size=224, and what else with transforms={'train': {...}} or train_transform and "
     "eval_transform of your own.": "item_tfms batch_tfms tfms transform after_item after_batch",
     "augment='standard' varies the images of training.": "augmentation augmentations aug_transforms data_augmentation",
+    "transforms={'train': {'randaugment': [2, 9]}} says it; trivial_augment and augmix are True there. Or "
+    "augment='strong'.": "randaugment rand_augment auto_augment autoaugment trivial_augment trivialaugment augmix",
     "size=224 is the side in pixels; size=(height, width) need not be square.": "image_size img_size input_size "
                                                                                 "target_size resize shape img_sz",
     "Batches belong to training: Learner(data, batch_size=32).": "bs batch_size val_bs",
@@ -654,7 +684,9 @@ _WORDS = {
                                                             "callbacks network model architecture shuffle device",
     "Several labels an image are said of a table: from_csv(file, label_separator=' '), or label_columns=['cat', 'dog'] "
     "for columns of 0 and 1.": "label_delim delim label_delimiter multilabel multi_label class_mode",
-    "label_column='label' names the column of classes.": "label_col y_col label",
+    "label_column='label' names the column of classes; label_columns=['cat', 'dog'] are columns of 0 and 1, one for "
+    "each class.": "label_col label_cols y_col label",
+    "path_suffix='.jpg' is what is missing at the end of every path.": "suff suffix ext extension",
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",
     "group_column='patient' keeps equal rows of it together.": "groups group",
@@ -665,15 +697,20 @@ _WORDS = {
     "Classes are found in the data, '2' before '10'.": "classes class_names num_classes n_classes vocab",
     "on_bad_image='skip' leaves out what cannot be read.": "ignore_errors skip_bad skip_errors",
 }
+_FOLDERS = ("folder", "path", "directory", "root", "data_dir", "image_dir", "img_dir")
+_START = {"from_csv": "data_dir='images' says where relative paths start.",
+          "from_dataframe": "root='images' says where relative paths start."}
 _HINTS = {word: hint for hint, words in _WORDS.items() for word in words.split()}
 
 
 def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> DataConfig:
     "What somebody said of his data, in our words."
-    takes = _arguments(way)
+    takes, columns = _arguments(way), options.get("label_columns")
+    if hasattr(columns, "tolist"): options = {**options, "label_columns": columns.tolist()}     # an Index, an array
     wrong = next((name for name in options if name not in [*takes, "split_seed"]), None)
     if wrong is not None:
         hint = f" {_HINTS[wrong.lower()]}" if wrong.lower() in _HINTS else near_miss(wrong, takes)
+        hint = f" {_START[way]}" if way in _START and wrong.lower() in _FOLDERS else hint
         raise ArgumentError(f"{way}() has no argument {wrong!r}.{hint} It takes: {', '.join(takes)}.")
     check(seed >= 0, "`seed` must be >= 0", seed)
     check(not isinstance(options.get("cache"), bool), f"`cache` must be one of {', '.join(_CACHES)}",
@@ -751,6 +788,23 @@ def _alone(augment: Any, train_transform: Any) -> Any:
     check(augment is None or train_transform is None, "`augment` has no effect beside a `train_transform`", augment,
           "Augment there, or leave it away.")
     return augment
+
+# %% ../nbs/19_data.ipynb #bfaae19d
+def _explain_ways() -> None:
+    "Append the options of each way in to its docstring; the comments are read as lines, which takes no time."
+    explain_methods(ImageData)
+    code = DataConfig.__post_init__.__code__
+    lines = [line.partition("  # ") for line in linecache.getlines(code.co_filename)[:code.co_firstlineno - 1]]
+    meanings = {key.partition(":")[0].strip(): meaning.strip() for key, _, meaning in lines}
+    values = {f.name: f.default for f in fields(DataConfig)}
+    for way in ("from_folder", "from_csv", "from_dataframe"):
+        made = getattr(ImageData, way).__func__
+        keys = [key for key in _arguments(way) if key in values and key not in inspect.signature(made).parameters]
+        told = "\n".join(f"    {key} = {values[key]!r}: {meanings[key]}" for key in keys)
+        made.__doc__ = f"{made.__doc__}\n\nOptions, with the values that they have without one:\n\n{told}"
+
+
+_explain_ways()
 
 # %% ../nbs/19_data.ipynb #8ae105c6
 @checked

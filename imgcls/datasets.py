@@ -51,8 +51,8 @@ from tqdm import tqdm
 from .core import DataError, Images, RawImage, check, checked, listed, near_miss, shown
 from .folders import SPLITS, SPLIT_NAMES, check_utf8, scan
 from .images import EXTENSIONS, load_image, load_pixels, natural
-from .multilabel import DEFAULT_SEPARATOR, are_lists, check_separator, labels_in_cell, labels_in_columns
-from .multilabel import seems_joined, split_labels
+from .multilabel import DEFAULT_SEPARATOR, are_lists, check_cells, check_separator, labels_in_cell
+from .multilabel import labels_in_columns, seems_joined, split_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -319,13 +319,14 @@ def from_csv(
     root: str | Path | None = None,  # where relative paths start; None: the CSV's folder
     label_separator: str | None = None,     # between the labels of an image; None: it has one
     label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
+    path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
 ) -> ImageTable:                    # in the file's order
     "Read a table of paths and labels."
-    file = Path(file)
-    frame = _read_frame(file, [path_column, label_column, split_column, *(label_columns or [])])
+    file, columns = Path(file), None if label_columns is None else list(label_columns)
+    frame = _read_frame(file, [path_column, label_column, split_column, *(columns or [])])
     try:
         return cls.from_dataframe(frame, path_column, label_column, split_column, file.parent if root is None else root,
-                                  label_separator, label_columns)
+                                  label_separator, columns, path_suffix)
     except DataError as error:
         error.add_note(f"In the file {str(file)!r}.")
         raise
@@ -378,16 +379,18 @@ def from_dataframe(
     root: str | Path = ".",         # where relative paths start
     label_separator: str | None = None,     # between the labels of an image; None: it has one, or a list of them
     label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
+    path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
 ) -> ImageTable:                    # in the frame's order
     "Take paths and labels from a DataFrame; its other columns are kept."
     import pandas as pd
+    label_columns = None if label_columns is None else list(label_columns)     # an Index has no truth value
     if label_columns is None: _check_columns(frame, path_column, label_column, split_column)
     else: _check_no_label_column(frame, path_column, label_column, split_column, label_columns)
     check_utf8([str(root)], "folders")
     root = Path(os.path.abspath(root))
     labels, separator = _labels_in(frame, label_column, label_columns, label_separator)
     split = frame[split_column] if split_column in frame else pd.Series(None, frame.index, dtype=object)
-    ours = {"path": [_relative(path, root, row) for row, path in enumerate(frame[path_column], 1)],
+    ours = {"path": [_relative(path, root, row) + path_suffix for row, path in enumerate(frame[path_column], 1)],
             "label": labels,
             "split": pd.Series([_split(name) for name in split], dtype=object)}
     check_utf8(ours["path"], "images")
@@ -404,19 +407,35 @@ def _check_columns(frame: "pd.DataFrame", path: str, label: str, split: str) -> 
     "The columns are there, each once, and each for one thing."
     import pandas as pd
     check(isinstance(frame, pd.DataFrame), "`frame` must be a pandas DataFrame", frame, error=DataError)
-    for column in (path, label, split):
-        if column not in frame and column != "split": raise DataError(_no_column(column, frame))
+    for role, column in {"path": path, "label": label, "split": split}.items():
+        if column not in frame and column != "split": raise DataError(_no_column(column, frame, role))
         if column in frame and isinstance(frame[column], pd.DataFrame):
             raise DataError(f"There are several columns {column!r}. Keep one.")
     check(len({path, label, split}) == 3, "Path, label and split must be columns of their own", [path, label, split],
           error=DataError)
 
 
-def _no_column(column: str, frame: "pd.DataFrame") -> str:
+def _no_column(column: str, frame: "pd.DataFrame", role: str) -> str:
     names = listed(frame.columns, 10)
+    other = [name for name in frame.columns if not isinstance(name, str) and str(name) == column]
+    if other: return f"The name of the column {column!r} is no text: {shown(other[0])}. frame.rename(columns=str)."
     semicolons = " Is it separated by ';'? Save it with commas." if ";" in names else ""
     return (f"There is no column {column!r}.{near_miss(column, map(str, frame.columns))} "
-            f"There is: {names or 'none'}.{semicolons}")
+            f"There is: {names or 'none'}.{semicolons}{'' if column != role else _which_column(role, frame)}")
+
+
+_MARKS = {"0", "1", "False", "True", "0.0", "1.0"}
+_LIKELY = {"path": r"image|file|path|photo|img", "label": r"label|class|tag|categor|target|species"}
+
+
+def _which_column(role: str, frame: "pd.DataFrame") -> str:
+    "How another one is named, where nobody did."
+    names = [str(name) for name in frame.columns]
+    likely = [name for name in names if re.search(_LIKELY.get(role, "$^"), name, re.IGNORECASE)]
+    marks = [name for name, (_, cells) in zip(names, frame.items(), strict=True) if {*cells.map(str)} <= _MARKS]
+    if role == "label" and not likely and len(marks) > 1:
+        return f" A column of 0 and 1 for each class: label_columns=[{listed(marks)}]."
+    return f" Say which one it is: {role}_column={likely[0] if likely else names[0]!r}." if names else ""
 
 # %% ../nbs/11_datasets.ipynb #bfbf795d
 def _labels_in(frame: "pd.DataFrame", column: str, columns: Sequence[str] | None,
@@ -427,7 +446,9 @@ def _labels_in(frame: "pd.DataFrame", column: str, columns: Sequence[str] | None
         separator = separator or DEFAULT_SEPARATOR
         return labels_in_columns(frame, columns, separator), separator
     cells = frame[column]
-    if separator is None and not are_lists(cells): return [_label(label) for label in cells], None
+    check_cells(cells, column, separator)
+    if separator is None and not are_lists(cells):
+        return [_label(label, f"row {row}") for row, label in enumerate(cells, 1)], None
     separator = separator or DEFAULT_SEPARATOR
     return [labels_in_cell(cell, separator, f"Row {row}") for row, cell in enumerate(cells, 1)], separator
 
@@ -454,10 +475,21 @@ def check_files(
     gone = [name for name, full in files if not os.path.exists(full)]
     what, wrong = ("do not exist", gone) if gone else ("are not regular files", [name for name, _ in files])
     hint = " Backslashes are no folders on this system." if "\\" in wrong[0] and os.sep == "/" else ""
-    ending = next((end for end in EXTENSIONS if os.path.isfile(os.path.join(table.root, wrong[0]) + end)), None)
-    if ending: hint = f" Names without their ending? frame['path'] + {ending!r}."
+    if gone: hint = hint or _found_elsewhere(table.root, wrong[0])
     raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. "
                     f"Paths start at {str(table.root)!r}.{hint}")
+
+
+def _found_elsewhere(root: Path, name: str) -> str:
+    "Does a folder deeper lie what is missing, or has it lost its ending?"
+    places = ["", *itertools.islice((entry.name for entry in os.scandir(root) if entry.is_dir()), 1000)] if (
+        os.path.isdir(root)) else []
+    for place, end in itertools.product(places, ("", *EXTENSIONS, *map(str.upper, EXTENSIONS))):
+        if not os.path.isfile(os.path.join(root, place, name + end)): continue
+        where = [f"paths start at {os.path.join(root, place)!r} (data_dir=; root= for a DataFrame)"] if place else []
+        return f" There is {os.path.join(place, name + end)!r}: say " + " and ".join(
+            where + ([f"path_suffix={end!r}"] if end else [])) + "."
+    return ""
 
 # %% ../nbs/11_datasets.ipynb #0051bd39
 def _relative(path: Any, root: Path, row: int) -> str:
@@ -469,14 +501,14 @@ def _relative(path: Any, root: Path, row: int) -> str:
     return path.replace(os.sep, "/")
 
 
-def _label(label: Any) -> str:
+def _label(label: Any, where: str) -> str:
     "A label as text; '' where there is none."
     if isinstance(label, str): return label.strip()
     label = plain_number(label)
     if _is_missing(label): return ""
     if isinstance(label, (bytes, Mapping, Iterable)):
-        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)}. Several labels an "
-                        "image: a list in every row, or texts with label_separator=','.")
+        raise DataError(f"An image has one label, a text or a whole number. Got {shown(label)} in {where}. Several "
+                        "labels an image: a list in every row, or texts with label_separator=','.")
     if isinstance(label, numbers.Real) and not isinstance(label, numbers.Integral): return _whole(label)
     return str(label).strip()
 

@@ -29,7 +29,7 @@ from .core import DataError, check, checked, fits, in_words, listed, near_miss
 from .evaluation import Evaluation
 from .markup import html_table
 from .plots import wilson_interval
-from .predictions import Numbers, Temperature, as_array, with_interval
+from .predictions import ImageAnswers, Numbers, Temperature, as_array, with_interval
 from .scores import exact_interval, images_hash, mean_interval, shared_images
 from .settings import get_logger
 
@@ -448,6 +448,7 @@ class Gain:
     n: int                          # images
     split: str | None = None        # of those images; None: no split
     temperatures: str = ""          # at which both answered, where one was fitted; "": none was, or nobody said
+    of: str = "accuracy"            # what is called accuracy here; of several labels an image 'exact match'
 
     @property
     def accuracy_difference(self) -> float:
@@ -465,14 +466,14 @@ class Gain:
         return self.accuracy_interval[0] <= 0 <= self.accuracy_interval[1]
 
     def __repr__(self) -> str:
-        return (f"accuracy {self.accuracy_before:.4f} -> {self.accuracy_after:.4f}: "
+        return (f"{self.of} {self.accuracy_before:.4f} -> {self.accuracy_after:.4f}: "
                 f"{_signed(self.accuracy_difference, self.accuracy_interval)}, loss {self.loss_before:.4f} -> "
                 f"{self.loss_after:.4f}: {_signed(self.loss_difference, self.loss_interval)}, on {_images(self)}; "
                 f"{self._said()}")
 
     def _finding(self) -> str:
-        if self.holds_zero: return "the interval of the accuracy holds zero: no gain is shown, and no loss"
-        return f"the accuracy is {'better' if self.accuracy_difference > 0 else 'worse'}: its interval excludes zero"
+        if self.holds_zero: return f"the interval of the {self.of} holds zero: no gain is shown, and no loss"
+        return f"the {self.of} is {'better' if self.accuracy_difference > 0 else 'worse'}: its interval excludes zero"
 
     def _said(self) -> str: return self._finding() + (f"; {self.temperatures}" if self.temperatures else "")
 
@@ -482,7 +483,7 @@ class Gain:
             "before": [self.accuracy_before, self.loss_before], "after": [self.accuracy_after, self.loss_after],
             "difference (95 % interval)": [_signed(self.accuracy_difference, self.accuracy_interval),
                                            _signed(self.loss_difference, self.loss_interval)]},
-            index=["accuracy", "loss"])) + (f"<p>{_images(self)}: {self.improved} now right, {self.worsened} now "
+            index=[self.of, "loss"])) + (f"<p>{_images(self)}: {self.improved} now right, {self.worsened} now "
                                             f"wrong; {html.escape(self._said())}</p>")
 
 
@@ -504,15 +505,18 @@ def paired_interval(
 # %% ../nbs/26a_decisions.ipynb #282b7042
 @checked
 def paired_gain(
-    before: Evaluation,     # of any images that neither way of answering learned from
-    after: Evaluation,      # of the same images in the same order
+    before: ImageAnswers,   # an evaluation, of any images that neither way of answering learned from
+    after: ImageAnswers,    # one of the same images in the same order
 ) -> Gain:                  # shows itself
     "Is `after` better than `before`? The differences of accuracy and loss with paired intervals."
     _check_same_images(before, after)
+    several = before.targets.ndim == 2      # labels an image: right is who has all of them and no others
     n, improved = len(before), int((after.correct & ~before.correct).sum())
     worsened = int((before.correct & ~after.correct).sum())
-    return Gain(before.accuracy, after.accuracy, paired_interval(improved, worsened, n), before.loss, after.loss,
-                _mean_difference(before.losses, after.losses), improved, worsened, n, after.split or before.split)
+    rates = [one.exact_match if several else one.accuracy for one in (before, after)]
+    return Gain(*rates, paired_interval(improved, worsened, n), before.loss, after.loss,
+                _mean_difference(before.losses, after.losses), improved, worsened, n, after.split or before.split,
+                of="exact match" if several else "accuracy")
 
 
 def _mean_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -525,8 +529,10 @@ def _mean_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, floa
     return middle - half, middle + half
 
 
-def _check_same_images(before: Evaluation, after: Evaluation) -> None:
+def _check_same_images(before: ImageAnswers, after: ImageAnswers) -> None:
     hint = "Evaluate both on the same images, in the same order."
+    judged = before.targets is not None and after.targets is not None and before.targets.ndim == after.targets.ndim
+    check(judged, "`before` and `after` must be evaluations of one kind", after, hint, DataError)
     check(before.class_names == after.class_names, "Both evaluations must have the same classes in the same order",
           after.class_names, f"Before they were {listed(before.class_names)}.", DataError)
     check(len(before) == len(after), f"Both evaluations must be of the same images, {len(before)} of them", len(after),
@@ -535,6 +541,6 @@ def _check_same_images(before: Evaluation, after: Evaluation) -> None:
           f"Both evaluations must be of the same images, of the split {before.split!r}", after.split, hint, DataError)
     for what, ours, theirs in (("files", before.paths, after.paths), ("true classes", before.targets, after.targets)):
         if ours is None or theirs is None: continue
-        row = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+        row = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if np.any(a != b)), None)
         check(row is None, f"Both evaluations must be of the same images, but their {what} differ, first in row {row}",
               row is not None and theirs[row], hint, DataError)

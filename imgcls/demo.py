@@ -44,8 +44,9 @@ from .core import ConfigError, DataError, ImgclsError, check, checked, extra, is
 from .decisions import Decisions
 from .images import ImageError, load_image
 from .markup import CUT, escaped, tag
+from .multilabel_predictions import MultiLabelPrediction
 from .plots import PALETTE, pixels
-from .predictions import Answers, Prediction, Predictions
+from .predictions import Answers, Prediction
 from .seeding import preserve_rng
 from .settings import get_logger
 
@@ -53,8 +54,9 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 # %% ../nbs/62a_demo.ipynb #38bebf54
-def _verdict(said: Prediction, decisions: Decisions) -> str:
+def _verdict(said: Prediction | MultiLabelPrediction, decisions: Decisions) -> str:
     "A label, or that there is none."
+    if isinstance(said, MultiLabelPrediction): return _labels(said)
     threshold, label = decisions.threshold, escaped(said.label)
     if threshold is None or threshold.of(said.probabilities[None])[0]:
         return f"{tag('b', label, 'font-size:16px')}, with probability {said.confidence:.4f}"
@@ -63,11 +65,22 @@ def _verdict(said: Prediction, decisions: Decisions) -> str:
             f"{tag('b', label)}, with probability {said.confidence:.4f}, and below {threshold.value:.4f} I don't "
             "decide.")
 
+
+def _labels(said: MultiLabelPrediction) -> str:
+    "All labels, each with its probability; or that there is none."
+    every = said.top(len(said.class_names))
+    named = [f"{tag('b', escaped(name), 'font-size:16px')} {every[name]:.4f}" for name in said.labels]
+    if named: return ", ".join(named)
+    name, share = next(iter(every.items()))
+    return (f"{tag('b', 'No label.', f'font-size:16px;color:{PALETTE[1]}')} The most probable class is "
+            f"{tag('b', escaped(name))}, with probability {share:.4f}; it is a label from "
+            f"{said.thresholds[said.class_names.index(name)]:.4f} on.")
+
 # %% ../nbs/62a_demo.ipynb #04174cea
 MOST_BARS = 10          # classes with a bar, or with their name in a set
 
 
-def _may_be(said: Prediction, decisions: Decisions) -> str:
+def _may_be(said: Prediction | MultiLabelPrediction, decisions: Decisions) -> str:
     "The prediction set in words, with its promise."
     if decisions.sets is None: return ""
     order = np.argsort(-said.probabilities, kind="stable")
@@ -84,11 +97,12 @@ def _one_of(names: Sequence[str]) -> str:
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 # %% ../nbs/62a_demo.ipynb #cf592f6e
-def _bars(said: Prediction) -> str:
-    "A name, a bar and a number for each of the most probable classes."
-    top, n = said.top(MOST_BARS), len(said.class_names)
-    rows = [tag("div", escaped(name), f"max-width:180px;{CUT}", title=name) + _bar(share, best=rank == 0)
-            + tag("div", f"{share:.4f}") for rank, (name, share) in enumerate(top.items())]
+def _bars(said: Prediction | MultiLabelPrediction) -> str:
+    "A name, a bar and a number for each of the most probable classes; those that count are in another colour."
+    top, n, several = said.top(MOST_BARS), len(said.class_names), isinstance(said, MultiLabelPrediction)
+    count = set(said.labels) if several else {next(iter(top))}
+    rows = [tag("div", escaped(name), f"max-width:180px;{CUT}", title=name) + _bar(share, best=name in count)
+            + tag("div", f"{share:.4f}") for name, share in top.items()]
     rest = tag("div", f"… {n - len(rows):,} more classes", "grid-column:1/4;opacity:0.6") if len(rows) < n else ""
     return tag("div", "".join(rows) + rest, "display:grid;grid-template-columns:auto auto auto;gap:2px 10px;"
                "align-items:center;align-content:start")
@@ -145,7 +159,7 @@ def _page_of(entries: Sequence[str]) -> str:
 def _line(problem: str) -> str: return tag("div", escaped(problem), f"color:{PALETTE[1]};margin:4px 0 12px 0")
 
 
-def _card(name: str, image: Image.Image, predictions: Predictions, looked: str) -> str:
+def _card(name: str, image: Image.Image, predictions: Any, looked: str) -> str:
     "What is said of one image."
     said, decisions = predictions[0], predictions.decisions or Decisions()
     head = f"{tag('b', escaped(name))} {tag('span', escaped(predictions.weights), 'opacity:0.6;margin-left:8px')}"
@@ -261,7 +275,17 @@ def _what_answers(predictor: Any) -> list[str]:
     else: said.append(f"Probabilities are calibrated. {fitted.temperature!r}.")
     said += [] if fitted.threshold is None else [f"Below a threshold it says that it isn't sure. {fitted.threshold!r}."]
     said += [] if fitted.sets is None else [f"It also says which classes it may be. {fitted.sets!r}."]
+    if predictor.multi_label: return [*said, *_of_several(fitted)]
     return [*said, "Whatever it is shown, it has to choose among its classes, and it may be sure of nonsense."]
+
+
+def _of_several(fitted: Decisions) -> list[str]:
+    chosen = fitted.label_thresholds
+    rule = "0.5" if chosen is None else "the threshold of its class"
+    said = ["An image may have several of these labels, or none: a class is one where its probability is at least "
+            f"{rule}."]
+    said += [] if chosen is None else [f"{chosen!r}."]
+    return [*said, "It knows no other labels, and it may be sure of nonsense."]
 
 # %% ../nbs/62a_demo.ipynb #b113e665
 def _blocks(desk: Desk, folder: Path | None) -> "Blocks":

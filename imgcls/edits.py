@@ -212,7 +212,8 @@ def relabel(
     was: str,                   # the one it has
 ) -> Decision:
     "Give an image another label."
-    check(label.strip() != "", "`label` must be a name", label)
+    check(label.strip() != "", "`label` must be a name", label, "None of the classes, where an image may have several: "
+          "'(none)'.")
     check(label != was, "`label` must be another than the image has", label, "If it is right: .keep(path, was).")
     return _add(self, "relabel", path, label, was)
 
@@ -255,7 +256,8 @@ def undo(
 
 
 def _add(edits: Edits, action: str, path: str | os.PathLike, label: str, was: str) -> Decision:
-    check(was.strip() != "", "`was` must be the label that the image has", was)
+    check(was.strip() != "", "`was` must be the label that the image has", was,
+          "It had none: '(none)'.")
     for name, text in (("label", label), ("was", was)):
         check(len(text) <= MAX_LABEL, f"`{name}` must have at most {MAX_LABEL:,} characters", text)
         check(text.encode("utf-8", "ignore").decode() == text, f"`{name}` must be a text that UTF-8 can hold", text)

@@ -34,6 +34,7 @@ from .datasets import ImageTable
 from .decisions import Decisions, Gain, paired_gain
 from .evaluation import Evaluation
 from .inference import load_predictor
+from .multilabel_evaluation import MultiLabelEvaluation
 from .plots import image_grid
 from .predictions import Origin
 from .predictor import Predictor
@@ -69,6 +70,7 @@ def with_views(
     new = Predictor(network, transform, predictor.class_names, predictor.runtime, origin, about=about, colours=colours,
                     data=predictor.data, **_settings(predictor))
     new.parts = [copy.copy(predictor)]      # as it is now: what is fitted for it later is not inside
+    _say_dropped(new.parts, "the answers without views")
     return new
 
 
@@ -103,6 +105,13 @@ def _described(predictor: Predictor) -> dict[str, Any]:
     run = about.pop("run", None)
     return {**about, "run": None, "run_name": run and Path(run).name, "origin": origin.weights, "epoch": origin.epoch,
             "decisions": predictor.decisions.to_dict()}
+
+
+def _say_dropped(parts: Sequence[Predictor], why: str) -> None:
+    "What was chosen for the parts' answers is not true of the whole's."
+    kinds = {"threshold": "threshold", "sets": "prediction sets", "label_thresholds": "thresholds of the classes"}
+    gone = [words for name, words in kinds.items() if any(getattr(one.decisions, name) is not None for one in parts)]
+    if gone: get_logger().warning(f"Chosen for {why} and dropped: the {' and the '.join(gone)}. Choose again, on val.")
 
 
 def _mode(predictor: Predictor) -> str: return (predictor.about or {}).get("mode", "RGB")
@@ -193,6 +202,7 @@ class Ensemble(Predictor):
         named = f"{len(self.parts)} members'" if len(self.parts) > 1 else "one member's"
         super().__init__(network, transform, first.class_names, first.runtime, Origin(named),
                          about=about, colours=colours, data=_data_of(self.parts), **_settings(first))
+        _say_dropped(self.parts, "the answers of single members")
 
 # %% ../nbs/60b_ensembles.ipynb #f6eaa805
 def _members(members: Any) -> list[Predictor]:
@@ -316,6 +326,7 @@ def average_weights(
     new = Predictor(network, first.transform, first.class_names, first.runtime, Origin(named),
                     about=about, colours=first.colours, data=_data_of(parts), **_settings(first))
     new.parts = [copy.copy(one) for one in parts]
+    _say_dropped(parts, "the weights of single members")
     return new
 
 
@@ -415,7 +426,7 @@ def gain(
     predictor, parts, said = _at_like_temperatures(predictor, parts)
     after = predictor.evaluate(val, split=split)
     found = [_in_order_of(after, part.evaluate(val, split=split)) for part in parts]
-    best = max(range(len(found)), key=lambda i: (found[i].accuracy, -found[i].loss))
+    best = max(range(len(found)), key=lambda i: (found[i].correct.mean(), -found[i].loss))
     gained = replace(paired_gain(found[best], after), temperatures=said)
     if len(parts) == 1: return gained
     return GainOverBest(**vars(gained), best=f"number {best + 1}, {parts[best].origin}", n_members=len(parts))
@@ -455,9 +466,13 @@ def _check_batches(predictor: Predictor, parts: Sequence[Predictor], val: Any) -
           "Give an `ImageData` or a folder.", DataError)
 
 
-def _in_order_of(after: Evaluation, one: Evaluation) -> Evaluation:
+def _in_order_of(after: Evaluation | MultiLabelEvaluation, one: Evaluation | MultiLabelEvaluation
+                 ) -> Evaluation | MultiLabelEvaluation:
     "With the classes in another order."
     if one.class_names == after.class_names: return one
     order = [one.class_names.index(name) for name in after.class_names]
+    if isinstance(one, MultiLabelEvaluation):
+        return MultiLabelEvaluation(one.probabilities[:, order], one.targets[:, order], after.class_names, one.paths,
+                                    one.split, one.losses, one.thresholds[order])
     targets = [after.class_names.index(one.class_names[i]) for i in one.targets]
     return Evaluation(one.probabilities[:, order], targets, after.class_names, one.paths, one.split, one.losses)

@@ -61,7 +61,8 @@ def _about(predictor: Predictor, preprocessing: TransformConfig | None, said: Ma
     mode = {3: "RGB", 1: "L"}[channels_of(predictor)]
     known = {"class_names": predictor.class_names, "architecture": type(predictor.network).__name__,
              "n_outputs": predictor.n_outputs, "in_channels": channels_of(predictor), "model": None, "mode": mode,
-             "preprocessing": "a transform of yours", "run": None} | (predictor.about or {})
+             "preprocessing": "a transform of yours", "run": None,
+             **({"multi_label": True} if predictor.multi_label else {})} | (predictor.about or {})
     if preprocessing is not None: known["preprocessing"] = to_dict(preprocessing)
     return without_places(known) | {
         "batch_size": predictor.batch_size, "seed": predictor.seed,
@@ -104,14 +105,16 @@ def _readme(data: Mapping[str, Any]) -> str:
     shown = json.dumps(names[:50], ensure_ascii=True) + (f" and {len(names) - 50:,} more" if len(names) > 50 else "")
     some = f"{len(formats)} formats" if len(formats) > 1 else f"one format ({next(iter(formats))})"
     colours = {"RGB": "red, green, blue", "L": "grey"}[data["input"]["colours"]]
-    return f"""# An image classifier in {some}
+    several = data["about"].get("multi_label", False)
+    labels = _labels(data) if several else ""
+    return f"""# An image classifier in {some}{", for several labels an image" if several else ""}
 
 Weights: {data["origin"]}, network `{data["about"]["architecture"]}`, SHA-256 of the weights `{data["weights_sha256"]}`.
 Made by imgcls {data["imgcls"]}; `export.json` says all of this for programs.
 
 - **Input** `images`: uint8, batch x {shape[1]} x height x width, {colours}, images of any size (those of a batch of one
   size). Resizing and normalisation are inside. Images are upright (EXIF), and on white where they are transparent.
-- **Output** `probabilities`: float32, batch x {len(names)}, in the order of the classes.
+- **Output** `probabilities`: float32, batch x {len(names)}, in the order of the classes.{labels}
 - **Fitted for its answers**: {_fitted(data["decisions"], "int8" in formats)}
 - **Classes**:
 
@@ -127,8 +130,7 @@ probabilities lie close (`allowed` in `export.json`); of weights, none.
 
 {_table_in_words(formats)}
 
-`margin`: the least difference of the two most probable classes; where labels differ, the greatest difference of the two
-labels. Milliseconds are medians for a decoded image on the machine of the export.
+`margin`: {_margin(several)}. Milliseconds are medians for a decoded image on the machine of the export.
 
 How often it is right is not said here: that is for a model card (`imgcls.packages.model_card`).
 
@@ -161,11 +163,27 @@ def _fitted(decisions: Mapping[str, Any], int8: bool) -> str:
     names = [key for key, value in decisions.items() if value is not None]
     if not names: return "nothing; probabilities are as the network gives them."
     said = ["The temperature is inside the files."] if "temperature" in names else []
-    rest = {"threshold": "a threshold", "sets": "prediction sets"}
+    rest = {"threshold": "a threshold", "sets": "prediction sets", "label_thresholds": "a threshold for each class"}
     rest = [text for key, text in rest.items() if key in names]
     if rest: said.append(f"In `export.json` and in the files' metadata, under `decisions`: {' and '.join(rest)}.")
-    if int8: said.append("They were fitted for the weights before int8, so threshold and sets are not in its file.")
-    return f"{', '.join(names)}. {' '.join(said)}"
+    if int8 and "label_thresholds" in names: said.append("Those of int8 are the same: its cost was found with them.")
+    elif int8: said.append("They were fitted for the weights before int8, so threshold and sets are not in its file.")
+    return f"{', '.join(name.replace('_', ' ') for name in names)}. {' '.join(said)}"
+
+
+def _labels(data: Mapping[str, Any]) -> str:
+    "What the probabilities mean where an image may have several labels."
+    chosen = data["decisions"].get("label_thresholds")
+    which = "the threshold of its class (`decisions`, `label_thresholds` in `export.json`)" if chosen else "0.5"
+    return f" Each is a sigmoid:\n  an image has every label whose probability is at least {which}, or none."
+
+
+def _margin(several: bool) -> str:
+    if several:
+        return ("the least difference of a probability and the threshold of its class; of labels that differ, the "
+                "greatest")
+    return ("the least difference of the two most probable classes; where labels differ, the greatest difference of "
+            "the two\nlabels")
 
 
 def _installed(formats: Mapping[str, Any]) -> str:
@@ -401,7 +419,7 @@ def export_predictor(
     *,
     n_images: int = 32,             # of the proof
     tolerance: float = 0.01,        # difference of a probability that the proof allows
-    max_accuracy_loss: float = 0.01,    # of int8, share of the val images
+    max_accuracy_loss: float = 0.01,    # of int8, share of the val images that lose the right label, or labels
     overwrite: bool = False,        # replace an export that is there?
 ) -> "Export":                      # shows itself; .table .files .data
     "Write a predictor in formats that need no imgcls, and prove that each answers as it does."

@@ -10,7 +10,9 @@ no image shows) is NaN, and is left out of a mean over classes, never counted as
 
 # %% auto #0
 __all__ = ['averaged_rate', 'rate_of', 'balanced_accuracy', 'macro_f1', 'matthews', 'cohen_kappa', 'average_precisions',
-           'roc_areas', 'mean_average_precision', 'mean_roc_area', 'average_precision', 'auroc', 'calibration_error']
+           'roc_areas', 'mean_average_precision', 'mean_roc_area', 'average_precision', 'auroc',
+           'unbiased_average_precisions', 'average_precision_intervals', 'logit_interval', 'average_precision_interval',
+           'calibration_error']
 
 # %% ../nbs/21a_formulas.ipynb #e45edbc5
 import math
@@ -105,14 +107,19 @@ def average_precisions(
     targets: Tensor | np.ndarray,           # images x classes of zeros and ones; or the class of each image
 ) -> np.ndarray:                            # one a class, in [0, 1]; NaN for a class that no image shows
     "How well the images that show each class are ranked above the others."
+    there, found, called = _counted(probabilities, targets)
+    with np.errstate(invalid="ignore"): return (found / called * there).sum(0) / there.sum(0)
+
+
+def _counted(probabilities: Tensor | np.ndarray, targets: Tensor | np.ndarray) -> tuple[np.ndarray, ...]:
+    "In the order of each class: is it there, and of all images ranked so high, how many show it, how many are they."
     scores, there = _ranked(probabilities, targets)
     order = np.argsort(-scores, axis=0, kind="stable")
     scores, there = (np.take_along_axis(part, order, 0) for part in (scores, there))
-    places, hits = np.arange(len(scores))[:, None], there.cumsum(0)
+    places = np.arange(len(scores))[:, None]
     ends = np.where(np.append(scores[1:] != scores[:-1], np.ones_like(scores[:1], bool), 0), places, len(scores))
     ends = np.minimum.accumulate(ends[::-1], 0)[::-1]       # the last image of the same probability
-    precision = np.take_along_axis(hits, ends, 0) / (ends + 1)
-    with np.errstate(invalid="ignore"): return (precision * there).sum(0) / there.sum(0)
+    return there, np.take_along_axis(there.cumsum(0), ends, 0), ends + 1
 
 
 def _ranked(probabilities: Tensor | np.ndarray, targets: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,6 +183,65 @@ def auroc(
     "Mean area under the ROC curves of the classes that have images and others; of two classes, that of the second."
     each = roc_areas(probabilities, targets)
     return _mean_known(each[1:] if len(each) == 2 else each)
+
+# %% ../nbs/21a_formulas.ipynb #9abbcd64
+@checked
+def unbiased_average_precisions(
+    probabilities: Tensor | np.ndarray,     # images x classes, or logits: only their order counts
+    targets: Tensor | np.ndarray,           # images x classes of zeros and ones; or the class of each image
+) -> np.ndarray:                            # one a class, in [0, 1]; NaN for a class that no image shows
+    "Average precisions where each precision is that of the other images: near what many images would give."
+    there, found, called = _counted(probabilities, targets)
+    others = np.where(called > 1, (found - 1) / np.maximum(called - 1, 1), 1.0)     # above the first stands no other
+    with np.errstate(invalid="ignore"): return (others * there).sum(0) / there.sum(0)
+
+# %% ../nbs/21a_formulas.ipynb #1eda555d
+@checked
+def average_precision_intervals(
+    values: np.ndarray,     # average precisions; NaN: no image shows the class
+    support: np.ndarray,    # images that show each class
+) -> np.ndarray:            # classes x 2, low and high, around the values; (0, 1) where there is none
+    "Where the average precision of each class lies for all such images (95 %). Source: Boyd et al. 2013."
+    from scipy.special import expit, logit
+    known, support = np.nan_to_num(values), np.maximum(support, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = _Z / np.sqrt(support * known * (1 - known))
+        low, high = (expit(logit(known) + sign * reach) for sign in (-1, 1))
+    low = np.where(known == 1, support / (support + _Z**2), low)        # Wilson's, of shares that are all right
+    return np.stack([np.where(known > 0, low, 0), np.where((known > 0) & (known < 1), high, 1)], 1)
+
+
+_Z = 1.959963984540054      # of the normal distribution, for 95 %
+
+# %% ../nbs/21a_formulas.ipynb #e83d7fa2
+@checked
+def logit_interval(
+    centre: float,          # in (0, 1)
+    spread: float,          # its standard error, >= 0
+) -> tuple[float, float]:   # in (0, 1)
+    "A 95 % interval that is symmetric for the logarithm of the odds."
+    from scipy.special import expit, logit
+    middle, reach = logit(centre), _Z * spread / (centre * (1 - centre))
+    return float(expit(middle - reach)), float(expit(middle + reach))
+
+# %% ../nbs/21a_formulas.ipynb #e8b66004
+@checked
+def average_precision_interval(
+    probabilities: Tensor | np.ndarray,     # images x classes, or logits: only their order counts
+    targets: Tensor | np.ndarray,           # images x classes of zeros and ones; or the class of each image: then of
+                                            # two classes only the second counts
+    draws: np.ndarray,                      # the mean on images drawn with replacement: only how much it varies counts
+) -> tuple[float, float]:                   # it may lie below the mean of these images, which is too high
+    "Where the mean average precision of all such images lies (95 %)."
+    values, near = (f(probabilities, targets) for f in (average_precisions, unbiased_average_precisions))
+    support = _ranked(probabilities, targets)[1].sum(0)
+    if targets.ndim == 1 and len(values) == 2: values, near, support = values[1:], near[1:], support[1:]
+    there, draws = support > 0, draws[~np.isnan(draws)]
+    if not there.any() or len(draws) < 2: return (0.0, 1.0)
+    values, centre, support = values[there], near[there].mean(), support[there]
+    if not 0 < centre < 1: return tuple(map(float, average_precision_intervals(values, support).mean(0)))
+    spread = max(float(draws.std()), math.sqrt((values * (1 - values) / support).sum()) / len(values))
+    return logit_interval(centre, spread)
 
 # %% ../nbs/21a_formulas.ipynb #18cfbf17
 @checked

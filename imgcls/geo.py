@@ -17,6 +17,7 @@ __all__ = ['write_dlpk', 'write_stac']
 # %% ../nbs/62c_geo.ipynb #7c067e8a
 import colorsys
 import json
+import math
 import os
 import re
 import zipfile
@@ -28,9 +29,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from .core import ConfigError, DataError, check, checked, extra, listed, shown, write_atomic
-from .evaluation import Evaluation
 from .packages import ExportFolder, model_card, open_export, signature, weights_behind
 from .plots import PALETTE
+from .predictions import ImageAnswers
 
 if TYPE_CHECKING:
     import pystac
@@ -50,6 +51,8 @@ def write_dlpk(
 ) -> Path:
     "A deep learning package for ArcGIS."
     export, path = open_export(export), Path(path)
+    check(not export.several, "A package for ArcGIS gives an object one class, and this export gives several labels",
+          export, "ArcGIS has no tool for those: model.onnx with predict.py answers without it.", DataError)
     check(path.suffix == ".dlpk", "`path` must end in .dlpk", str(path))
     check(overwrite or not path.exists(), "`path` must be new", str(path), "Or say overwrite=True.")
     formats = export.data["formats"]
@@ -121,7 +124,7 @@ def write_stac(
     description: str = "",              # what it is for; "": which classes it tells apart
     licence: str | None = None,         # by SPDX, or 'other'; None: not stated
     bands: Sequence[str] | None = None,     # their names, in the order of training; None: red, green, blue, or grey
-    evaluation: Evaluation | None = None,   # of these weights, on images they did not learn from; None: no numbers
+    evaluation: ImageAnswers | None = None,     # of these weights, on images they did not learn from; None: no numbers
     hyperparameters: Mapping[str, Any] | None = None,   # of the training, plain values; None: not told
     dlpk: str | Path | None = None,     # a package for ArcGIS to name among the files; None: none
     base_url: str | None = None,        # where the files will lie; None: paths from the item to them
@@ -133,7 +136,7 @@ def write_stac(
     check(path.suffix == ".json", "`path` must end in .json", str(path))
     check(overwrite or not path.exists(), "`path` must be new", str(path), "Or say overwrite=True.")
     name = name or f"{export.data['about'].get('architecture')} with {len(export.data['class_names'])} classes"
-    properties = {"title": name, "description": description or f"Names the class of an image: "
+    properties = {"title": name, "description": description or f"{_what(export)}: "
                   f"{', '.join(export.data['class_names'])}.", **_bands(export, bands), **_told(export, evaluation)}
     if licence is not None: properties["license"] = licence
     begin, end = when if isinstance(when, tuple) else (when, None)
@@ -183,22 +186,30 @@ def _bands(export: ExportFolder, bands: Sequence[str] | None) -> dict[str, Any]:
     return {"bands": [{"name": name} for name in names]}
 
 
-def _told(export: ExportFolder, evaluation: Evaluation | None) -> dict[str, Any]:
+def _what(export: ExportFolder) -> str:
+    return "Names what an image shows, several labels, one or none" if export.several else "Names the class of an image"
+
+
+def _told(export: ExportFolder, evaluation: ImageAnswers | None) -> dict[str, Any]:
     "What MLM has no words for."
     found = {"imgcls:signature": signature(export), "imgcls:origin": export.data["origin"],
              "imgcls:weights_sha256": export.data["weights_sha256"]}
     if evaluation is None: return found
     model_card(export, evaluation)          # refuses numbers of other weights
-    low, high = evaluation.accuracy_interval
-    return {**found, "imgcls:accuracy": {"value": evaluation.accuracy, "low": low, "high": high, "level": 0.95,
-                                         "n_images": len(evaluation), "split": evaluation.split,
-                                         "weights_sha256": weights_behind(evaluation)}}
+    name = "mean_average_precision" if export.several else "accuracy"
+    low, high = (None if math.isnan(end) else end for end in getattr(evaluation, f"{name}_interval"))
+    return {**found, f"imgcls:{name}": {"value": getattr(evaluation, name), "low": low, "high": high, "level": 0.95,
+                                        "n_images": len(evaluation), "split": evaluation.split,
+                                        "weights_sha256": weights_behind(evaluation)}}
 
 # %% ../nbs/62c_geo.ipynb #814dd8fb
 def _add_model(item: "pystac.Item", export: ExportFolder, name: str, hyperparameters: Mapping[str, Any] | None) -> None:
     "The fields of the extension, by the types of stac-model: a wrong value is its error."
     mlm, said, data = extra("stac_model.schema", "geo"), signature(export), export.data
-    begin, task = export.begun_with(), {"scene-classification"}
+    begin, several = export.begun_with(), export.several
+    task = {"classification" if several else "scene-classification"}        # the latter gives a single class, says MLM
+    kind = "Sigmoid" if several else "Softmax"
+    rule = "; a class is a label where it is at least its threshold (imgcls:signature)" if several else ""
     values = {
         "name": _machine_name(name), "architecture": str(data["about"].get("architecture") or "unknown"), "tasks": task,
         "framework": "PyTorch", "framework_version": _version(data["environment"].get("torch")), "accelerator": None,
@@ -210,7 +221,7 @@ def _add_model(item: "pystac.Item", export: ExportFolder, name: str, hyperparame
                                   f"{said['input']['in_words']}."}],
         "output": [{"name": said["output"]["name"], "tasks": task, "classes": _classes(said["output"]["class_names"]),
                     "result": _structure(said["output"], ["batch", "class"]),
-                    "description": f"Softmax{_at(said['temperature'])}: one probability a class."}]}
+                    "description": f"{kind}{_at(said['temperature'])}: one probability a class{rule}."}]}
     try: properties = mlm.MLModelProperties(**values)
     except ValueError as error: raise DataError(f"The model can't be described by MLM: {_first(error)}") from None
     mlm.MLModelExtension.ext(item, add_if_missing=True).apply(properties)

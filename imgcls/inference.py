@@ -42,7 +42,7 @@ from .loaders import Batches
 from .networks import ModelConfig, build_network
 from .predictions import Origin
 from .predictor import Predictor
-from .runs import Run, average_in, fitted_to, writing
+from .runs import Run, average_in, average_in_words, fitted_to, writing
 from .runtime import Precision, Runtime
 from .settings import find_settings, get_logger
 from .transforms import TransformsConfig
@@ -165,7 +165,7 @@ def _answering_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _origin(weights: str, state: Mapping[str, Any]) -> Origin:
-    average = average_in(state["callbacks"], state["network"]) is not None
+    average = average_in_words(state["callbacks"], state["network"])
     return Origin(weights, state["step"], state["epoch"], state["batch"], average)
 
 # %% ../nbs/60_inference.ipynb #0ad8cc80

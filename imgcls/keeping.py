@@ -29,7 +29,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .callbacks import TrainingDiverged
+from .callbacks import TrainingDiverged, phases_in_words
 from .checkpointing import CheckpointWriter, keep_previous, read_checkpoint, save_weights
 from .checkpointing import write_checkpoint
 from .core import CheckpointError, ImgclsError, check, checked, fits, in_words, near_miss
@@ -382,6 +382,9 @@ def _write(self: KeepRun, state: State) -> None:
     with self._busy, writing(self.run.history_path):
         summary.epoch, summary.n_epochs, summary.step = state.epoch, state.n_epochs, state.step
         summary.seconds = self._before + time.monotonic() - self._started - state.idle
+        trained, total = (summary.parameters.get(name) for name in ("trainable", "total"))
+        before = "" if total is None else f"{trained:,} of {total:,} parameters"
+        summary.phases = phases_in_words(state.history, before)
         summary.best = self._described(self.saver.files.kept if self.saver else state.history.best())
         self.run.write_summary(summary)
         state.history.write_csv(self.run.history_path)

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import training
-from .answering import Answering, batches_to_ask
-from .assembly import Given, Setup, assemble, check_callbacks, first_image, fit_to_weights, settle
-from .assembly import sort_out, tools_in_words, unsaid_transforms, weights_of_run
+from .answering import Answering, batches_to_ask, loss_note
+from .assembly import Given, Setup, assemble, check_callbacks, check_plan, first_image, fit_to_weights
+from .assembly import settle, sort_out, tools_in_words, unsaid_transforms, weights_of_run
 from .batch_size import BatchSize, find_batch_size as largest_batch
 from .blocks import has_gradient_checkpointing
-from .callbacks import FollowNetwork, lr_factor, sizes_in_words, what_is_trained
+from .callbacks import FollowNetwork, HeadFirst, lr_factor, sizes_in_words, what_is_trained
 from .checkpointing import save_weights, weights_hash
 from .config import find_keys, override, to_dict
 from .control import ControlFile
@@ -160,9 +160,7 @@ class Learner(_Parts):
                      "weights": weights, "training.trackers": followed, **settings}
         chosen, changed = settle(config, data, given, arguments, changes, named)
         check_trackers([*chosen.training.trackers, *classes])       # an unknown one is refused here
-        frozen = chosen.training.frozen_epochs
-        check(frozen < chosen.training.num_epochs, "`frozen_epochs` must be less than the "
-              f"{chosen.training.num_epochs} of `num_epochs`", frozen, "To train the head alone: freeze='backbone'.")
+        check_plan(chosen, config)
         data, chosen, notes = fit_to_weights(data, chosen, given)
         setup = assemble(data, chosen, given, changed)
         setup.notes += notes
@@ -189,6 +187,15 @@ def _sorted_trackers(trackers: Any) -> tuple[list[str] | None, list[TrackerLike]
     wrong = [one for one in listed if not (isinstance(one, str) or callable(one))]
     check(not wrong, "A tracker must be a name, or a class that takes the run", wrong)
     return [one for one in listed if isinstance(one, str)], [one for one in listed if not isinstance(one, str)]
+
+
+def _check_plan(config: ExperimentConfig) -> None:
+    "Of a new training; a run whose plan was shortened can still be opened."
+    chosen = config.training
+    n, frozen, averaged = chosen.num_epochs, chosen.frozen_epochs, chosen.swa_epochs
+    check(frozen < n, f"`frozen_epochs` must be less than the {n} of `num_epochs`", frozen,
+          "To train the head alone: freeze='backbone'.")
+    check(averaged is None or averaged <= n, f"`swa_epochs` must be at most the {n} epochs of the plan", averaged)
 
 # %% ../nbs/55_learner.ipynb #86edf2dc
 @patch
@@ -234,7 +241,7 @@ def _balance_in_short(learner: Learner) -> str:
     if chosen is not None: return f"; balance={chosen!r}"
     return "; nothing is done about the balance" if learner.setup.unheeded else ""
 
-
+# %% ../nbs/55_learner.ipynb #9b869777
 @patch
 def _repr_html_(self: Learner) -> str:
     trained, total = count_parameters(self.network)
@@ -250,8 +257,17 @@ def _repr_html_(self: Learner) -> str:
         "optimizer": f"{self.objects.get('optimizer', config.optimizer.type)}, learning rate {lr:g}{begun}, "
                      f"{config.scheduler.type}, batches of {config.training.batch_size}"
                      f"{tools and f', {tools}'}",
-        "set by you": ", ".join(f"{key} = {value}" for key, value in self.changed.items()) or "nothing",
-        "trained": _trained(self), "run": self.run.name if self.run else "none yet: the first fit makes one"})
+        **_set_in_words(setup), "trained": _trained(self),
+        **({"phases": "; ".join(self.run_summary.phases)} if self.run_summary and self.run_summary.phases else {}),
+        "run": self.run.name if self.run else "none yet: the first fit makes one"})
+
+
+def _set_in_words(setup: Setup) -> dict[str, str]:
+    "What differs from the config that was begun with, and who said so."
+    rows = {"set by you": [key for key in setup.changed if key not in setup.by_itself],
+            "set by fine_tune": [key for key in setup.changed if key in setup.by_itself]}
+    words = {who: ", ".join(f"{key} = {setup.changed[key]}" for key in keys) for who, keys in rows.items()}
+    return {who: text or "nothing" for who, text in words.items() if text or who == "set by you"}
 
 
 def _images_in_words(data: ImageData) -> str:
@@ -315,6 +331,7 @@ def fit(
         _recover(self)
         goal = self.planned if n_epochs is None else self.state.epoch + int(n_epochs)
         if goal <= self.state.epoch: return _nothing_to_do(self, f"Nothing to do: {_all_trained(self, goal)}")
+        self.setup.check_epochs(goal)
         if lr is not None: self.setup.set_lr(float(lr), begun=self.run is not None)
         self.setup.set_epochs(goal)
         return _train(self, callbacks, background, claim)
@@ -360,7 +377,7 @@ def fine_tune(
     self: Learner,
     epochs: int,                            # of everything, after the frozen ones, > 0
     frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
-    lr: float | None = None,                # of the head, > 0; None: the config's
+    lr: Any = None,                         # of the head, a number > 0; None: the config's
     backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
@@ -373,7 +390,12 @@ def fine_tune(
     _check_idle(self)
     _check_tunable(self, frozen)
     with _Claim(self) as claim:
-        self.setup.plan_phases(frozen, epochs, _rate_below(self, backbone_lr_factor))
+        factor, setup = _rate_below(self, backbone_lr_factor), self.setup
+        asked = {"training.frozen_epochs": frozen_epochs is not None or frozen == training.frozen_epochs,
+                 "optimizer.backbone_lr_factor": backbone_lr_factor is not None or factor is None}
+        by_itself = [key for key, said in asked.items() if not said]
+        setup.plan_phases(frozen, epochs, factor, (*setup.by_itself, *by_itself))
+        _note_tuning(self)
         if lr is not None: self.setup.set_lr(float(lr), begun=False)
         return _train(self, callbacks, background, claim)
 
@@ -388,10 +410,6 @@ def _check_tunable(learner: Learner, frozen: int) -> None:
     alone = all(name.startswith(head) for name in trained_names(learner.network))
     check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
           "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
-    begun = learner.setup.loaded or learner.given.network is not None or learner.notes      # noted: `load` did it
-    if not begun:
-        get_logger().warning(f"The weights of {learner.setup.network_name} are random: there is nothing to fine-tune. "
-                             "weights='DEFAULT' begins with pretrained ones, weights='file.pt' with yours.")
 
 
 def _rate_below(learner: Learner, factor: float | None) -> float | None:
@@ -399,8 +417,22 @@ def _rate_below(learner: Learner, factor: float | None) -> float | None:
     optimizer = learner.config.optimizer
     said = "optimizer.backbone_lr_factor" in learner.changed or optimizer.backbone_lr_factor != 1
     if factor is not None or said or optimizer.layer_decay is not None: return factor
-    learner.notes.append("fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)")
     return 0.1
+
+
+_OF_FACTOR = "fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)"
+
+# %% ../nbs/55_learner.ipynb #cd55b1df
+def _note_tuning(learner: Learner) -> None:
+    "What nobody said, for whoever reads the run's summary; and that there is nothing to tune."
+    setup, notes = learner.setup, []
+    if "optimizer.backbone_lr_factor" in setup.by_itself: notes.append(_OF_FACTOR)
+    if not (setup.loaded or learner.given.network is not None):
+        random = f"the weights of {setup.network_name} are random: there is nothing to fine-tune"
+        notes.append(f"fine_tune: {random}")
+        get_logger().warning(f"{random[0].upper()}{random[1:]}. weights='DEFAULT' begins with pretrained ones, "
+                             "weights='file.pt' with yours.")
+    setup.notes += [note for note in notes if note not in setup.notes]
 
 # %% ../nbs/55_learner.ipynb #5c3be607
 @patch
@@ -547,6 +579,7 @@ def from_config(
     base, _ = load_experiment(config)
     chosen, changed = load_experiment(base, [*overrides])
     chosen, more = load_experiment(chosen, changes)
+    check_plan(chosen, config)
     if data is None:
         data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
         keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
@@ -611,7 +644,8 @@ def retrain(
     if config is None: check_given(run, objects, data, given)
     if given.network is None: changes["model.weights"] = str(file)
     if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
-    learner = cls.from_config(run.config_path if config is None else config, *overrides, own=own, data=data, **changes)
+    layer = load_experiment(run.config_path)[0] if config is None else config
+    learner = cls.from_config(layer, *overrides, own=own, data=data, **changes)
     return _begun_with(learner, run, file)
 
 
@@ -662,7 +696,7 @@ def evaluate(
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
-    evaluation.metrics = self.setup.measured
+    evaluation.metrics, evaluation.loss_note = self.setup.measured, loss_note(self.setup)
     return evaluation
 
 
@@ -908,12 +942,21 @@ def set_batch_size(
               "Or say `accumulate`, the number of batches that make a step.")
         accumulate = max(1, images // batch_size)
     changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
-    config = override(self.config, {**changes, "training.num_epochs": self.planned})
-    config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
-    fresh = assemble(self.data, config, replace(setup.given, network=self.network), {**setup.changed, **changes})
-    fresh.given, fresh.notes, fresh.layers = setup.given, setup.notes, setup.layers
-    self.setup, self.record, self.background = fresh, None, None
-    return self
+    return _anew(self, override(self.config, changes), {**setup.changed, **changes})
+
+
+def _anew(learner: Learner, config: ExperimentConfig, changed: Mapping[str, Any]) -> Learner:
+    "With its network, as if just made: a phase of the head alone is not what the next run begins with."
+    before = learner.setup
+    for callback in before.callbacks:
+        if isinstance(callback, HeadFirst): callback.end(learner.network)
+    config = override(config, {"training.num_epochs": learner.planned})
+    config = replace(config, data=replace(learner.data.config, num_workers=config.data.num_workers))
+    fresh = assemble(learner.data, config, replace(before.given, network=learner.network), changed)
+    fresh.given, fresh.notes, fresh.layers = before.given, before.notes, before.layers
+    fresh.loaded, fresh.by_itself = before.loaded, before.by_itself
+    learner.setup, learner.record, learner.background = fresh, None, None
+    return learner
 
 # %% ../nbs/55_learner.ipynb #1fda2939
 @patch
@@ -922,6 +965,9 @@ def freeze(
     self: Learner,
 ) -> Learner:               # itself
     "Train only the head from the next fit on; the backbone keeps its weights and statistics."
+    if any(callback.holds for callback in self.callbacks if isinstance(callback, HeadFirst)):
+        get_logger().warning(f"The head is trained alone up to epoch {self.config.training.frozen_epochs} anyway, and "
+                             "everything from then on: `frozen_epochs` says so. freeze() after that epoch stays.")
     return _with_trained(self, freeze_backbone)
 
 # %% ../nbs/55_learner.ipynb #8048d8a6
@@ -929,7 +975,7 @@ def freeze(
 @checked
 def freeze_to(
     self: Learner,
-    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+    layer: Any,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
 ) -> Learner:               # itself
     "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
     return _with_trained(self, lambda network: networks_freeze_to(network, layer))
@@ -988,23 +1034,21 @@ def save(
 @checked
 def load(
     self: Learner,
-    path: str | Path,           # from `learn.save`, a run's best.safetensors or best.pt, or a state dict
+    path: str | Path,           # from `learn.save`, a run's folder or a file in it, or a state dict
 ) -> Learner:                   # itself, as if just made
     "Take weights from a file, checked, and begin anew; a file that does not fit changes nothing."
     _check_idle(self)
-    path, setup = _weights_file(path), self.setup
+    path = _weights_file(path)
     _, about = read_weights(path)
     names = about.get("class_names", self.class_names)
     if names != self.class_names:
         raise CheckpointError(f"{path.name} was trained on the classes {listed(names, 10)}, but the data has "
                               f"{listed(self.class_names, 10)}. For other classes: Learner(..., weights={str(path)!r}, "
                               "new_head=True).")
-    load_weights(self.network, path)
-    config = override(self.config, {"training.num_epochs": self.planned})
-    config = replace(config, data=replace(self.data.config, num_workers=config.data.num_workers))
-    fresh = assemble(self.data, config, replace(setup.given, network=self.network), setup.changed)
-    fresh.given, fresh.notes, fresh.layers = setup.given, [f"weights loaded from {path.name}"], setup.layers
-    self.setup, self.record, self.background = fresh, None, None
+    loaded = load_weights(self.network, path)
+    _anew(self, self.config, self.setup.changed)
+    told = f" ({loaded})" if loaded.left_over or about.get("found_under") else ""
+    self.setup.notes, self.setup.loaded = [f"weights loaded from {path.name}{told}"], [loaded]
     get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
     return self
 
@@ -1014,6 +1058,7 @@ def _weights_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     saved = path.with_name(f"{path.name}.safetensors") if path.name else path
     found = next((file for file in (path, saved) if file.is_file()), None)
+    if found is None and path.is_dir() and Run(path.resolve()).exists: found = weights_of_run(Run(path.resolve()))
     if found is None: raise CheckpointError(f"There is no file {str(path)!r}.")
     return found
 

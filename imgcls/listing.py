@@ -81,8 +81,6 @@ def _row(run: Run, summary: Summary, status: str) -> dict[str, Any]:
             "monitor": summary.monitor, "best": best.get(summary.monitor, math.nan),
             "duration": _duration(summary), "started": summary.started, **_more_metrics(best, "val_"),
             **_more_metrics({f"test_{name}": value for name, value in test.items()}, "test_")}
-
-
 def _interval(result: Mapping[str, Any], name: str) -> str:
     low, high = result.get(f"{name}_interval") or (math.nan, math.nan)
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"

@@ -2,7 +2,7 @@
 
 A loss takes logits and targets and returns one number, in nats. Targets are class indices, or a
 probability for each class where mixup or cutmix has blended images; every loss here takes both. Where an image may have
-several labels, targets are multi-hot, and other losses are meant (`20a_multilabel_losses`); a loss that does not
+several labels, targets are multi-hot, and other losses are meant (`20d_multilabel_losses`); a loss that does not
 belong to the data is an error before training.
 
 Guaranteed: cross-entropy is PyTorch's own; focal loss with gamma 0 equals it, with or without class

@@ -58,9 +58,11 @@ def check_address(
 ) -> None:
     "An error where no MLflow can be meant: known at the start, not after the training."
     scheme = re.match(r"([\w.-]+)(?:\+\w+)?:/", uri or "")
+    if scheme is None: return
     known = {"file", "http", "https", "databricks", "databricks-uc", "uc", "sqlite", "postgresql", "mysql", "mssql"}
-    plugins = {one.name for one in importlib.metadata.entry_points(group="mlflow.tracking_store")}
-    check(scheme is None or scheme[1] in known | plugins, f"{name} must be an address that MLflow knows",
+    if scheme[1] in known: return
+    plugins = {one.name for one in importlib.metadata.entry_points(group="mlflow.tracking_store")}   # slow to be found
+    check(scheme[1] in plugins, f"{name} must be an address that MLflow knows",
           without_password(uri or ""), "It begins with http://, https://, sqlite:///, postgresql://, mysql://, "
           "mssql://, file: or databricks.")
 
@@ -339,18 +341,19 @@ def log_model(self: MLflow, predictor: "Predictor", images: Images) -> None:
     with preserve_rng(), torch.no_grad():
         network = copy.deepcopy(predictor.network).cpu().eval()
         logits = network(example)
-        _save_model(network, example.numpy(), logits.numpy(), self.folder/"model", predictor.class_names)
+        _save_model(network, example.numpy(), logits.numpy(), self.folder/"model", predictor)
     self._tell({"kind": "model", "register": self.options.register, "sha": weights_hash(network.state_dict())})
 
 
-def _save_model(network: torch.nn.Module, images: Any, logits: Any, folder: Path, class_names: Sequence[str]) -> None:
+def _save_model(network: torch.nn.Module, images: Any, logits: Any, folder: Path, predictor: "Predictor"
+                ) -> None:
     "As `torch.export` has it, which needs no code of ours to be loaded; else as a pickle, and that is said."
     import shutil
     mlflow = extra("mlflow.pytorch", "mlflow")
     shutil.rmtree(folder, ignore_errors=True)
     about = {"signature": extra("mlflow.models", "mlflow").infer_signature(images, logits), "input_example": images,
              "pip_requirements": [f"torch=={torch.__version__.partition('+')[0]}"],
-             "metadata": {"class_names": list(class_names)}}
+             "metadata": {"class_names": list(predictor.class_names), "multi_label": predictor.multi_label}}
     try: mlflow.save_model(network, str(folder), **about)
     except Exception as error:
         get_logger().warning(f"The model is logged as a pickle: torch.export cannot take it ({type(error).__name__}).")

@@ -1,7 +1,5 @@
 """Which labels are found, which are missed, and how sure is that?
 
-Which labels are found, which are missed, and how sure is that?
-
 A `MultiLabelEvaluation` is what `learn.evaluate` returns where an image may have several labels. Average precision asks how well
 the images of a class are ranked before all others, whatever the threshold; precision, recall and F1 ask how good the labels
 are at the thresholds that are in use.
@@ -22,7 +20,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +32,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .core import DataError, check, checked, listed
 from .decisions import LabelThresholds
-from .formulas import averaged_rate
+from .formulas import average_precision_interval, average_precision_intervals, averaged_rate
 from .markup import html_table
 from .metrics import Metrics, SetMetric, build_metrics
 from .multilabel_predictions import MultiLabelPrediction, MultiLabelPredictions
@@ -53,6 +51,7 @@ class MultiLabelEvaluation(MultiLabelPredictions):
     "Which labels a network gave to images whose labels are known."
 
     metrics: Sequence[Any] = ()             # what the run measures beside these; whoever knows sets it
+    loss_note: str = ""                     # what training's own loss has that `loss` has not; whoever knows sets it
 
     @checked
     def __init__(
@@ -89,6 +88,18 @@ class MultiLabelEvaluation(MultiLabelPredictions):
         found = cls(logits.double().sigmoid(), targets, class_names, paths, split, None, thresholds)
         found.logits, found.losses = logits, _losses(logits.double(), found.targets)
         return found
+
+    def __getattr__(self, name: str) -> Any:        # only asked for what is not there
+        if name not in _INSTEAD: return object.__getattribute__(self, name)        # or the error that it raised
+        raise AttributeError(f"An evaluation of several labels an image has no {name!r}. {_INSTEAD[name]}")
+
+
+_LABELS = "`label_confusion`, `most_confused()` and `per_class()` say which labels are missed."
+_INSTEAD = {
+    "accuracy": "`exact_match` is the share of images with all labels right; `per_class()` looks at each class.",
+    "balanced_accuracy": "`macro_f1` and `mean_average_precision` count every class alike.",
+    "confusion_matrix": _LABELS, "confusion": _LABELS,
+    "plot_confusion_matrix": "`plot_label_confusion()` and `plot_per_class()` show which labels are missed."}
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #9b1a923d
 def _losses(logits: Tensor, targets: np.ndarray) -> np.ndarray:
@@ -279,18 +290,18 @@ def _drawn(self: MultiLabelEvaluation) -> _Numbers:
 
 
 def _interval(value: float, draws: np.ndarray, otherwise: tuple[float, float]) -> tuple[float, float]:
-    "Of the draws that gave a number, if most did; it holds the value. `otherwise` where they all agree."
+    "Of the draws that gave a number, if most did; `otherwise` where they all agree."
     known = draws[~np.isnan(draws)]
     if math.isnan(value) or len(known) < len(draws)/2: return 0.0, 1.0
     low, high = (float(end) for end in np.quantile(known, (0.025, 0.975)))
-    if high - low <= 1e-12: return min(otherwise[0], value), max(otherwise[1], value)
-    return min(low, value), max(high, value)
+    return otherwise if high - low <= 1e-12 else (low, high)
 
 
 @patch
 def _intervals(self: MultiLabelEvaluation, name: str) -> np.ndarray:       # classes x 2
     "Of average precision or F1, class by class."
     values, support = getattr(self._numbers, name), self.targets.sum(0)
+    if name == "average_precision": return average_precision_intervals(values, support)
     if not self.n_resamples: return np.full((len(values), 2), np.nan)
     draws = getattr(self._drawn, name)
     wilson = [wilson_interval(0 if np.isnan(v) else v*n, n) for v, n in zip(values, support, strict=True)]
@@ -308,8 +319,11 @@ def _mean_interval(self: MultiLabelEvaluation, name: str, of: str) -> tuple[floa
 # %% ../nbs/26c_multilabel_evaluation.ipynb #d217bca4
 @patch(as_prop=True)
 def mean_average_precision_interval(self: MultiLabelEvaluation) -> tuple[float, float]:
-    "Where it lies for all such images (95 %, bootstrap); NaN where no draws were made."
-    return self._mean_interval("mean_average_precision", "average_precision")
+    "Where it lies for all such images (95 %); the value of few images may lie above it. NaN where no draws were made."
+    if not self.n_resamples: return math.nan, math.nan
+    draws, values = self._drawn.average_precision, self._numbers.average_precision
+    apart = _mean(draws - values)           # of the classes that were drawn, from the same on all images
+    return average_precision_interval(self.probabilities, self.targets, apart)
 
 
 @patch(as_prop=True)
@@ -377,9 +391,15 @@ def _notes(self: MultiLabelEvaluation) -> list[str]:
     for where, fact in kinds:
         found = [name for name, there in zip(names, where, strict=True) if there]
         if found: notes.append(f"classes {fact}: {', '.join(found)}")
+    if self.mean_average_precision > self.mean_average_precision_interval[1]: notes.append(_TOO_HIGH)
     if not self.n_resamples:
-        notes.append("no intervals of average precision and F1: there are too many images and classes to draw from")
+        notes.append("no intervals of the mean average precision and of F1: there are too many images and classes to "
+                     "draw from")
     return notes
+
+
+_TOO_HIGH = ("the mean average precision is above its interval: of few images it comes out too high (21a_formulas), "
+             "and the interval allows for that")
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #5f09e07d
 @patch
@@ -506,8 +526,19 @@ def measure(
                                  torch.from_numpy(self.targets).float(), self.losses, n_resamples, note)
                 for cut in set(by_labels.values())}
     found = Measures({name: measured[cut][name] for name, cut in by_labels.items()})
+    if n_resamples is None: self._as_elsewhere(found)
     if usual: self._measures = found
     return found
+
+
+@patch
+def _as_elsewhere(self: MultiLabelEvaluation, found: Measures) -> None:
+    "One number has one interval, wherever it stands."
+    for name in {"mean_average_precision", "macro_f1", "micro_f1", "exact_match", "loss"} & found.keys():
+        ends, one = getattr(self, f"{name}_interval"), found[name]
+        if abs(one.value - getattr(self, name)) > 1e-6 or math.isnan(ends[0]): continue     # a metric of this name
+        drawn = self.n_resamples if name.endswith(("f1", "precision")) else 0
+        found[name] = replace(one, interval=ends, n_resamples=drawn, note=_TOO_HIGH if one.value > ends[1] else "")
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #c825c7ca
 @patch(as_prop=True)
@@ -536,7 +567,9 @@ def _said(self: MultiLabelEvaluation, mark: str = "{}") -> str:
     "Its numbers; `mark` is put around each."
     numbers = [f"{words} {mark.format(with_interval(getattr(self, name), getattr(self, f'{name}_interval')))}"
                for name, words in _WORDS.items()]
+    if self.mean_average_precision > self.mean_average_precision_interval[1]: numbers[0] += " (too high of few images)"
     chosen = self._in_words()
+    if self.loss_note: numbers[-1] += f" ({html.escape(self.loss_note) if '<' in mark else self.loss_note})"
     return ", ".join(numbers) + seen_before(self, "temperature") + (
         f"; {chosen}{seen_before(self, 'label_thresholds')}" if chosen else "")
 
@@ -577,7 +610,9 @@ def choose_label_thresholds(
     found = [_best(evaluation.probabilities[:, i].astype(float), evaluation.targets[:, i], by, wanted)
              for i in range(len(evaluation.class_names))]
     kept = [name for name, one in zip(evaluation.class_names, found, strict=True) if one is None]
-    check(len(kept) < len(found), "Thresholds need images that have labels", evaluation, error=DataError)
+    check(bool(evaluation.targets.any()), "Thresholds need images that have labels", evaluation, error=DataError)
+    check(len(kept) < len(found), f"No class has a threshold with the {by} that is wanted", wanted,
+          f"Ask for less: {_highest(evaluation)}.", DataError)
     if kept: get_logger().warning(f"{_kept_words(by, wanted)}, and keep 0.5: {listed(kept, 10)}.")
     values = tuple(0.5 if one is None else one for one in found)
     reached = evaluation.with_thresholds(list(values)).per_class()
@@ -590,6 +625,16 @@ def choose_label_thresholds(
 def _kept_words(by: str, wanted: float | None) -> str:
     if by == "f1": return "These classes have no image here"
     return f"These classes have no image here, or no threshold with a {by} of {wanted:g}"
+
+
+def _highest(evaluation: MultiLabelEvaluation) -> str:
+    "The highest precision of all classes, at any threshold that gives a label."
+    from sklearn.metrics import precision_recall_curve
+    there, given = evaluation.targets, evaluation.probabilities
+    each = [precision_recall_curve(there[:, i], given[:, i])[0][:-1].max() if there[:, i].any() else 0.0
+            for i in range(there.shape[1])]
+    best = int(np.argmax(each))
+    return f"the highest on these images is {each[best]:.4f} ({evaluation.class_names[best]})"
 
 
 def _best(scores: np.ndarray, there: np.ndarray, by: str, wanted: float | None) -> float | None:

@@ -1,7 +1,5 @@
 """Which labels did the network give to each image?
 
-Which labels did the network give to each image?
-
 A photograph may show sea and sand and a dog, or nothing of what was asked for. `MultiLabelPredictions` holds, for each image and
 each class, how probable it is that the class is there: a sigmoid of each logit. A row does not sum to 1, and an image has as many
 labels as there are probabilities at or above the threshold of their class.
@@ -148,7 +146,7 @@ def _alike(whole: MultiLabelPredictions, probabilities: np.ndarray, losses: np.n
                       thresholds=whole.thresholds, **known)
     for name in ("source", "inputs", "origin", "decisions", "agreement", "moved_to"):
         setattr(new, name, getattr(whole, name))
-    if known: new.metrics = whole.metrics
+    if known: new.metrics, new.loss_note = whole.metrics, whole.loss_note
     return new
 
 # %% ../nbs/24a_multilabel_predictions.ipynb #e488808f

@@ -18,6 +18,7 @@ __all__ = ['TORCHVISION', 'TIMM', 'networks', 'ModelConfig', 'simple_cnn', 'tiny
 
 # %% ../nbs/20_networks.ipynb #eb3bdc4d
 import hashlib
+import importlib.util
 import inspect
 import re
 import urllib.error
@@ -242,7 +243,8 @@ def _check_download(url: str) -> None:
 
 def _offline(chosen: Any, error: OSError) -> DataError:
     return DataError(f"Cannot fetch the weights {chosen.name}: {error}. Put the file {chosen.url} at "
-                     f"{_hub_file(chosen.url)}, or give its path as `weights`, or use `weights: null`.")
+                     f"{_hub_file(chosen.url)}, or give its path: "
+                     "weights='path/of/the/file', new_head=True. Or weights=None for random ones.")
 
 # %% ../nbs/20_networks.ipynb #a5287c3c
 @checked
@@ -369,7 +371,13 @@ class NetworkRegistry(Registry):
         return f"{len(self)} networks: {', '.join(self()[:3])}, ... See networks() or networks('resnet')."
 
 
-networks = NetworkRegistry("network", {"simple_cnn": simple_cnn, "tiny_net": tiny_net}, hint=(
+def _of_timm(name: str) -> str:
+    "A network of timm, named as timm names it; of which it is asked when nobody else knows the name."
+    known = importlib.util.find_spec("timm") is not None and f"{_TIMM}{name}" in networks
+    return f"'{_TIMM}{name}', timm's" if known else ""
+
+
+networks = NetworkRegistry("network", meant=_of_timm, builders= {"simple_cnn": simple_cnn, "tiny_net": tiny_net}, hint=(
     "There are simple_cnn, tiny_net and torchvision's classifiers; imgcls.networks.networks() lists them. Those of "
     "timm are named timm/resnet18, say; networks('timm/') lists them. One of your own is passed as an object, or its "
     "module is named, mymodule.MyNet."))
@@ -390,7 +398,8 @@ def builder_of(
         check(not config.arguments or (source is not None and source.arguments),
               "Arguments are for networks that an import path names, and for those of timm", config.arguments)
         return partial(networks[path], n_classes=n_classes, in_channels=in_channels, **config.arguments)
-    made = imported(path, "A network", networks.hint)
+    here = networks.meant(path)
+    made = imported(path, "A network", f"Here it is {here}." if here else networks.hint)
     is_class = isinstance(made, type) and issubclass(made, nn.Module)
     known = {*_CLASSES, *_CHANNELS}
     counted = inspect.isfunction(made) and {*_CLASSES} & {*inspect.signature(made).parameters}
@@ -455,10 +464,16 @@ def _where_from(config: ModelConfig) -> tuple[str | None, Path | None]:
         return "DEFAULT" if default else config.weights, None
     file = Path(config.weights).expanduser()
     there = f"one of {', '.join(names)}, 'DEFAULT'" if names else "null (it has no pretrained ones)"
+    if file.suffix.lower() in _FILES or file.name != str(file):
+        check(file.is_file(), "`weights` names a file or a run that is not there", config.weights,
+              f"It was sought in {Path.cwd()}." if not file.is_absolute() else "")
     check(file.is_file(), f"`weights` of {config.architecture} must be {there}, or a file or a run",
           config.weights, near_miss(config.weights, [*names, "DEFAULT"]).strip() if names else
           "resnet18 and other networks of torchvision have pretrained ones.")
     return None, file
+
+
+_FILES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar", ".pkl")       # of weights
 
 # %% ../nbs/20_networks.ipynb #1126d010
 @contextmanager
@@ -508,9 +523,21 @@ def load_weights(
         state |= {name: wanted[name] for name in new}
     wrong = _misfits(state, wanted)
     if wrong: raise CheckpointError(f"{path.name} does not fit {type(network).__name__}: "
-                                    f"{_what_is_wrong(state, wanted, head, wrong)}")
+                                    f"{_what_is_wrong(state, wanted, head, wrong, path)}")
+    _check_numbers(state, wanted, path.name)
     network.load_state_dict(state)
     return Loaded(path.name, len(wanted), tuple(new), tuple(left_over), about=about)
+
+
+def _check_numbers(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    "With weights that are no numbers the first step would fail, and blame the learning rate."
+    floats = [name for name, value in wanted.items() if value.is_floating_point()]
+    other = [f"{name} ({str(state[name].dtype).removeprefix('torch.')})" for name in floats
+             if not state[name].is_floating_point()]
+    check(not other, f"The weights in {source} must be floating-point numbers", listed(other), error=CheckpointError)
+    lost = [name for name in floats if not state[name].isfinite().all()]
+    check(not lost, f"The weights in {source} must be finite", f"nan or infinite in {listed(lost)}",
+          "It was saved by a training that had diverged: take an earlier one.", CheckpointError)
 
 
 def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -521,13 +548,15 @@ def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
             *(f"{name} is not in the network" for name in state if name not in wanted)]
 
 
-def _what_is_wrong(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str, wrong: list[str]) -> str:
+def _what_is_wrong(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str, wrong: list[str],
+                   path: Path) -> str:
     "Only the head, as with other classes, or more."
     rest, others = ({name: value for name, value in one.items() if not name.startswith(head)}
                     for one in (state, wanted))
     more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
     if _misfits(rest, others): return f"{'; '.join(wrong[:4])}{more}. Was it another architecture?"
-    return f"{'; '.join(wrong[:4])}{more}. It is of other classes: new_head=True takes everything but its head."
+    return (f"{'; '.join(wrong[:4])}{more}. It is of other classes: a Learner with weights={str(path)!r}, "
+            "new_head=True takes everything but its head.")
 
 # %% ../nbs/20_networks.ipynb #7c8f2187
 @checked
@@ -542,23 +571,25 @@ def freeze_backbone(
 @checked
 def freeze_to(
     network: nn.Module,     # changed in place
-    layer: str,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+    layer: Any,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
 ) -> None:
     "Train from a layer to the head, in the network's order; what stands before it is frozen."
     names = [name for name, _ in network.named_parameters()]
+    if not isinstance(layer, str): raise _no_layer(network, layer, names)
     first = next((i for i, name in enumerate(names) if f"{name}.".startswith(f"{layer}.")), None)
     if first is None: raise _no_layer(network, layer, names)
     head = head_of(network)[0]
     set_trained(network, {*names[first:], *(name for name in names if name.startswith(f"{head}."))})
 
 
-def _no_layer(network: nn.Module, layer: str, names: list[str]) -> ConfigError:
+def _no_layer(network: nn.Module, layer: Any, names: list[str]) -> ConfigError:
     "What layers there are: the large parts, or what these consist of where they are few."
     parts = [name.split(".") for name in names]
     large, small = (list(dict.fromkeys(".".join(part[:n]) for part in parts if len(part) > n)) for n in (1, 2))
     every = dict.fromkeys(name for name, module in network.named_modules() if name and any(True for _ in
                           module.parameters()))
     known = "has no weights" if layer in dict(network.named_modules()) else "is not there"
+    if not isinstance(layer, str): known = "is no name (here layers have names, not numbers of groups)"
     return ConfigError(f"`freeze_to` must name a layer with weights. Got {layer!r}, which {known}."
                        f"{near_miss(layer, every)} There are: {listed(large if len(large) > 3 else small, 20)}.")
 

@@ -18,6 +18,7 @@ __all__ = ['optimizers', 'TORCH_OPTIMIZERS', 'schedulers', 'OptimizerConfig', 's
            'describe_groups', 'learning_rates', 'plot_schedule']
 
 # %% ../nbs/23_optimizers.ipynb #5211ae6c
+import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -102,7 +103,16 @@ def _check_settings(config: Any, registry: Registry, settings: Mapping[str, tupl
 _INSTEAD = {"patience": "For stopping early: early_stopping=3."}
 
 # %% ../nbs/23_optimizers.ipynb #ab6a4751
-optimizers = Registry("optimizer")
+def _our_optimizer(name: str) -> str:
+    "One of timm's goes by timm/...; of which it is asked when nobody else knows the name."
+    if importlib.util.find_spec("timm") is None: return "" if name.lower() not in _OF_TIMM else f"'timm/{name.lower()}'"
+    from timm.optim import get_optimizer_info, list_optimizers
+    known = [one for one in list_optimizers() if _stands_alone(get_optimizer_info(one))]
+    return f"'timm/{name.lower()}', timm's" if name.lower() in known else ""
+
+
+_OF_TIMM = ("lamb", "lion", "adan", "madgrad", "adamp", "novograd", "lars")     # where it is not installed
+optimizers = Registry("optimizer", meant=_our_optimizer)
 
 
 @optimizers.register
@@ -421,7 +431,28 @@ _SCHEDULER_SETTINGS = {"constant": (), "step": ("step_size", "gamma"), "cosine":
                        "one_cycle": ("pct_start", "div_factor", "final_div_factor")}
 
 # %% ../nbs/23_optimizers.ipynb #66199e77
-schedulers = Registry("scheduler")
+def _our_schedule(name: str) -> str:
+    "What another library's schedule is here; \"\": nobody knows."
+    word = name.rpartition(".")[2].lower().replace("_", "")
+    return next((here for here, there in _SCHEDULES_ELSEWHERE.items() if word in there.split()), "")
+
+
+_SCHEDULES_ELSEWHERE = {
+    "'constant'": "none no off null false constantlr fixed",
+    "'cosine' with warmup_epochs=1 beside it": "warmupcosine cosinewarmup cosinewithwarmup linearwarmupcosine warmup "
+                                               "linearwarmupcosineannealinglr cosineschedulewithwarmup",
+    "'linear' with warmup_epochs=1 beside it": "linearwithwarmup warmuplinear linearschedulewithwarmup",
+    "'constant' with warmup_epochs=1 beside it": "constantwithwarmup",
+    "'cosine'": "cosineannealing cosineannealinglr cosinedecay cosinelr cos coslr", "'linear'": "linearlr lineardecay",
+    "'plateau'": "reducelronplateau reduceonplateau plateaulr",
+    "'polynomial'": "poly polynomiallr polylr polynomialdecay",
+    "'warm_restarts', with restart_epochs and restart_factor": "sgdr cosinewithrestarts cosinerestarts "
+        "cosineannealingwarmrestarts cosinewarmrestarts cosinewithhardrestarts warmrestart",
+    "'step', with step_size=1 and gamma=0.9": "exponential exponentiallr exp exponentialdecay",
+    "'step', with step_size and gamma; for epochs of your own choice name a function of Position, mymodule.drops":
+        "multisteplr multistep steplr lambdalr multiplicativelr",
+    "'one_cycle'": "onecyclelr onecycle 1cycle fitonecycle", "'flat_cosine'": "flatcos fitflatcos flatandanneal"}
+schedulers = Registry("scheduler", meant=_our_schedule)
 
 
 def _given(value: float | None, default: float) -> float: return default if value is None else value
@@ -559,9 +590,10 @@ def build_schedule(
 
 def _own_schedule(config: SchedulerConfig) -> Callable[[Position], float]:
     "A function that an import path names."
-    path, made = config.type, imported(config.type, "A schedule")
+    path, here = config.type, _our_schedule(config.type)
+    made = imported(path, "A schedule")
     check(inspect.isfunction(made), f"{path} must be a function from a Position to the factor of the learning rate",
-          made)
+          made, here and f"Here it is {here}.")
     arguments_for(made, path, {}, n_first=1)
     for name in sorted({name for names in _SCHEDULER_SETTINGS.values() for name in names}):
         check(getattr(config, name) is None, f"`{name}` is not for {path}", getattr(config, name), "Leave it out.")

@@ -1,8 +1,8 @@
 """How does a predictor become one network, from pixels to probabilities, and a file that needs no imgcls?
 
 `portable` makes of a predictor one network: 8-bit images of any size in, probabilities out. Resizing, normalisation,
-temperature and softmax are inside, because a network that is handed on without them is asked about other images than it
-was trained for. `formats` writes it: ONNX, torch.export, TorchScript; and weights alone, as safetensors and as a state dict.
+temperature and softmax (of several labels an image: a sigmoid of each) are inside, because a network that is handed on without
+them is asked about other images than it was trained for. `formats` writes it: ONNX, torch.export, TorchScript; and weights alone, as safetensors and as a state dict.
 
 Guaranteed: the predictor stays as it is (weights, modes, random numbers); each file says which classes, weights and
 versions it is of. That a file answers as the predictor does is not believed but proven, in `60e_proof`."""
@@ -175,14 +175,17 @@ class Portable(nn.Module):
         prepare: Preprocessing | Canvas,    # what is done to the images
         temperature: float,             # logits are divided by it
         channels: int,                  # of an image
+        multi_label: bool = False,      # may an image have several labels, or none? Then each class has a sigmoid
     ):
         super().__init__()
         self.prepare, self.network, self.temperature, self.channels = prepare, network, temperature, channels
+        self.multi_label = multi_label
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network(self.prepare(images)).float()
-        return (logits if self.temperature == 1 else logits/self.temperature).softmax(1)
+        logits = logits if self.temperature == 1 else logits/self.temperature
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     @property
     def example(self) -> Tensor:
@@ -204,7 +207,8 @@ def portable(
           "it does, and the proof finds out whether that is true. The formats of weights need nothing of it: "
           "formats=['safetensors', 'state_dict'].", ExportError)
     channels, fitted = channels_of(predictor), predictor.decisions.temperature
-    return Portable(plain_copy(predictor), _prepared(said, channels), 1.0 if fitted is None else fitted.value, channels)
+    return Portable(plain_copy(predictor), _prepared(said, channels), 1.0 if fitted is None else fitted.value, channels,
+                    predictor.multi_label)
 
 
 def _prepared(said: TransformConfig | Mapping[str, Any], channels: int) -> Preprocessing | Canvas:
@@ -244,7 +248,8 @@ def reference(
     "Whom an export must agree with."
     return Predictor(plain_copy(predictor), predictor.transform or transform, predictor.class_names,
                      Runtime.create("cpu"), replace(predictor.origin, whom=None), n_outputs=predictor.n_outputs,
-                     batch_size=1, seed=predictor.seed, about=predictor.about, decisions=predictor.decisions)
+                     batch_size=1, seed=predictor.seed, about=predictor.about, decisions=predictor.decisions,
+                     multi_label=predictor.multi_label)
 
 # %% ../nbs/60d_portable.ipynb #b636b533
 def weights_of(
@@ -264,7 +269,8 @@ def metadata_of(
     "What each file says of itself."
     return {"class_names": json.dumps(predictor.output_names), "weights_sha256": weights_hash(weights),
             "origin": str(predictor.origin), "colours": {3: "RGB", 1: "L"}[channels_of(predictor)],
-            "decisions": json.dumps(predictor.decisions.to_dict()), "versions": json.dumps(versions())}
+            "decisions": json.dumps(predictor.decisions.to_dict()), "multi_label": json.dumps(predictor.multi_label),
+            "versions": json.dumps(versions())}
 
 # %% ../nbs/60d_portable.ipynb #7a80db37
 def versions() -> dict[str, str]:       # package -> version; a package that is not there is left out
@@ -434,9 +440,10 @@ def contradictions(
     "Does export.json say what the files say?"
     said = said_in(file)
     told = {"class_names": data["class_names"], "decisions": data["decisions"], "origin": data["origin"],
-            "weights_sha256": data["weights_sha256"], "colours": data["input"].get("colours")}
+            "weights_sha256": data["weights_sha256"], "colours": data["input"].get("colours"),
+            "multi_label": data.get("about", {}).get("multi_label", False)}
     if "quantised_from" in said:        # int8: what was fitted for other weights is not of it
-        told = {"class_names": told["class_names"], "quantised_from": data["weights_sha256"]}
-    read = {key: json.loads(text) if key in ("class_names", "decisions") else text for key, text in said.items()
-            if key in told}
+        told = {key: told[key] for key in ("class_names", "multi_label")} | {"quantised_from": data["weights_sha256"]}
+    texts = ("class_names", "decisions", "multi_label")
+    read = {key: json.loads(text) if key in texts else text for key, text in said.items() if key in told}
     return [key for key, value in read.items() if value != json.loads(json.dumps(told[key]))]

@@ -339,7 +339,7 @@ def _alike(whole: Predictions, probabilities: np.ndarray, losses: np.ndarray | N
     new = type(whole)(probabilities, class_names=whole.class_names, paths=paths, split=whole.split, **known)
     new.source, new.origin, new.inputs, new.decisions = whole.source, whole.origin, whole.inputs, whole.decisions
     new.agreement, new.moved_to = whole.agreement, whole.moved_to
-    if known: new.metrics = whole.metrics
+    if known: new.metrics, new.loss_note = whole.metrics, whole.loss_note
     if whole.kept is not None:
         accepted, sets = whole.kept
         chosen = None if sets is None else [sets[i] for i in np.arange(len(sets))[rows]]
@@ -453,12 +453,13 @@ class Origin:
     step: int | None = None     # optimizer updates behind those weights; None: not known
     epoch: int = 0          # epochs completed behind them
     batch: int = 0          # batches of the next epoch
-    average: bool = False   # the moving average of the weights?
+    average: bool | str = False     # an average of the weights? In words, or True: the moving average
     begun_from: str = ""    # what it began with, before any training: 'DEFAULT', 'weights loaded from a.pt'
     whom: Answers | None = field(default=None, repr=False)      # who can be asked again
 
     def __str__(self) -> str:
-        return ", ".join([f"{self.weights} weights{' (moving average)' if self.average else ''}", *self._when()])
+        average = "moving average" if self.average is True else self.average
+        return ", ".join([f"{self.weights} weights{f' ({average})' if average else ''}", *self._when()])
 
     def _when(self) -> list[str]:
         if self.batch: return [f"epoch {self.epoch + 1}, batch {self.batch}"]

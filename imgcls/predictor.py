@@ -509,8 +509,6 @@ def gain(
 ) -> Gain:                  # shows itself; .holds_zero
     "What it gains over what it was made of: the best of its members, if it has several."
     from imgcls.ensembles import gain
-    _one_class_only(self, "gain", "predictor.evaluate(data, split='val') of both: .mean_average_precision and "
-                    ".macro_f1 have intervals")
     val, split = _to_judge(self, val, split, "val")
     return gain(self, val, split)
 
@@ -621,7 +619,7 @@ def _check_new(predictor: Predictor, evaluation: ImageAnswers, val: Any) -> None
           "did not learn from", "those of a folder called train", _VAL, DataError)
 
 
-_VAL = "Try predictor.calibrate(data): it takes the val split of an ImageData."
+_VAL = "Give the ImageData, `data`: its val split is taken."
 
 
 def _val_in(predictor: Predictor, folder: str | Path) -> str | None:
@@ -686,9 +684,6 @@ def export(
     **options: Any,             # preprocessing, n_images, tolerance, overwrite, ...: see imgcls.export.export_predictor
 ) -> Any:                       # an `Export`: shows itself; .table .files .data
     "Write it in formats that need no imgcls, and prove that each answers as it does."
-    check(not self.multi_label, "An export answers with one class an image, and this predictor gives several labels",
-          self, "What works: predictor.save('labels.safetensors'), and where imgcls is there, load_predictor of "
-          "that file.")
     from imgcls.export import export_predictor
     return export_predictor(self, folder, formats, images, **options)
 

@@ -11,7 +11,7 @@ file are the same bits, hashed by the other process; the same images are chosen 
 
 # %% auto #0
 __all__ = ['ROUNDING', 'PREDICT', 'CHILD', 'CHILD_ASKS', 'LIMIT', 'proof_images', 'as_files', 'Agreement', 'asked_elsewhere',
-           'eager_milliseconds', 'prove']
+           'eager_milliseconds', 'thresholds_of', 'prove']
 
 # %% ../nbs/60e_proof.ipynb #2fb7527e
 import json
@@ -34,7 +34,7 @@ from .data import ImageData
 from .images import as_image, images_in
 from .networks import evaluating
 from .portable import ExportError, formats, plain_copy, plainly
-from .predictions import Predictions
+from .predictions import ImageAnswers, Predictions
 from .predictor import Predictor
 from .seeding import preserve_rng
 
@@ -98,10 +98,11 @@ ROUNDING = 2e-5     # of the greatest probability: what float32 leaves open
 class Agreement:
     "How two answers about the same images compare."
     n_images: int
-    labels_equal: int               # images with the same label
+    labels_equal: int               # images with the same label, or the same labels
     greatest_difference: float      # of two probabilities
     least_margin: float             # least difference of the two highest probabilities; where labels differ: greatest
-                                    # difference, in the predictor's eyes, of the two labels
+                                    # difference, in the predictor's eyes, of the two labels. Of several labels an
+                                    # image: of a probability and the threshold of its class
     allowed: float                  # difference of a probability: the tolerance, less where probabilities lie close
     wrong: tuple[int, ...]          # images that differ by more than is allowed
 
@@ -111,22 +112,35 @@ class Agreement:
         expected: np.ndarray,       # images x outputs
         found: np.ndarray,          # the same of a file
         tolerance: float,           # allowed difference of a probability; 0: none at all
+        thresholds: np.ndarray | None = None,   # of several labels an image, one a class; None: one class an image
     ) -> "Agreement":
-        "Labels may differ only where the predictor itself gives both nearly the same probability."
+        "Labels may differ only where the predictor itself says that it is nearly a tie."
         check(found.shape == expected.shape, f"A file must answer with an array of the shape {expected.shape}",
               found.shape, error=ExportError)
-        rows, ours, theirs = np.arange(len(expected)), expected.argmax(1), found.argmax(1)
         off = np.nan_to_num(np.abs(found - expected), nan=math.inf).max(1)
-        margins = expected[rows, ours] - expected[rows, theirs]
-        differ = ours != theirs
-        highest = np.sort(expected, 1)[:, -2:]
-        least = margins[differ].max() if differ.any() else (highest[:, -1] - highest[:, 0]).min()
-        spread = float(np.median(np.ptp(expected, 1)))      # how much the network says of an image
-        noise = ROUNDING*float(highest.max()) if tolerance > 0 else 0.0
+        differ, margins, closest = _labels(expected, found) if thresholds is None else _label_sets(
+            expected, found, thresholds)
+        least = margins[differ].max() if differ.any() else closest
+        spread = float(np.median(np.ptp(expected, int(expected.shape[1] > 1))))     # how much the network says
+        noise = ROUNDING*float(expected.max()) if tolerance > 0 else 0.0
         allowed = max(noise, tolerance*min(1.0, 2*spread))
         wrong = np.flatnonzero((off > allowed) | (margins > max(noise, allowed/5)))
         return cls(len(expected), int((~differ).sum()), float(off.max()), float(least), allowed,
                    tuple(map(int, wrong)))
+
+# %% ../nbs/60e_proof.ipynb #69d763d0
+def _labels(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    "Of each image: is the label another, by how much in the predictor's eyes? And where is it the nearest to a tie?"
+    rows, ours, theirs = np.arange(len(expected)), expected.argmax(1), found.argmax(1)
+    highest = np.sort(expected, 1)[:, -2:]
+    return ours != theirs, expected[rows, ours] - expected[rows, theirs], (highest[:, -1] - highest[:, 0]).min()
+
+
+def _label_sets(expected: np.ndarray, found: np.ndarray, thresholds: np.ndarray
+                ) -> tuple[np.ndarray, np.ndarray, float]:
+    "The same where a probability at or above the threshold of its class is a label."
+    away, other = np.abs(expected - thresholds), (expected >= thresholds) != (found >= thresholds)
+    return other.any(1), np.where(other, away, 0).max(1), away.min()
 
 # %% ../nbs/60e_proof.ipynb #d6ecfbc7
 _PIXELS = '''"""What model.onnx says of images, with Pillow, NumPy and onnxruntime alone.
@@ -160,7 +174,7 @@ def pixels(file, colours="RGB"):
 '''
 
 # %% ../nbs/60e_proof.ipynb #a2bab2fc
-PREDICT = _PIXELS + '''
+_MODEL = '''
 
 class Model:
     "model(batch): float32 probabilities (batch, class) of a uint8 batch of any size."
@@ -173,6 +187,9 @@ class Model:
         self.said = self.session.get_modelmeta().custom_metadata_map
         self.class_names, self.colours = json.loads(self.said["class_names"]), self.said["colours"]
         self.decisions = json.loads(self.said["decisions"])     # a threshold, prediction sets; null: not fitted
+        self.multi_label = json.loads(self.said["multi_label"])     # may an image have several labels, or none?
+        chosen = self.decisions["label_thresholds"]
+        self.thresholds = np.array(chosen["thresholds"] if chosen else [0.5]*len(self.class_names))     # then, of each
 
     def __call__(self, batch): return self.session.run(None, {"images": batch})[0]
 
@@ -184,11 +201,25 @@ class Model:
         return (threshold and float(probabilities.max()) >= threshold["value"],
                 sets and order[before <= sets["quantile"]].tolist())
 
+    def labels(self, probabilities):
+        "Where an image may have several: the classes (their numbers) at or above their thresholds, best first."
+        order = np.argsort(-probabilities, kind="stable")
+        return order[(probabilities >= self.thresholds)[order]].tolist()
+
     def told(self, probabilities):
-        "'ants 0.9312', 'not sure: ants 0.5410', and the classes that it may be, where that was fitted."
+        "'ants 0.9312', 'not sure: ants 0.5410', and the classes that it may be, where that was fitted; or all labels."
+        if self.multi_label:
+            named = lambda i: f"{self.class_names[i]} {probabilities[i]:.4f}"
+            said = ", ".join(map(named, self.labels(probabilities)))
+            return said or f"no label; then {named(probabilities.argmax())}"
         (sure, may_be), best = self.decided(probabilities), probabilities.argmax()
         text = f"{'not sure: ' if sure is False else ''}{self.class_names[best]} {probabilities[best]:.4f}"
         return text if may_be is None else f"{text} in {{{', '.join(self.class_names[i] for i in may_be)}}}"
+
+'''
+
+# %% ../nbs/60e_proof.ipynb #be23e1e6
+PREDICT = _PIXELS + _MODEL + '''
 
 
 def main(names):
@@ -271,7 +302,8 @@ CHILD_ASKS = '''def asked(kind, file, out):
     apart = np.concatenate([ask(image) for image in several]) - ask(np.concatenate(several))
     answers = np.concatenate([ask(predict.pixels(name, job["colours"])) for name in job["images"]])
     np.save(out, answers)
-    decided = [ask.decided(row) for row in answers] if kind == "onnx" else None
+    decide = kind == "onnx" and (ask.labels if ask.multi_label else ask.decided)
+    decided = [decide(row) for row in answers] if decide else None
     said = {key: value.decode() if isinstance(value, bytes) else value for key, value in said.items()}
     return {"said": said, "milliseconds": 1000*statistics.median(times), "decided": decided,
             "batch_difference": float(np.abs(apart).max())}
@@ -310,7 +342,7 @@ def _in_a_process(files: Mapping[str, tuple[str, Path]], predict: Path, images: 
     job.write_text(json.dumps({
         "blocked": blocked, "path": [p for p in sys.path if p], "predict": str(predict.absolute()),
         "images": list(images), "colours": colours, "threads": torch.get_num_threads(),
-        "said": ["class_names", "weights_sha256", "origin", "colours", "decisions", "versions"],
+        "said": ["class_names", "weights_sha256", "origin", "colours", "decisions", "multi_label", "versions"],
         "files": {name: (kind, str(file.absolute()), outs[name]) for name, (kind, file) in files.items()}}))
     try: done = subprocess.run([sys.executable, "-I", str(child), str(job), str(result)], capture_output=True,
                                text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=LIMIT + len(images))
@@ -342,9 +374,20 @@ def eager_milliseconds(
     with preserve_rng(), evaluating(predictor.network), plainly():
         for image in [decoded[0], *decoded*max(1, 8//len(decoded))]:
             begin = time.perf_counter()
-            predictor.network(predictor.transform(image)[None]).softmax(1)
+            logits = predictor.network(predictor.transform(image)[None])
+            logits.sigmoid() if predictor.multi_label else logits.softmax(1)
             times.append(time.perf_counter() - begin)
     return 1000*statistics.median(times[1:])
+
+# %% ../nbs/60e_proof.ipynb #22223f13
+@checked
+def thresholds_of(
+    predictor: Predictor,
+) -> np.ndarray | None:     # one a class; None: one class an image
+    "From which probability on a class is a label of an image."
+    if not predictor.multi_label: return None
+    chosen = predictor.decisions.label_thresholds
+    return np.array(chosen.thresholds if chosen else [0.5]*predictor.n_outputs)
 
 # %% ../nbs/60e_proof.ipynb #ddba229c
 @checked
@@ -367,7 +410,7 @@ def prove(
         check(not wrong, f"{file.name} must say what was exported", wrong, error=ExportError)
         if "hash" in answer: answer |= {"probabilities": _loaded_here(predictor, kind, file, images)}
         allowed = 0.0 if "hash" in answer else tolerance
-        agreement = Agreement.of(expected.probabilities, answer["probabilities"], allowed)
+        agreement = Agreement.of(expected.probabilities, answer["probabilities"], allowed, thresholds_of(predictor))
         if agreement.wrong: raise ExportError(_disagreement(file.name, expected, answer["probabilities"], agreement))
         _check_decided(predictor, file.name, answer)
         apart = answer.get("batch_difference", 0.0)
@@ -381,11 +424,19 @@ def prove(
 def _check_decided(predictor: Predictor, name: str, answer: Mapping[str, Any]) -> None:
     "predict.py's own few lines must accept the same answers, and hold the same classes possible."
     if not answer.get("decided"): return
+    if predictor.multi_label:
+        ours = [set(np.flatnonzero(row)) for row in answer["probabilities"] >= thresholds_of(predictor)]
+        wrong = [i for i, theirs in enumerate(answer["decided"]) if set(theirs) != ours[i]]
+        return _check_none(wrong, name)
     threshold, sets, found = predictor.decisions.threshold, predictor.decisions.sets, answer["probabilities"]
     sure = [None]*len(found) if threshold is None else threshold.of(found).tolist()
     may_be = [None]*len(found) if sets is None else [np.flatnonzero(row).tolist() for row in sets.of(found)]
     theirs = [(yes, held if held is None else sorted(held)) for yes, held in answer["decided"]]
     wrong = [i for i, pair in enumerate(zip(sure, may_be, strict=True)) if theirs[i] != pair]
+    _check_none(wrong, name)
+
+
+def _check_none(wrong: list[int], name: str) -> None:
     check(not wrong, f"predict.py must decide of the answers of {name} as the predictor does", wrong[:3],
           error=ExportError)
 
@@ -396,14 +447,18 @@ def _loaded_here(predictor: Predictor, kind: str, file: Path, images: Sequence[s
     network = plain_copy(predictor)
     network.load_state_dict(weights)
     same = Predictor(network, predictor.transform, predictor.class_names, n_outputs=predictor.n_outputs,
-                     batch_size=predictor.batch_size, seed=predictor.seed, decisions=predictor.decisions)
+                     batch_size=predictor.batch_size, seed=predictor.seed, decisions=predictor.decisions,
+                     multi_label=predictor.multi_label)
     return same.predict(list(images)).probabilities
 
 
-def _disagreement(name: str, expected: Predictions, found: np.ndarray, agreement: Agreement) -> str:
+def _disagreement(name: str, expected: ImageAnswers, found: np.ndarray, agreement: Agreement) -> str:
     names = expected.class_names
-    rows = [f"{path}: {names[e.argmax()]} {e.max():.4f} became {names[f.argmax()]} {f.max():.4f}"
-            for path, e, f in ((expected.paths[i], expected.probabilities[i], found[i]) for i in agreement.wrong[:3])]
+    rows = []
+    for i in agreement.wrong[:3]:
+        e, f = expected.probabilities[i], found[i]
+        ours, theirs = (e.argmax(), f.argmax()) if isinstance(expected, Predictions) else [np.abs(f - e).argmax()]*2
+        rows.append(f"{expected.paths[i]}: {names[ours]} {e[ours]:.4f} became {names[theirs]} {f[theirs]:.4f}")
     more = f"; and {len(agreement.wrong) - 3} more" if len(agreement.wrong) > 3 else ""
     return (f"{name} does not answer as the predictor does, so nothing is delivered: {len(agreement.wrong)} of "
             f"{agreement.n_images} images differ, {agreement.n_images - agreement.labels_equal} of them in the label, "

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from .keeping import RUN_FIELDS, load_checkpoint
 from .learner import Learner
 from .manifests import check_unchanged, read_manifest
 from .markup import escaped, facts
-from .networks import freeze_backbone, set_trained, trained_names, unfreeze
-from .runs import Run, average_in
+from .networks import freeze_backbone, freeze_to, set_trained, trained_names, unfreeze
+from .runs import MAX_NAME, Run, average_in
 from .runtime import difference, exactness_differences
 from .sources import sources_mark, sources_of
 from .steering import Replay
@@ -142,11 +143,16 @@ def reproduce(
     if not isinstance(images, ImageData): return Reproduction(run, None, saved["step"], {}, "", (*before, *images))
     best, replaced = _best_of(run, saved)
     with _threads_of(summary.environment):
-        learner = Learner(images, config=config, name=name or f"{run.name}_again", runs=root, progress=progress, **own)
+        learner = Learner(images, config=config, name=name or _again(run), runs=root, progress=progress, **own)
         before += [*replaced, *_others_given(learner, saved), *_callbacks_missing(learner, saved)]
         _check_trained(learner, saved)
         _train_again(learner, saved)
     return _compared(run, learner, saved, best, (*before, *_code_differs(run, learner.run)))
+
+
+def _again(run: Run) -> str:
+    "The old name and _again; of a name that fills what a name may have, only its beginning."
+    return f"{run.name.encode()[:MAX_NAME - len('_again')].decode(errors='ignore')}_again"
 
 
 @contextmanager
@@ -300,7 +306,9 @@ def _trained_as_said(learner: Learner, said: str, saved: Mapping[str, Any]) -> N
     network = learner.network
     ways = (lambda: None, lambda: freeze_backbone(network), lambda: unfreeze(network),
             lambda: set_trained(network, saved["trained"]))
-    for way in ways:
+    names = [name for name, _ in network.named_parameters()]
+    layers = [partial(freeze_to, network, name) for name in names]      # no two of them train as many parameters
+    for way in (*ways, *layers):
         way()
         if what_is_trained(network) == said: return
     raise ConfigError(f"From some step on the run trained {said}. Which they are is not in its folder: they were "

@@ -11,7 +11,7 @@ whole at every moment."""
 
 # %% auto #0
 __all__ = ['MAX_NAME', 'PATIENCE', 'MAX_PATCH', 'run_name', 'check_run_name', 'Run', 'writing', 'runs_in', 'Hold', 'average_in',
-           'fitted_to']
+           'average_in_words', 'fitted_to']
 
 # %% ../nbs/32_runs.ipynb #094bd867
 import errno
@@ -426,8 +426,27 @@ def average_in(
     weights: Mapping[str, Tensor],  # the network's own
 ) -> Mapping[str, Tensor] | None:   # None: nobody keeps one
     "The average of the weights, where a callback keeps one under `average`."
-    averages = (state.get("average") for state in kept.values() if isinstance(state, Mapping))
-    return next((a for a in averages if isinstance(a, Mapping) and a.keys() == weights.keys()), None)
+    state = _averaging(kept, weights)
+    return None if state is None else state["average"]
+
+
+def _averaging(kept: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
+    "The state of the callback that keeps it."
+    states = (state for state in kept.values() if isinstance(state, Mapping))
+    return next((state for state in states if isinstance(a := state.get("average"), Mapping)
+                 and a.keys() == weights.keys()), None)
+
+# %% ../nbs/32_runs.ipynb #32fb42da
+def average_in_words(
+    kept: Mapping[str, Any],        # as for `average_in`
+    weights: Mapping[str, Tensor],
+) -> str:                           # 'moving average', 'mean of epochs 4 to 6'; '': nobody keeps one
+    "Which average it is: a mean of epochs says of which, and no later step is in it."
+    state = _averaging(kept, weights)
+    if state is None: return ""
+    n, begins = state.get("n_averaged"), state.get("begins")
+    if not isinstance(n, int) or not isinstance(begins, int): return "moving average"
+    return f"mean of epochs {begins + 1} to {begins + n}" if n > 1 else f"end of epoch {begins + 1}"
 
 # %% ../nbs/32_runs.ipynb #71974b9f
 def fitted_to(

@@ -20,7 +20,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,15 @@ from fastcore.basics import patch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .core import DataError, ImgclsError, Labels, Logits, check, checked
+from .core import DataError, ImgclsError, Labels, Logits, check, checked, near_miss
+from .formulas import auroc, average_precision, average_precision_interval, calibration_error
+from .formulas import logit_interval, mean_average_precision, mean_roc_area
 from .imbalance import Imbalance, imbalance as unequal
 from .markup import html_table
 from .metrics import FunctionMetric, Metrics, build_metrics
 from .plots import PALETTE, bars, image_grid, matrix, picture_html, save_plot, wilson_interval
-from .predictions import ImageAnswers, Numbers, Predictions, as_array, of_split, text_column, with_interval
+from .predictions import ImageAnswers, Numbers, Predictions, as_array, of_split, text_column
+from .predictions import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +50,7 @@ class Scores(Predictions):
     "What a network said about images whose class is known."
 
     metrics: Sequence[Any] = ()             # what the run measures beside accuracy and loss; whoever knows sets it
+    loss_note: str = ""                     # what training's own loss has that `loss` has not; whoever knows sets it
 
     @checked
     def __init__(
@@ -377,7 +381,8 @@ class Measured:
     note: str = ""                          # what to know of it
 
     def __repr__(self) -> str:
-        told = f"95 % interval of {self.n_resamples:,} resamples of {self.n:,} images" if self.interval else ""
+        drawn = f"{self.n_resamples:,} resamples of " if self.n_resamples else ""
+        told = f"95 % interval of {drawn}{self.n:,} images" if self.interval else ""
         number = with_interval(self.value, self.interval) if self.interval else f"{self.value:.4f}"
         about = "; ".join(filter(None, (told, self.note)))
         return f"{self.name} {number}{f' ({about})' if about else ''}"
@@ -410,11 +415,15 @@ def measure(
     logits = torch.from_numpy(self.log_probabilities) if self.logits is None else self.logits
     found = measured_on(built, logits, torch.from_numpy(self.targets), self.losses, n_resamples,
                         "" if self.logits is not None else "of log-probabilities: there are no logits")
+    if "balanced_accuracy" in found:            # the interval that stands beside it everywhere
+        found["balanced_accuracy"] = replace(found["balanced_accuracy"], interval=self.balanced_accuracy_interval,
+                                             n_resamples=0, note="")
     if usual: self._measures = found
     return found
 
 # %% ../nbs/25_scores.ipynb #c180d7e6
 _MOST = 2_000_000       # probabilities of which resamples are drawn unasked
+_FEW = 10               # images of a class; with fewer, a mean over classes is known less well than its draws say
 
 
 @checked
@@ -434,14 +443,24 @@ def measured_on(
     size = logits.numel()
     usually = 0 if size > _MOST or not metrics else min(500, max(100, 4*10**6//size))
     draws = _drawn(metrics, answers, usually if n_resamples is None else n_resamples)
-    return Measures({name: _measured(len(losses), metrics[name], name, value, drawn, note)
-                     for (name, value), drawn in zip(whole.items(), draws, strict=True)})
+    few = bool((np.unique(targets.numpy(), return_counts=True)[1] < _FEW).any()) if targets.ndim == 1 else False
+    found = {name: _measured(len(losses), metrics[name], name, value, drawn, note)
+             for (name, value), drawn in zip(whole.items(), draws, strict=True)}
+    return Measures({name: _unbiased(one, metrics[name], answers, drawn, few)
+                     for (name, one), drawn in zip(found.items(), draws, strict=True)})
 
 
 def _drawn(metrics: Metrics, answers: tuple[Any, ...], n: int) -> np.ndarray:   # metrics x resamples; NaN: not defined
     "The numbers of images drawn with replacement."
-    draw, size = np.random.default_rng(0), len(answers[2])
-    rows = [[*_numbers(metrics, answers, draw.integers(size, size=size)).values()] for _ in range(n)]
+    draw, again = np.random.default_rng(0), np.random.default_rng(1)
+    size, targets = len(answers[2]), answers[1].numpy()
+    classes = [np.flatnonzero(targets == c) for c in np.unique(targets)] if targets.ndim == 1 else []
+    rows = []
+    for _ in range(n):
+        images = draw.integers(size, size=size)
+        if len(np.unique(targets[images])) < len(classes):      # a mean over fewer classes would be another number
+            images = np.concatenate([again.choice(same, len(same)) for same in classes])
+        rows.append([*_numbers(metrics, answers, images).values()])
     return np.array(rows, float).reshape(n, len(metrics)).T
 
 
@@ -475,6 +494,31 @@ def _measured(n: int, metric: Any, name: str, value: float, draws: np.ndarray, n
     if note and isinstance(metric, FunctionMetric) and metric.of == "logits": notes.append(note)
     return Measured(name, value, ends if varies else None, n, len(known), metric.higher_is_better,
                     "; ".join(notes))
+
+
+def _unbiased(one: Measured, metric: Any, answers: tuple[Any, ...], draws: np.ndarray, few: bool) -> Measured:
+    "Where the draws are known to be beside the truth: another interval, or a word."
+    function = getattr(metric, "function", None)
+    if one.interval is None: return one
+    if function in (average_precision, mean_average_precision):
+        logits, targets, _ = answers
+        said = logits.float().double().sigmoid() if metric.several else logits.float().softmax(1)
+        ends = average_precision_interval(said, targets, draws)
+        high = "the value is above its interval: of few images it is too high" if one.value > ends[1] else ""
+        return replace(one, interval=ends, note="; ".join(filter(None, (one.note, high))))
+    if function in (auroc, mean_roc_area) and 0 < one.value < 1:
+        return replace(one, interval=logit_interval(one.value, float(np.nanstd(draws))))
+    if function is calibration_error:
+        low = max(0.0, 2*one.value - one.interval[1])
+        return replace(one, interval=(low, one.interval[1]), note="; ".join(filter(None, (one.note, _TOO_HIGH))))
+    narrow = f"classes with fewer than {_FEW} images: the interval is too narrow"
+    return replace(one, note="; ".join(filter(None, (one.note, narrow)))) if few and one.name in _MACRO else one
+
+
+_MACRO = ("macro_precision", "macro_recall", "macro_f1", "macro_jaccard")
+
+
+_TOO_HIGH = "too high of few images, as its draws are; the interval holds less often than it says"
 
 # %% ../nbs/25_scores.ipynb #526d8ffc
 @checked
@@ -540,7 +584,8 @@ def __repr__(self: Scores) -> str:
     name = f"{kind} ({self.split})" if self.split else kind
     return (f"{name}: {len(self)} images, {len(self.class_names)} classes, "
             f"{', '.join(f'{name} {value}' for name, value in _accuracies(self).items())}, "
-            f"loss {with_interval(self.loss, self.loss_interval)}{seen_before(self, 'temperature')}"
+            f"loss {with_interval(self.loss, self.loss_interval)}{f' ({self.loss_note})' if self.loss_note else ''}"
+            f"{seen_before(self, 'temperature')}"
             f"{_unequal(self)}{_decided(self)}"
             f"{f'; {self.weights}' if self.weights else ''}{'; .measure() has more' if self.metrics else ''}")
 
@@ -578,6 +623,7 @@ def _repr_html_(self: Scores) -> str:
             f"{n} classes{f'; {self.weights}' if self.weights else ''}; in brackets, 95 % intervals</p>"
             f"<p>{', '.join(f'{name} <b>{value}</b>' for name, value in _accuracies(self).items())}, "
             f"loss <b>{with_interval(self.loss, self.loss_interval)}</b> nats"
+            f"{f' ({html.escape(self.loss_note)})' if self.loss_note else ''}"
             f"{seen_before(self, 'temperature')}{html.escape(_unequal(self))}{_decided(self)}</p>"
             f"{self.measure()._repr_html_() if self.metrics else ''}"
             f'<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">'
@@ -599,3 +645,23 @@ def save_confusion_matrix(
 ) -> None:
     "Write the plot of the confusion matrix."
     save_plot(self.plot_confusion_matrix(normalize), path)
+
+# %% ../nbs/25_scores.ipynb #fc49e951
+_ELSEWHERE = {
+    **dict.fromkeys(("top_losses", "plot_top_loss", "worst"), "evaluation.plot_top_losses(9) shows them, "
+                    "evaluation.per_sample.nlargest(9, 'loss') lists them"),
+    **dict.fromkeys(("print_classification_report", "classification_report"), "evaluation.report()"),
+    **dict.fromkeys(("plot_confusion", "confusion", "cm"), "evaluation.plot_confusion_matrix()"),
+    **dict.fromkeys(("show_results", "plot_results"), "imgcls.explore(evaluation)"),
+    **dict.fromkeys(("preds", "y_pred"), "evaluation.predicted, evaluation.probabilities"),
+    "y_true": "evaluation.targets",
+    **dict.fromkeys(("choose_thresholds", "thresholds"), "predictor.choose_threshold(evaluation)")}
+
+
+@patch(nm="__getattr__")
+def _lead_on(self: Scores, name: str) -> Any:       # only asked for what is not there
+    if name.startswith("_"): raise AttributeError(name)
+    if hasattr(type(self), name): return object.__getattribute__(self, name)    # a property that failed: how it did
+    way = near_miss(name, [known for known in dir(type(self)) if not known.startswith("_")])
+    raise AttributeError(f"{type(self).__name__} has no {name!r}."
+                         f"{f' Here it is: {_ELSEWHERE[name]}.' if name in _ELSEWHERE else way}")

@@ -36,6 +36,7 @@ class Summary:
     status: str = "running"         # one of STATUSES; stopped: a rule ended it early, with success
     error: str | None = None        # what went wrong; None: nothing
     notes: list[str] = field(default_factory=list)          # for a reader, one sentence each
+    phases: list[str] = field(default_factory=list)         # which weights were trained from when on; empty: the same
     started: str = field(default_factory=lambda: now())     # ISO 8601 with the time zone
     ended: str | None = None        # the same; None: it has not ended
     seconds: float = 0.0            # time spent, over all sittings
@@ -153,7 +154,7 @@ def text(self: Summary) -> str:
     "The summary as a file for people."
     _check(self)                # it may have been changed since it was made
     values = {f.name: getattr(self, f.name) for f in fields(self)}
-    told = {name: values[name] for name in ("error", "notes") if values[name]}
+    told = {name: values[name] for name in ("error", "notes", "phases") if values[name]}
     lines = [f"status: {self.status}", f"# {self.headline()}", *yaml_lines(told)]
     for heading, names in _SECTIONS.items():
         lines += ["", f"# {heading}", *yaml_lines({name: values[name] for name in names})]

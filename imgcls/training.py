@@ -398,8 +398,8 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
     state.phase = "val"
     state.val_metrics.reset()
     forward = _forward(state)
-    events.on_val_start(state)
     try:
+        events.on_val_start(state)      # also after an error in here weights that were swapped are given back
         with evaluating(state.network):
             for images, targets in state.runtime.moved(batches_from(state.val_batches, 0, 0)):
                 state.images, state.targets = images, targets

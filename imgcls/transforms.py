@@ -13,7 +13,7 @@ Words: a *phase* is train, val or test; a *pipeline* is what turns a PIL image i
 # %% auto #0
 __all__ = ['transforms', 'IMAGENET_MEAN', 'IMAGENET_STD', 'MAX_SIDE', 'PHASES', 'step_builder', 'NormalizeConfig',
            'TransformConfig', 'TransformsConfig', 'ToPixels', 'Fit', 'Normalize', 'denormalize', 'Pipeline',
-           'build_transform', 'Extra', 'describe_transform', 'normalization_of', 'described', 'preview',
+           'build_transform', 'Extra', 'final_size', 'describe_transform', 'normalization_of', 'described', 'preview',
            'image_statistics', 'told']
 
 # %% ../nbs/13_transforms.ipynb #b2043506
@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from .augmentation import AUGMENTATIONS, POLICIES, Preset, albumentation_step, is_albumentation
-from .augmentation import policy, vision_step, vision_steps, with_augmentation
+from .augmentation import AUGMENTATIONS, POLICIES, Albumentation, Preset, albumentation_step, is_albumentation
+from .augmentation import names_within, policy, vision_step, vision_steps, with_augmentation
 from .config import resets
 from .core import ConfigError, DataError, Images, RawImage, Registry, arguments_for, check, checked, fits
 from .core import imported, in_words, name_and_arguments, near_miss
@@ -410,11 +410,7 @@ def build_transform(
     check(phase in PHASES, "`phase` must be 'train', 'val' or 'test'", phase)
     if phase != "train": _check_not_random(config, phase)
     extra = [Extra(name) for name in config.extra]
-    for step in extra: step.probe(_channels(config))
-    for step in extra if phase != "train" else ():
-        check(not _draws(step, _probe(_channels(config))), f"The transform {step.name!r} is random, "
-              f"and a random {phase} set would give another result each time", config.extra,
-              "It belongs to `train`.")
+    final_size(config, phase)       # or what is wrong with a step of `extra`
     flip, sized = config.random_horizontal_flip, _size_steps(config)
     finish = [v2.ToDtype(torch.float32, scale=True)]
     if config.normalize: finish.append(Normalize(config.normalize.mean, config.normalize.std))
@@ -461,14 +457,19 @@ class Extra(nn.Module):
         self.step = step_builder(step)()
         vision = self.name not in transforms and self.name in vision_steps()
         self.torch_only = vision or self.name in _TORCH_ONLY        # a step of yours may draw from anywhere
-        self._is_ours = vision or is_albumentation(getattr(self.step, "transform", None))
+        self.known = self.torch_only or is_albumentation(getattr(self.step, "transform", None))
 
     def forward(
         self,
         image: RawImage,
     ) -> RawImage:
         "The step, checked."
-        out = self.step(image)
+        try: out = self.step(image)
+        except Exception as error:
+            if not self.known or isinstance(error, (ConfigError, DataError)): raise     # yours says it in your words
+            channels, height, width = image.shape
+            raise ConfigError(f"The transform {self.name!r} fails on an image of {channels} channels and {height} x "
+                              f"{width} pixels ({type(error).__name__}: {error}).") from None
         check(isinstance(out, Tensor) and out.dtype == torch.uint8 and out.ndim == 3,
               f"The transform {self.name!r} must return an 8-bit tensor (channel, height, width)",
               getattr(out, "dtype", out), "Leave out what makes floats (A.Normalize, A.ToTensorV2): that is done at "
@@ -477,18 +478,14 @@ class Extra(nn.Module):
 
     def probe(
         self,
-        channels: int,              # of the images
-    ) -> None:
-        "An error where a step that is not yours cannot do with an image alone, or makes another kind of one."
-        if not self._is_ours: return
-        try:
-            with seeded("probe"): out = self(_probe(channels))
-        except ConfigError: raise
-        except Exception as error:
-            raise ConfigError(f"The transform {self.name!r} fails on an image of {channels} channels and 48 x 64 "
-                              f"pixels ({type(error).__name__}: {error}).") from None
-        check(len(out) == channels, f"The transform {self.name!r} must keep the number of channels, {channels}",
-              len(out))
+        image: RawImage,            # as large as those that reach the step
+        key: int = 0,               # another one, other draws
+    ) -> RawImage:
+        "What the step makes; an error where it makes another kind of image."
+        with seeded("probe", key): out = self(image)
+        check(not self.known or len(out) == len(image), f"The transform {self.name!r} must keep the number of "
+              f"channels, {len(image)}", len(out))
+        return out
 
     def extra_repr(self) -> str:
         if self.name == "albumentations": return f"{self.name!r}: {self.step.extra_repr()}"
@@ -501,9 +498,9 @@ def _channels(config: TransformConfig) -> int:
     return len(config.normalize.mean) if config.normalize else 3
 
 
-def _probe(channels: int) -> RawImage:
-    "A small image to try a step on."
-    with seeded("probe"): return torch.randint(256, (channels, 48, 64), dtype=torch.uint8)
+def _probe(channels: int, size: Sequence[int] = (48, 64)) -> RawImage:
+    "An image to try a step on."
+    with seeded("probe"): return torch.randint(256, (channels, *size), dtype=torch.uint8)
 
 
 def _draws(step: Callable[[Any], Any], image: Any) -> bool:
@@ -515,6 +512,56 @@ def _draws(step: Callable[[Any], Any], image: Any) -> bool:
     numpy = [state["numpy"] for state in (before, after)]
     return not (before["python"] == after["python"] and torch.equal(before["torch"], after["torch"])
                 and torch.equal(numpy[0][1], numpy[1][1]) and numpy[0][2:] == numpy[1][2:])
+
+# %% ../nbs/13_transforms.ipynb #7e77ad6a
+@checked
+def final_size(
+    config: TransformConfig,        # what is done
+    phase: str = "train",           # 'train', 'val' or 'test'
+) -> tuple[int, int] | None:        # height, width; None: as large as they came, or as steps of yours leave them
+    "How large images are when all is done, or an error where a step of `extra` cannot do with what reaches it."
+    if not config.extra: return config.resize
+    key = repr((config.extra, config.resize, _channels(config), phase))
+    if key in _TRIED: return _TRIED[key]
+    steps, sizes = [Extra(step) for step in config.extra], {config.resize}
+    if config.resize: sizes = _sizes_after(steps, config, config.resize, phase)
+    else:
+        try: _sizes_after(steps, config, (48, 64), phase)
+        except ConfigError: _sizes_after(steps, config, (1024, 1024), phase)    # what crops is for larger images
+    check(len(sizes) == 1, "The images of a batch must have one size, and `extra` makes several",
+          [*map(list, sorted(sizes))][:3] if len(sizes) > 1 else None, "Let a crop to one size come last.")
+    if all(step.known for step in steps): _TRIED[key] = next(iter(sizes))
+    return next(iter(sizes))
+
+
+_TRIED: dict[str, tuple[int, int] | None] = {}      # what was tried already
+
+
+def _sizes_after(steps: Sequence["Extra"], c: TransformConfig, size: tuple[int, int],
+                 phase: str) -> set[tuple[int, int] | None]:
+    "Sizes that come out where images of a size go in; None: steps of yours make them."
+    certain, found = [_certain(Extra(step)) for step in c.extra], set()
+    n = 8 * sum(len(names_within(step.step.transform)) if step.known and not step.torch_only else 1 for step in steps)
+    for i in range(max(4, min(n, 64, 10**7 // math.prod(size)))):
+        image = _probe(_channels(c), size)
+        for step in (certain, steps)[i % 2]:
+            if phase == "train" and not step.known: return {None}
+            if phase != "train" and i == 1:
+                check(not _draws(step, image), f"The transform {step.name!r} is random, and a random {phase} set "
+                      "would give another result each time", c.extra, "It belongs to `train`.")
+            image = step.probe(image, i)
+        found.add(tuple(image.shape[-2:]))
+    return found
+
+
+def _certain(step: Any) -> Any:
+    "Whatever has a probability happens."
+    p = getattr(step, "p", None)
+    if isinstance(p, (int, float)) and p > 0: step.p = 1.0
+    if isinstance(step, Albumentation): _certain(step.transform)
+    if isinstance(step, Extra) and step.known: _certain(step.step)
+    for one in getattr(step, "transforms", ()): _certain(one)
+    return step
 
 # %% ../nbs/13_transforms.ipynb #605591c0
 @checked
@@ -563,7 +610,7 @@ def described(
     steps = [_size_in_words(c), _chance("flipped left to right", mirror),
              _chance("flipped upside down", c.random_vertical_flip),
              c.random_rotation and f"turned by up to {c.random_rotation:g} degrees", *_colours_in_words(c),
-             *_extra_in_words(c),
+             *_extra_in_words(c, phase),
              _normalization_in_words(c.normalize), _chance("a rectangle blotted out", c.random_erasing)]
     return ", ".join(step for step in steps if step)
 
@@ -609,11 +656,12 @@ def _normalization_in_words(n: NormalizeConfig | None) -> str:
 def _chance(what: str, p: bool | float) -> str: return f"{what} (probability {0.5 if p is True else p:g})" if p else ""
 
 
-def _extra_in_words(c: TransformConfig) -> list[str]:
-    "A composition of Albumentations by what it holds; a step by its name and arguments."
-    parts = [name_and_arguments(step, "A step") for step in c.extra]
+def _extra_in_words(c: TransformConfig, phase: str) -> list[str]:
+    "A composition of Albumentations by what it holds; a step by its name and arguments; another size that they leave."
+    parts, size = [name_and_arguments(step, "A step") for step in c.extra], final_size(c, phase)
     return [f"Albumentations ({Extra(step).step.extra_repr()})" if name == "albumentations" else
-            _with_arguments(name, arguments) for step, (name, arguments) in zip(c.extra, parts, strict=True)]
+            _with_arguments(name, arguments) for step, (name, arguments) in zip(c.extra, parts, strict=True)] + (
+            [f"which leaves {size[1]}x{size[0]} pixels"] if size not in (None, c.resize) else [])
 
 # %% ../nbs/13_transforms.ipynb #d0dfdc0c
 @checked
@@ -710,4 +758,4 @@ def _drawn(c: TransformConfig) -> list[str]:
              (c.random_vertical_flip, "flipped upside down at random")]
     return [words for on, words in [*flips, (c.random_rotation, f"turned by up to {c.random_rotation:g}°"),
             (c.color_jitter, "colours varied"), *((_is_on(c, name), _POLICY_NAMES[name]) for name in POLICIES),
-            (c.extra, ", ".join(_extra_in_words(c))), (c.random_erasing, "parts blotted out")] if on]
+            (c.extra, ", ".join(_extra_in_words(c, "train"))), (c.random_erasing, "parts blotted out")] if on]

@@ -79,9 +79,21 @@ def named_as(
     best = state
     while not known & {*state}:
         prefix = next((one for one in _PREFIXES if state and all(name.startswith(one) for name in state)), None)
-        if prefix is None: return dict(best), extra
+        if prefix is None:
+            inside, others = _inside(best, wanted)
+            return inside, [*extra, *others]
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state), extra
+
+
+def _inside(state: Mapping[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    "The whole network under one name, a module of a larger one; and what stands beside it. Else all, as it is."
+    first = next(iter(wanted), "")
+    within = [name.removesuffix(first) for name in state if first and name.endswith(f".{first}")]
+    whole = [prefix for prefix in within if all(f"{prefix}{name}" in state for name in wanted)]
+    if len(whole) != 1: return dict(state), []
+    found = {name: state[f"{whole[0]}{name}"] for name in wanted}
+    return found, [name for name in state if name.removeprefix(whole[0]) not in found]
 
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")

@@ -1,4 +1,4 @@
-"""Every format on two networks, grey and in colour, ten classes and two: each answers elsewhere as the predictor does.
+"""Every format on three networks, grey and in colour, one class an image and several labels: each agrees.
 
 One export a network and kind of image; the questions about it are asked of the same folder.
 """
@@ -22,7 +22,7 @@ from PIL import Image
 
 from imgcls.config import to_dict
 from imgcls.core import CheckpointError, ConfigError, DataError
-from imgcls.decisions import Decisions, PredictionSets, Threshold
+from imgcls.decisions import Decisions, LabelThresholds, PredictionSets, Threshold
 from imgcls.export import Export, export_predictor
 from imgcls.inference import load_predictor
 from imgcls.networks import ModelConfig, build_network
@@ -33,33 +33,38 @@ from imgcls.seeding import seeded
 from imgcls.transforms import NormalizeConfig, TransformConfig, build_transform
 
 CASES = {       # network, mode, classes, how an image gets its size
-    "resnet18, colour, 10 classes": ("resnet18", "RGB", 10, "stretch"),
-    "resnet18, grey, 2 classes": ("resnet18", "L", 2, "crop"),
-    "simple_cnn, colour, 2 classes": ("simple_cnn", "RGB", 2, "pad"),
-    "simple_cnn, grey, 10 classes": ("simple_cnn", "L", 10, "stretch"),
+    "resnet18, grey, 10 classes": ("resnet18", "L", 10, "crop"),
+    "simple_cnn, colour, 2 classes": ("simple_cnn", "RGB", 2, "stretch"),
+    "tiny_net, colour, several labels": ("tiny_net", "RGB", 3, "pad"),
 }
+SEVERAL = "tiny_net, colour, several labels"
 SIDES = [(90, 70), (64, 64), (200, 333), (40, 48), (61, 300), (33, 32)]
 DECISIONS = Decisions(Temperature(1.5, (1.2, 1.9), 0.5, 0.4, 50, "val"),
                       Threshold(0.5, 0.9, 0.9, (0.8, 0.95), 0.8, (0.7, 0.9), 50, "val"),
                       PredictionSets(0.8, 0.1, 50, "val"))
+LABELS = Decisions(DECISIONS.temperature, label_thresholds=LabelThresholds(
+    (0.3, 0.5, 0.52), ("class 0", "class 1", "class 2"), "f1", None, (0.9,)*3, (20,)*3, (True,)*3, 50, "val"))
 
 
 def grey(image: Image.Image) -> Image.Image: return image.convert("L")
 
 
 def predictor_of(architecture: str, mode: str, n_classes: int, resize_mode: str) -> Predictor:
-    "With statistics of batches that are not the first ones."
-    channels = {"RGB": 3, "L": 1}[mode]
-    config = TransformConfig(resize=(48, 40), resize_mode=resize_mode,
+    "With statistics of later batches; a ResNet as it is fine-tuned; three classes: several labels."
+    channels, several, tuned = {"RGB": 3, "L": 1}[mode], n_classes == 3, architecture == "resnet18"
+    config = TransformConfig(resize=(48, 40), resize_mode=resize_mode, crop_pct=0.875 if tuned else None,
+                             interpolation="bicubic" if tuned else "bilinear",
                              normalize=NormalizeConfig(mean=(0.45,)*channels, std=(0.25,)*channels))
-    model, names = ModelConfig(architecture=architecture), [f"class {i}" for i in range(n_classes)]
+    knobs = {"gradient_checkpointing": True, "stochastic_depth": 0.1} if tuned else {}
+    model, names = ModelConfig(architecture=architecture, **knobs), [f"class {i}" for i in range(n_classes)]
     network, transform = build_network(model, n_classes, 0, channels), build_transform(config, "test")
     with seeded("test"), torch.no_grad():
         for _ in range(10): network(torch.randn(8, channels, 48, 40))
     about = {"class_names": names, "architecture": architecture, "n_outputs": n_classes, "in_channels": channels,
              "model": to_dict(model), "mode": mode, "preprocessing": to_dict(config)}
     seen = transform if mode == "RGB" else lambda image: transform(grey(image))
-    return Predictor(network, seen, names, about=about, decisions=DECISIONS)
+    return Predictor(network, seen, names, about=about, decisions=LABELS if several else DECISIONS,
+                     multi_label=several)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +104,7 @@ def test_each_format_agrees_in_a_fresh_process(case, exports, images):
     assert (table["images"] == len(images)).all() and (table["labels_equal"] == len(images)).all()
     assert (table["greatest_difference"] < 1e-3).all()
     assert (table.loc[["safetensors", "state_dict"], "greatest_difference"] == 0).all()
-    if case.endswith("10 classes") or "resnet18, c" in case:        # stretched: torch's own resampling, in both
+    if "stretch" in CASES[case]:        # torch's own resampling, in both
         assert (table.loc[["torch_export", "torchscript"], "greatest_difference"] < 1e-6).all()
 
 
@@ -111,10 +116,14 @@ def test_predict_py_alone_says_what_the_predictor_says(case, exports, images):
             "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-I", "-B", "-c", block, str(export.folder/"predict.py"), *images],
                           capture_output=True, text=True, check=True, timeout=120)
-    answers = predictor.predict(images)
+    answers, lines = predictor.predict(images), done.stdout.splitlines()
+    if case == SEVERAL:
+        said = [[named.rsplit(" ", 1)[0] for named in line.rsplit(": ", 1)[1].split(", ")] for line in lines]
+        assert said == [labels or said[i] for i, labels in enumerate(answers.labels)]
+        assert [line.count("no label; then class ") for line in lines] == [not labels for labels in answers.labels]
+        return
     accepted = DECISIONS.threshold.of(answers.probabilities)
     sets = DECISIONS.sets.of(answers.probabilities)
-    lines = done.stdout.splitlines()
     for line, image, label, sure, row in zip(lines, images, answers.labels, accepted, sets, strict=True):
         assert line.startswith(f"{image}: {'' if sure else 'not sure: '}{label} 0.")
         named = line[line.index("{") + 1:line.index("}")].split(", ")
@@ -125,7 +134,7 @@ def test_predict_py_alone_says_what_the_predictor_says(case, exports, images):
 def test_the_folder_is_a_predictor_again(case, exports, images):
     predictor, export = exports[case]
     again = load_predictor(export.folder, device="cpu", num_workers=0)
-    assert again.decisions == DECISIONS and again.class_names == predictor.class_names
+    assert again.decisions == predictor.decisions and again.class_names == predictor.class_names
     found, expected = again.predict(images), predictor.predict(images)
     assert found.labels == expected.labels and np.allclose(found.probabilities, expected.probabilities, atol=1e-6)
 
@@ -152,7 +161,7 @@ def test_each_file_says_what_it_is_of(case, exports):
 
 
 def test_a_changed_export_is_not_opened(exports, tmp_path):
-    _, export = exports["simple_cnn, grey, 10 classes"]
+    _, export = exports[SEVERAL]
     for name in ("model.onnx", "model.pth", "predict.py"):
         copy = shutil.copytree(export.folder, tmp_path/name)
         with open(copy/name, "ab") as file: file.write(b" ")
@@ -191,7 +200,7 @@ from test_export import predictor_of
 import imgcls.export as room
 def wait(*_): print("writing", flush=True); time.sleep(60)
 room.prove = wait
-room.export_predictor(predictor_of("simple_cnn", "RGB", 2, "stretch"), {folder!r}, ["state_dict"], images={images!r})
+room.export_predictor(predictor_of("tiny_net", "RGB", 2, "stretch"), {folder!r}, ["state_dict"], images={images!r})
 """
 
 
@@ -210,14 +219,14 @@ def test_a_killed_export_leaves_no_folder_and_its_rest_is_removed_by_the_next(ex
 
 
 def test_exporting_changes_nothing_and_is_float32_whatever_is_set_outside(images, tmp_path, capfd):
-    predictor = predictor_of("simple_cnn", "RGB", 2, "stretch")
+    predictor = predictor_of("tiny_net", "RGB", 2, "stretch")
     predictor.network.train()
     predictor.network.features[1].eval()
     modes = [module.training for module in predictor.network.modules()]
     weights = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
     rng, begin = torch.get_rng_state(), time.time()
     with torch.autocast("cpu", torch.bfloat16):
-        export = export_predictor(predictor, tmp_path/"new", ["onnx", "torch_export", "torchscript"], images=images)
+        export = export_predictor(predictor, tmp_path/"new", ["onnx", "torch_export", "torchscript"], images[:2])
     assert capfd.readouterr() == ("", "") and time.time() > begin
     assert (export.table["greatest_difference"] < 1e-3).all()
     assert modes == [module.training for module in predictor.network.modules()]
@@ -245,13 +254,13 @@ def test_int8_says_what_it_costs(tmp_path):
 
 def test_a_network_of_many_classes_that_says_little_is_proven_too(images, tmp_path):
     "No probability is above the tolerance, so a wrong description would go unseen if it were all that counts."
-    predictor = predictor_of("simple_cnn", "RGB", 200, "stretch")
+    predictor = predictor_of("tiny_net", "RGB", 200, "stretch")
     assert predictor.predict(images).probabilities.max() < 0.01
     for wrong in (NormalizeConfig(mean=(0.5,)*3, std=(0.5,)*3), NormalizeConfig(mean=(0.2,)*3, std=(0.25,)*3)):
         described = TransformConfig(resize=(48, 40), resize_mode="stretch", normalize=wrong)
         with pytest.raises(ExportError, match=r"model\.pt does not answer as the predictor does"):
             export_predictor(predictor, tmp_path/"new", ["torchscript"], images, described)
-    export = export_predictor(predictor, tmp_path/"new", ["torchscript", "onnx"], images)
+    export = export_predictor(predictor, tmp_path/"new", ["onnx"], images)
     assert (export.table["labels_equal"] == len(images)).all()
 
 
@@ -275,8 +284,9 @@ def test_no_file_tells_where_it_was_made(exports):
 
 def test_the_same_export_is_the_same_bits(exports, images, tmp_path):
     "TorchScript counts its modules on within a process, and times differ: those two are not compared."
-    predictor, export = exports["simple_cnn, grey, 10 classes"]
-    again = export_predictor(predictor, tmp_path/"again", ["onnx", "torch_export", "safetensors", "state_dict"], images)
+    predictor, export = exports[SEVERAL]
+    names = ["onnx", "torch_export", "safetensors", "state_dict"]
+    again = export_predictor(predictor, tmp_path/"again", names, images[:1])
     for name, file in again.files.items(): assert file.read_bytes() == export.files[name].read_bytes(), name
 
 

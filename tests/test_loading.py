@@ -99,39 +99,18 @@ def test_a_resume_may_load_in_another_way(folder, plainly, before, after):
     check_equal(learn.resume().run.folder, plainly["augmented"])
 
 
-STEPS = [{"type": "RandomPerspective", "p": 0.5}, {"type": "albumentations.CoarseDropout", "p": 0.5}]
-TOOLS = {"strong": {"transforms": {"train": {"extra": STEPS}}, "augment": "strong"}, "whole": {}}
-
-
-def with_tools(folder: Path, name: str, tool: str, workers: int, **more) -> Path:
-    os.chdir(folder)
-    data = ImageData.from_folder("photos", size=(16, 20), num_workers=workers, **TOOLS[tool], **whole(tool))
-    learn = Learner(data, "tiny_net", name=name, progress="pipe", cutmix_alpha=1.0, mix_epochs=2, mix_probability=0.8,
-                    **KNOBS)
-    learn.fit(**more)
-    return learn.run.folder
-
-
-def whole(tool: str) -> dict:
-    "Albumentations from the file's pixels to the network's numbers."
-    if tool != "whole": return {}
+def test_albumentations_of_ones_own_draw_for_the_image_and_the_epoch(folder):
+    "From the file's pixels to the network's numbers; with two workers, and after a stop without."
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     made = pytest.importorskip("albumentations")
     ends = [made.Normalize(), made.ToTensorV2()]
-    return {"train_transform": made.Compose([made.RandomResizedCrop((16, 20)), made.HorizontalFlip(p=0.5), *ends]),
-            "eval_transform": made.Compose([made.Resize(16, 20), *ends])}
-
-
-@pytest.mark.parametrize("tool", TOOLS)
-def test_augmentation_is_drawn_for_the_image_and_the_epoch(folder, tool):
-    expected = outcome(with_tools(folder, f"{tool}_0", tool, 0))
-    check_equal(with_tools(folder, f"{tool}_2", tool, 2), expected)
-    with pytest.raises(TrainingInterrupted): with_tools(folder, f"{tool}_resumed", tool, 2, callbacks=[Stop()])
-    if tool == "whole":
-        data = ImageData.from_folder("photos", size=(16, 20), **whole(tool))
-        learn = Learner.from_run(f"{tool}_resumed", data, progress="pipe")
-    else: learn = Learner.from_run(f"{tool}_resumed", progress="pipe", num_workers=0)
-    check_equal(learn.resume().run.folder, expected)
+    own = {"train_transform": made.Compose([made.RandomResizedCrop((16, 20)), made.HorizontalFlip(p=0.5), *ends]),
+           "eval_transform": made.Compose([made.Resize(16, 20), *ends])}
+    os.chdir(folder)
+    data = lambda workers: ImageData.from_folder("photos", size=(16, 20), num_workers=workers, **own)
+    expected = outcome(trained(folder, "own", data(0)))
+    with pytest.raises(TrainingInterrupted): trained(folder, "own_resumed", data(2), callbacks=[Stop()])
+    check_equal(Learner.from_run("own_resumed", data(0), progress="pipe").resume().run.folder, expected)
 
 
 class Repaint(Callback):
