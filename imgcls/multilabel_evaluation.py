@@ -98,6 +98,7 @@ _LABELS = "`label_confusion`, `most_confused()` and `per_class()` say which labe
 _INSTEAD = {
     "accuracy": "`exact_match` is the share of images with all labels right; `per_class()` looks at each class.",
     "balanced_accuracy": "`macro_f1` and `mean_average_precision` count every class alike.",
+    "top_losses": "`plot_top_losses(9)` shows them, `per_sample.nlargest(9, 'loss')` lists them.",
     "confusion_matrix": _LABELS, "confusion": _LABELS,
     "plot_confusion_matrix": "`plot_label_confusion()` and `plot_per_class()` show which labels are missed."}
 
