@@ -498,27 +498,25 @@ def _measured(n: int, metric: Any, name: str, value: float, draws: np.ndarray, n
 
 def _unbiased(one: Measured, metric: Any, answers: tuple[Any, ...], draws: np.ndarray, few: bool) -> Measured:
     "Where the draws are known to be beside the truth: another interval, or a word."
-    function = getattr(metric, "function", None)
+    function, notes = getattr(metric, "function", None), [one.note]
     if one.interval is None: return one
+    ends = one.interval
+    if few and (one.name in _MACRO or function in (average_precision, auroc)): notes.append(_NARROW)
     if function in (average_precision, mean_average_precision):
         logits, targets, _ = answers
         said = logits.float().double().sigmoid() if metric.several else logits.float().softmax(1)
         ends = average_precision_interval(said, targets, draws)
-        high = "the value is above its interval: of few images it is too high" if one.value > ends[1] else ""
-        return replace(one, interval=ends, note="; ".join(filter(None, (one.note, high))))
-    if function in (auroc, mean_roc_area) and 0 < one.value < 1:
-        return replace(one, interval=logit_interval(one.value, float(np.nanstd(draws))))
-    if function is calibration_error:
-        low = max(0.0, 2*one.value - one.interval[1])
-        return replace(one, interval=(low, one.interval[1]), note="; ".join(filter(None, (one.note, _TOO_HIGH))))
-    narrow = f"classes with fewer than {_FEW} images: the interval is too narrow"
-    return replace(one, note="; ".join(filter(None, (one.note, narrow)))) if few and one.name in _MACRO else one
+        if one.value > ends[1]: notes.append("the value is above its interval: of few images it is too high")
+    elif function in (auroc, mean_roc_area) and 0 < one.value < 1:
+        ends = logit_interval(one.value, float(np.nanstd(draws)))
+    elif function is calibration_error:
+        ends = max(0.0, 2*one.value - ends[1]), ends[1]
+        notes.append("too high of few images, as its draws are; the interval holds less often than it says")
+    return replace(one, interval=ends, note="; ".join(filter(None, notes)))
 
 
 _MACRO = ("macro_precision", "macro_recall", "macro_f1", "macro_jaccard")
-
-
-_TOO_HIGH = "too high of few images, as its draws are; the interval holds less often than it says"
+_NARROW = f"classes with fewer than {_FEW} images: the interval may be too narrow"
 
 # %% ../nbs/25_scores.ipynb #526d8ffc
 @checked
