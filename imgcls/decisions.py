@@ -25,7 +25,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from .core import DataError, check, checked, fits, in_words, listed, near_miss
+from .core import ArgumentError, DataError, check, checked, fits, in_words, listed, near_miss
 from .evaluation import Evaluation
 from .markup import html_table
 from .plots import wilson_interval
@@ -505,10 +505,13 @@ def paired_interval(
 # %% ../nbs/26a_decisions.ipynb #282b7042
 @checked
 def paired_gain(
-    before: ImageAnswers,   # an evaluation, of any images that neither way of answering learned from
-    after: ImageAnswers,    # one of the same images in the same order
+    before: Any,            # an evaluation, of any images that neither way of answering learned from
+    after: Any,             # one of the same images in the same order
 ) -> Gain:                  # shows itself
     "Is `after` better than `before`? The differences of accuracy and loss with paired intervals."
+    for name, one in (("before", before), ("after", after)):
+        judged = isinstance(one, ImageAnswers) and one.targets is not None
+        check(judged, f"`{name}` must be an Evaluation", one, error=ArgumentError)
     _check_same_images(before, after)
     several = before.targets.ndim == 2      # labels an image: right is who has all of them and no others
     n, improved = len(before), int((after.correct & ~before.correct).sum())
