@@ -117,7 +117,8 @@ def _measured(evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
     for name, one in evaluation.measure().items():
         if name in _headlines(evaluation): continue     # said already
         found[name] = one.value
-        if one.interval: found |= {f"{name}_interval": [*one.interval], f"{name}_resamples": one.n_resamples}
+        if one.interval: found[f"{name}_interval"] = [*one.interval]
+        if one.interval and one.n_resamples: found[f"{name}_resamples"] = one.n_resamples
     return found
 
 # %% ../nbs/56_pipeline.ipynb #dc9713ac
