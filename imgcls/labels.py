@@ -485,7 +485,8 @@ class LabelSetFixer(LabelFixer):
 
 def _separator(evaluation: MultiLabelEvaluation, given: str | None) -> str:
     "What stands between the labels of an image in the table that edits will be applied to."
-    data = getattr(getattr(evaluation.origin, "whom", None), "data", None)
+    whom = getattr(evaluation.origin, "whom", None)
+    data = getattr(whom, "data", None) or getattr(getattr(whom, "setup", None), "data", None)
     known = getattr(getattr(data() if callable(data) else data, "table", None), "label_separator", None)
     if given is not None: check_separator(given)
     check(given is not None or known is not None, "`label_separator` must say what stands between the labels of an "
