@@ -191,11 +191,18 @@ def _for_several(base: ExperimentConfig, config: Any, wanted: Mapping[str, Any])
 
 def _named_in(config: Any) -> set[str]:
     "Dotted keys of sections that mappings and files say; presets and trees say every key, and so none."
-    layers = config if isinstance(config, Sequence) and not isinstance(config, str) else [config]
-    trees = [parse_yaml(Path(one).read_text(encoding="utf-8"), str(one)) if isinstance(one, (str, Path))
-             and str(one) not in presets else one for one in layers]
-    return {f"{section}.{key}" for tree in trees if isinstance(tree, Mapping)
+    return {f"{section}.{key}" for tree in _said_in(config) if tree is not None
             for section, values in tree.items() if isinstance(values, Mapping) for key in values}
+
+
+def _said_in(config: Any) -> list[Mapping[str, Any] | None]:
+    "What each layer of a config says, as it stands there; None: a preset or a tree, which says every key."
+    layers = config if isinstance(config, Sequence) and not isinstance(config, str) else [config]
+    whole = [isinstance(one, ExperimentConfig) or (isinstance(one, (str, Path)) and str(one) in presets)
+             for one in layers]
+    return [None if all_of_it else (parse_yaml(Path(one).read_text(encoding="utf-8"), str(one))
+                                    if isinstance(one, (str, Path)) else one) or {}
+            for one, all_of_it in zip(layers, whole, strict=True)]
 
 
 def _check_labels(config: ExperimentConfig, data: ImageData, given: Given) -> None:
@@ -369,14 +376,11 @@ def unsaid_transforms(
     changed: Iterable[str],             # dotted keys of overrides
 ) -> frozenset[str]:                    # keys of a `TransformConfig`; a whole tree and a preset say all of them
     "What a config leaves open of what weights have a say in."
-    layers = config if isinstance(config, Sequence) and not isinstance(config, str) else [config]
     said = {dotted.rpartition(".")[2] for dotted in changed if dotted.startswith("transforms.")}
     said |= {dotted.split(".")[2] for dotted in changed if dotted.startswith("transforms.") and dotted.count(".") > 1}
-    for layer in layers:
-        if isinstance(layer, ExperimentConfig) or (isinstance(layer, str) and layer in presets): return frozenset()
-        if isinstance(layer, (str, Path)): layer = parse_yaml(Path(layer).read_text(encoding="utf-8"), str(layer))
-        phases = (layer or {}).get("transforms") or {}
-        said |= {key for phase in phases.values() for key in phase or ()}
+    for layer in _said_in(config):
+        if layer is None: return frozenset()
+        said |= {key for phase in (layer.get("transforms") or {}).values() for key in phase or ()}
     return frozenset({*OF_WEIGHTS} - said)
 
 # %% ../nbs/51_assembly.ipynb #123c5e32

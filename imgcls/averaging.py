@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
-from .callbacks import average_into, lr_factor
+from .callbacks import average_into, copied, lr_factor
 from .core import check, checked
 from .networks import train_mode
 from .optimizers import OptimizerConfig, base_lr_of, set_learning_rate
@@ -97,7 +97,7 @@ class SWA(Callback):
     def on_val_start(self, state: State) -> None:
         self._next = _joined(self, state, state.epoch, may_stop=True)
         if self._next is None: return
-        self._raw = _copy(state.network.state_dict())
+        self._raw = copied(state.network.state_dict())
         state.network.load_state_dict(self._next[2])
 
     def on_val_end(self, state: State) -> None:
@@ -115,7 +115,7 @@ class SWA(Callback):
         return {"average": self.average, "n_averaged": self.n_averaged, "begins": self.begins}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.average = None if saved["average"] is None else _copy(saved["average"])
+        self.average = None if saved["average"] is None else copied(saved["average"])
         self.n_averaged, self.begins = int(saved["n_averaged"]), int(saved["begins"])
 
 # %% ../nbs/34a_averaging.ipynb #3bdc6c53
@@ -124,22 +124,18 @@ def _begins(swa: SWA, state: State) -> int: return max(0, state.n_epochs - swa.n
 
 def _joined(swa: SWA, state: State, epoch: int, may_stop: bool = False) -> tuple[int, int, dict[str, Tensor]] | None:
     "The epoch, how many are averaged with it, and their mean; None: not yet, or training ends meanwhile."
-    begins, raw = _begins(swa, state), _copy(state.network.state_dict())
+    begins, raw = _begins(swa, state), copied(state.network.state_dict())
     if epoch < begins: return None
     if swa.average is None or swa.begins != begins or not _alike(swa.average, raw): return epoch, 1, raw
-    mean = _copy(swa.average)
+    mean = copied(swa.average)
     average_into(mean, raw, get_swa_multi_avg_fn(), swa.n_averaged)
     state.network.load_state_dict(mean)
     try:
         if not update_batch_norm(state, epoch, may_stop): return None
-        return epoch, swa.n_averaged + 1, _copy(state.network.state_dict())
+        return epoch, swa.n_averaged + 1, copied(state.network.state_dict())
     finally: state.network.load_state_dict(raw)
 
 
 def _alike(average: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
     "Not so once a layer was replaced."
     return {name: value.shape for name, value in average.items()} == {name: w.shape for name, w in weights.items()}
-
-
-def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in weights.items()}

@@ -11,7 +11,7 @@ is saved with the checkpoint, so a resumed run does the same."""
 
 # %% auto #0
 __all__ = ['Scheduling', 'lr_factor', 'EarlyStopping', 'ClipGradients', 'TrainingDiverged', 'StopOnNaN', 'CheckFirstBatch', 'EMA',
-           'average_into', 'Mix', 'size_at', 'sizes_in_words', 'Resizing', 'FollowNetwork', 'what_is_trained',
+           'average_into', 'copied', 'Mix', 'size_at', 'sizes_in_words', 'Resizing', 'FollowNetwork', 'what_is_trained',
            'phases_in_words', 'HeadFirst', 'callback_builder']
 
 # %% ../nbs/34_callbacks.ipynb #f5ed3018
@@ -212,7 +212,7 @@ class EMA(Callback):
         return min(self.decay, 1 - step ** (-2 / 3)) if self.warmup else self.decay
 
     def on_fit_start(self, state: State) -> None:
-        if self.average is None: self.average = _copy(state.network.state_dict())
+        if self.average is None: self.average = copied(state.network.state_dict())
         for key, value in state.network.state_dict().items():
             self.average[key] = self.average[key].to(value.device)
 
@@ -221,7 +221,7 @@ class EMA(Callback):
         average_into(self.average, state.network.state_dict(), get_ema_multi_avg_fn(self.decay_at(state.step)))
 
     def on_val_start(self, state: State) -> None:
-        self._raw = _copy(state.network.state_dict())
+        self._raw = copied(state.network.state_dict())
         state.network.load_state_dict(self.average)
 
     def on_val_end(self, state: State) -> None:
@@ -231,7 +231,7 @@ class EMA(Callback):
     def state_dict(self) -> dict[str, Any]: return {"average": self.average}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.average = None if saved["average"] is None else _copy(saved["average"])
+        self.average = None if saved["average"] is None else copied(saved["average"])
 
 # %% ../nbs/34_callbacks.ipynb #343e4ab6
 @torch.no_grad()
@@ -246,8 +246,11 @@ def average_into(
     merge([average[name] for name in floats], [weights[name] for name in floats], n_averaged)
     for name in weights.keys() - {*floats}: average[name].copy_(weights[name])
 
-
-def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+# %% ../nbs/34_callbacks.ipynb #2433054a
+def copied(
+    weights: Mapping[str, Tensor],      # a state dict
+) -> dict[str, Tensor]:                 # in memory of its own
+    "Weights that stay as they are while the network learns."
     return {key: value.detach().clone() for key, value in weights.items()}
 
 # %% ../nbs/34_callbacks.ipynb #844edea4

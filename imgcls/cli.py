@@ -101,10 +101,14 @@ class _Once(argparse.Action):
                  option_string: str | None = None) -> None:
         if option_string and self.told is namespace: raise argparse.ArgumentError(self, "it is given twice")
         for value in [values] if isinstance(values, str) else values if isinstance(values, list) else []:
-            blank = bool(value) and self.dest == "label_separator"      # a blank may stand between labels
-            if isinstance(value, str) and not value.strip() and not blank: raise argparse.ArgumentError(self, EMPTY)
+            if isinstance(value, str) and _is_empty(self.dest, value): raise argparse.ArgumentError(self, EMPTY)
         self.told = namespace
         setattr(namespace, self.dest, values)
+
+
+def _is_empty(key: str, value: str) -> bool:
+    "Is it what nobody means? A blank or a tab may stand between labels."
+    return not value.strip() and not (value and key.rpartition(".")[2] == "label_separator")
 
 
 EMPTY = "its value is empty. Is it a variable of the shell that is not set?"
@@ -443,8 +447,7 @@ def _paired(words: Sequence[str]) -> Iterator[str]:
         if not equals:
             value = next(words, "--")
             if value.startswith("--"): raise ValueError(f"--{key} needs a value. Write --{key} X.")
-        blank = value and key.strip().endswith("separator")         # of labels: a blank or a tab may be meant
-        if not (blank or value.strip()): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
+        if _is_empty(key.strip(), value): raise ValueError(f"{key.strip() or repr(word)}: {EMPTY}")
         yield f"{key.strip()}={value}"
 
 # %% ../nbs/63_cli.ipynb #920c302c

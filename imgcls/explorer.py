@@ -17,7 +17,7 @@ __all__ = ['ORDERS', 'Explorer', 'explore']
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -26,14 +26,11 @@ from fastcore.basics import patch
 from .core import check, checked, near_miss
 from .edits import readable
 from .evaluation import Evaluation
-from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, quick_image, shade
-from .label_explorer import LabelExplorer, heat_maps
+from .gallery import ANY, MARK, MOST, RING, SIDE_BY_SIDE, Gallery, class_number, shade
+from .label_explorer import AnswerGallery, LabelExplorer, heat_maps
 from .markup import CUT, escaped, facts, link, table, tag
 from .multilabel_evaluation import MultiLabelEvaluation
 from .plots import PALETTE
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 # %% ../nbs/45_explorer.ipynb #dc114fce
 def _matrix(counts: np.ndarray, names: Sequence[str], true: int | None, predicted: int | None) -> str:
@@ -108,7 +105,7 @@ class _Choice:
         return ", ".join(words) or "all images"
 
 # %% ../nbs/45_explorer.ipynb #9b73ad80
-class Explorer(Gallery):
+class Explorer(AnswerGallery):
     "A confusion matrix and the images behind it."
 
     @checked
@@ -123,14 +120,6 @@ class Explorer(Gallery):
         self._counts = evaluation.confusion_matrix() if len(evaluation.class_names) <= MOST else None
         super().__init__(page_size, _Choice())
 
-    @property
-    def n_images(self) -> int: return len(self.evaluation)
-
-    @property
-    def selection(self) -> "DataFrame":
-        "These rows of `evaluation.per_sample`."
-        return self.evaluation.per_sample.iloc[self.rows]
-
     def find(self, choice: _Choice) -> np.ndarray:
         e, (low, high) = self.evaluation, choice.confidence
         keep = np.ones(len(e), bool)
@@ -143,10 +132,6 @@ class Explorer(Gallery):
         if choice.order == "row": return found
         key = -e.losses if choice.order == "loss" else e.confidence
         return found[np.argsort(key[found], kind="stable")]
-
-    def picture(self, i: int, small: bool = False) -> Any:
-        paths = self.evaluation.paths
-        return quick_image(paths[i]) if small and paths else self.evaluation.image(i)
 
     def __repr__(self) -> str:
         words = self.choice.words(self.evaluation.class_names)

@@ -38,7 +38,8 @@ from .metrics import Metrics, SetMetric, build_metrics
 from .multilabel_predictions import MultiLabelPrediction, MultiLabelPredictions
 from .plots import GREY, PALETTE, bars, given_or_new, image_grid, matrix, picture_html, save_plot, wilson_interval
 from .predictions import Numbers, Temperature, as_array, of_split, text_column, unguarded, with_interval
-from .scores import Measures, Report, images_hash, mean_interval, measured_on, reduced, seen_before
+from .scores import Measures, Report, confused_pairs, images_hash, mean_interval, measured_on, reduced
+from .scores import seen_before
 from .settings import get_logger
 
 if TYPE_CHECKING:
@@ -469,15 +470,7 @@ def most_confused(
     min_count: int = 1,     # leave out pairs with fewer images, >= 1
 ) -> "DataFrame":           # missed, given, count; the most frequent first
     "Which label was wrongly given where which was missed."
-    import pandas as pd
-    check(min_count >= 1, "`min_count` must be >= 1", min_count)
-    counts = self.label_confusion()
-    np.fill_diagonal(counts, 0)
-    missed, given = np.nonzero(counts >= min_count)
-    order = np.argsort(-counts[missed, given], kind="stable")
-    return pd.DataFrame({"missed": text_column(self.class_names[i] for i in missed[order]),
-                         "given": text_column(self.class_names[i] for i in given[order]),
-                         "count": counts[missed, given][order]})
+    return confused_pairs(self.label_confusion(), self.class_names, min_count, "missed", "given")
 
 # %% ../nbs/26c_multilabel_evaluation.ipynb #920034d0
 @patch
