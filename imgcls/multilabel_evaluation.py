@@ -485,8 +485,8 @@ def plot_label_confusion(
     if len(wrong):
         missed, given, count = wrong.iloc[0]
         title += f"\nmost often, {given} is given where {missed} is missed ({count})"
-    return matrix(self.label_confusion(), self.class_names, title, "wrongly given (diagonal: found)", "true label",
-                  ax=ax)
+    return matrix(self.label_confusion(), self.class_names, title, "wrongly given (diagonal: found)", ax=ax,
+                  totals=self.targets.sum(0))
 
 
 @patch

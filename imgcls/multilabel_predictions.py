@@ -315,13 +315,14 @@ def plot_co_occurrence(
     which: str = "predicted",   # labels that were given, or 'true': those that are right, where they are known
     ax: "Axes | None" = None,   # where to draw; None: new axes
 ) -> "Axes":                    # shows itself
-    "A heatmap of the labels that come together; the colour is the share of the counts of its row."
+    "A heatmap of the labels that come together; the colour is the share of the images with the label of its row."
     counts = self.co_occurrence(which)
     pairs, title = np.triu(counts, 1), f"{of_split(self)}no image has two {which} labels"
     if pairs.any():
         a, b = np.unravel_index(pairs.argmax(), pairs.shape)
         title = f"{of_split(self)}most often together: {self.class_names[a]} and {self.class_names[b]} ({pairs[a, b]})"
-    return matrix(counts, self.class_names, title, f"and {which} as well", f"{which} label", ax=ax)
+    return matrix(counts, self.class_names, title, f"and {which} as well", which, ax=ax,
+                  totals=counts.diagonal())
 
 # %% ../nbs/24a_multilabel_predictions.ipynb #a8f682ba
 @patch(as_prop=True)

@@ -275,12 +275,13 @@ def matrix(
     y_label: str = "true",          # of the rows
     normalize: bool = False,        # write shares of each row instead of counts?
     ax: "Axes | None" = None,       # where to draw; None: new axes, as large as the classes need
+    totals: Any = None,             # n numbers, images of each row; None: what its counts add up to
 ) -> "Axes":                        # beyond 30 classes without numbers, names as they fit
     "A heatmap of counts with class names."
     n, counts = len(names), _square(counts, len(names))
     names = [_shortened(str(name)) for name in names]
     ax, cell = _matrix_axes(names) if ax is None else (given_or_new(ax), _width_in_inches(ax) / n)
-    total = counts.sum(axis=1, keepdims=True)
+    total = counts.sum(axis=1, keepdims=True) if totals is None else np.reshape(totals, (n, 1))
     share = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     _draw_shares(ax, share, y_label)
     if n <= NUMBERED: _write_cells(ax, counts, share, normalize, cell)
