@@ -81,6 +81,7 @@ Modules:
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.preprocessing`: How do pretrained weights want their images?
+- `imgcls.processes`: What do processes that do one thing together have to tell each other?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
@@ -94,6 +95,7 @@ Modules:
 - `imgcls.scores`: How often was it right?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sharing`: How do several processes make one step of one network?
 - `imgcls.sharpness`: Does the loss stay low when the weights are moved a little?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
@@ -104,6 +106,7 @@ Modules:
 - `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
+- `imgcls.synchronization`: What does BatchNorm see of a batch that several processes share?
 - `imgcls.tables`: How is an answer a row of a file?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?

@@ -13,7 +13,7 @@ can't steer the terminal."""
 # %% auto #0
 __all__ = ['SHELLS', 'EMPTY', 'FLAGS', 'command_parser', 'label_options', 'labels_said', 'CommandError', 'refuse_missing',
            'refuse_unwritable', 'ended', 'say', 'write', 'show_log', 'show_table', 'cell_text', 'train_parser',
-           'every_key', 'overrides_of', 'train_command', 'verify_command']
+           'every_key', 'overrides_of', 'train_command', 'verify_command', 'main']
 
 # %% ../nbs/63_cli.ipynb #ea776644
 import argparse
@@ -27,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from typing import IO, Any
 
 from . import __version__
@@ -505,3 +506,20 @@ def _verify(arguments: argparse.Namespace) -> int:
     report = learner.verify_resume(arguments.steps, arguments.at, arguments.num_workers)
     write(f"{report}\n")
     return 0 if report else 1
+
+# %% ../nbs/63_cli.ipynb #2a6069c3
+def main(
+    argv: Sequence[str] | None = None,      # a command without 'imgcls-', and its arguments; None: those of the shell
+) -> int:                                   # exit code
+    "`python -m imgcls.cli train ...` is `imgcls-train ...`."
+    words = sys.argv[1:] if argv is None else [*argv]
+    known = {entry.name.removeprefix("imgcls-"): entry for entry in entry_points(group="console_scripts")
+             if entry.name.startswith("imgcls-")}
+    if not words or words[0] not in known:
+        say(f"imgcls.cli: The first word must be a command: {', '.join(sorted(known))}. Got {words[0] if words else 'none'!r}.")
+        return 2
+    sys.argv = [f"imgcls-{words[0]}", *words[1:]]
+    return known[words[0]].load()()
+
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())        # a notebook has no file

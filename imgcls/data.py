@@ -327,11 +327,12 @@ def batches(
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
     balanced: bool = False,     # are the classes drawn equally often, some images several times? Needs `shuffle`
+    part: tuple[int, int] = (0, 1),     # which process of how many: it gets its slice of every batch
 ) -> Batches:
     "A split in batches."
     if num_workers is None: num_workers = self.num_workers
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
-                   self.config.worker_timeout, self.targets(split) if balanced else None)
+                   self.config.worker_timeout, self.targets(split) if balanced else None, part)
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)

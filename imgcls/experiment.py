@@ -50,6 +50,8 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
     compile: Compile | None = None      # forward pass in training: a mode of torch.compile; None: not compiled
+    sync_batchnorm: bool = True         # several processes: does BatchNorm see the whole batch? false: each its slice
+    process_timeout: float = field(default=600.0, metadata=FREE)    # seconds of silence after which processes give up
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
@@ -75,6 +77,7 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
+        check(0 < self.process_timeout < math.inf, "`process_timeout` must be > 0 seconds", self.process_timeout)
         check(self.frozen_epochs >= 0, "`frozen_epochs` must be >= 0", self.frozen_epochs)
         parse_every(self.checkpoint_every)
         gradient_steps(self.gradient_norms)

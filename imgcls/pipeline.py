@@ -15,6 +15,7 @@ __all__ = ['write_report', 'write_reports', 'train']
 
 # %% ../nbs/56_pipeline.ipynb #bec951e6
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def write_reports(
     "Evaluate every split and write it all down in the run's folder."
     check(learner.record is not None, "Reports belong to a run", "no fit yet", "Call fit() first.")
     results = {split: learner.evaluate(split, weights) for split in learner.data.datasets}
+    if not learner.state.writes: return results         # of several processes one writes
     hold, run, summary = learner.record.hold, learner.run, learner.run_summary
     hold.take()                         # nobody trains in the run meanwhile
     try:
@@ -188,7 +190,7 @@ def train(
         n = state.n_epochs + 5
         log.warning(f"Nothing to resume: training has reached its planned end, epoch {state.n_epochs}. "
                     f"num_epochs={n} trains five more, in a shell --num_epochs {n}. The reports are written again.")
-    with log_file(learner.run.log_path):
+    with log_file(learner.run.log_path) if state.writes else nullcontext():
         write_reports(learner)
         log.info(f"Everything about this run is in {learner.run.folder}")
     return learner

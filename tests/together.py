@@ -1,0 +1,161 @@
+"What tests/test_processes.py has done by one, two or three processes: `python tests/together.py N WORK FOLDER`, forked from one that has loaded all."
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from imgcls import ImageData, Learner
+from imgcls.callbacks import EMA
+from imgcls.samples import write_digits
+from imgcls.seeding import seed_all
+from imgcls.training import Callback, State, StopAt
+
+
+class Exact(nn.Module):
+    "A network that computes in float64, without BatchNorm and dropout: the order of sums is all that may differ."
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 8, 3, 2, 1), nn.GELU(), nn.Flatten())
+        self.fc = nn.Linear(32, 10)
+        self.double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor: return self.fc(self.body(images.double()))
+
+
+def digits(n_train: int = 50, n_val: int = 21, **options: Any) -> ImageData:
+    "Some of the digits; their classes are unequal."
+    folder = write_digits(Path("data/digits"))
+    files = pd.DataFrame([(str(file), file.parent.name) for file in sorted(folder.rglob("*.png"))], columns=["path", "label"])
+    chosen = files.groupby("label").head(14).sample(frac=1, random_state=3)
+    chosen = pd.concat([chosen[chosen.label < "3"], chosen[chosen.label >= "3"].groupby("label").head(5)])
+    chosen = chosen.sample(frac=1, random_state=1).head(n_train + n_val).reset_index(drop=True)
+    split = ["train" if i < n_train else "val" for i in range(len(chosen))]
+    looks = {"train": {"random_horizontal_flip": False, "random_rotation": 10.0}}
+    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off", num_workers=0, **options)
+
+
+EVERYTHING = {"batch_size": 16, "accumulate": 2, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "clip_norm": 0.5, "ema_decay": 0.9,
+              "early_stopping": 3, "label_smoothing": 0.1, "metrics": ["f1", "balanced_accuracy"],
+              "num_epochs": 4, "lr": 0.05}
+CASES: dict[str, dict[str, Any]] = {
+    "everything": EVERYTHING | {"class_weights": "balanced"},
+    "sampler": {"batch_size": 16, "balance": "sampler", "sam_rho": 0.05, "swa_epochs": 2, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003},
+    "logits": {"batch_size": 7, "balance": "logits", "loss": "focal", "num_epochs": 2},
+}
+NORMED = {"batch_size": 13, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003, "accumulate": 2}
+
+
+def learner(case: str, name: str | None = None, **more: Any) -> Learner:
+    "A learner of a case."
+    common = {"name": name or case, "runs": "runs", "trackers": [], "progress": "pipe", **more}
+    if case in CASES:
+        seed_all(7)
+        learn = Learner(digits(), Exact(), **CASES[case], **common)
+        learn.state.loss_fn.double()
+        return learn
+    return Learner(digits(), "tiny_net", sync_batchnorm=case == "synced", **NORMED, **common)
+
+
+class At(Callback):
+    "Does something at a step."
+    def __init__(self, step: int, work: Any): self.step, self.work = step, work
+    def on_batch_start(self, state: State) -> None:
+        if state.step == self.step: self.work(state)
+
+
+def told(learn: Learner, file: Path) -> None:
+    "What came out of it."
+    if learn.state.team.rank: return
+    torch.save({"weights": learn.network.state_dict(), "epochs": learn.history.epochs.drop(columns="seconds").to_dict("list"),
+                "losses": learn.history.steps.loss.tolist(), "events": learn.history.event_rows(), "status": learn.state.status,
+                "average": next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)}, file)
+
+
+def laws(folder: Path) -> None:
+    "Each case, trained and evaluated."
+    for case in CASES:
+        learn = learner(case, f"{case}-{folder.name}").fit()
+        accuracy = learn.evaluate("val", "last").accuracy
+        told(learn, folder/f"{case}.pt")
+        if not learn.state.team.rank: (folder/f"{case}.txt").write_text(repr(accuracy))
+
+
+def stops(folder: Path) -> None:
+    "With BatchNorm synchronized and not: never stopped, and stopped in the middle of an epoch and resumed."
+    for case in ("synced", "apart"):
+        told(learner(case).fit(), folder/f"{case}.pt")
+        learner(case, f"{case}-stopped").fit(callbacks=[StopAt(3)])
+        told(Learner.from_run(f"runs/{case}-stopped", progress="pipe").resume(), folder/f"{case}-stopped.pt")
+
+
+def goes_on(folder: Path) -> None:
+    "A run that stopped is resumed by however many are here now."
+    learn = Learner.from_run("runs/everything-moved", network=Exact(), progress="pipe")
+    learn.state.loss_fn.double()
+    told(learn.resume(), folder/"everything-moved.pt")
+    if not learn.state.team.rank: (folder/"notes.txt").write_text("\n".join(learn.run_summary.notes))
+
+
+def begins(folder: Path) -> None:
+    "Stops in the middle of an epoch."
+    learner("everything", "everything-moved").fit(callbacks=[StopAt(3)])
+
+
+def train_long(folder: Path) -> None:
+    "A training that takes seconds, resumed where there is one; to be killed."
+    run, slow = Path("runs/long"), At(-1, None)
+    class Slowly(Callback):
+        def on_batch_end(self, state: State) -> None:
+            if state.team.rank == 0: (folder/"step.txt").write_text(str(state.step))
+            if state.team.rank == 0 and (folder/"slow").exists(): __import__("time").sleep(0.03)
+    settings = {"checkpoint_every": "1 steps", "process_timeout": 5.0}
+    if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(), slow]).resume()
+    else: learn = learner("apart", "long", callbacks=[Slowly(), slow], **settings).fit()
+    told(learn, folder/"long.pt")
+
+
+def start(n: int, work: Any, folder: Path) -> list[int]:
+    "Fork the processes; their numbers."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(n):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{n}", "LOCAL_WORLD_SIZE": f"{n}",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+        code = 1
+        try:
+            work(folder)
+            code = 0
+        except KeyboardInterrupt as error: code, _ = 130, print(error, file=sys.stderr, flush=True)
+        except BaseException: print(f"process {rank}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return pids
+
+
+def finished(pids: list[int]) -> list[int]:
+    "Exit codes; a signal's number with a minus."
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+if __name__ == "__main__":
+    signal.alarm(200)
+    *rows, here = sys.argv[1:]
+    for row in rows:
+        count, name = row.split(":")
+        out = Path(here)/f"{name}-{count}"
+        out.mkdir(parents=True, exist_ok=True)
+        if any(finished(start(int(count), globals()[name], out))): sys.exit(f"{row} failed")
