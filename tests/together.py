@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,7 @@ def learner(case: str, name: str | None = None, **more: Any) -> Learner:
         learn = Learner(digits(), Exact(), **CASES[case], **common)
         learn.state.loss_fn.double()
         return learn
-    return Learner(digits(), "tiny_net", sync_batchnorm=case == "synced", **NORMED, **common)
-
-
-class At(Callback):
-    "Does something at a step."
-    def __init__(self, step: int, work: Any): self.step, self.work = step, work
-    def on_batch_start(self, state: State) -> None:
-        if state.step == self.step: self.work(state)
+    return Learner(digits(), "tiny_net", **{"sync_batchnorm": case == "synced", **NORMED, **common})
 
 
 def told(learn: Learner, file: Path) -> None:
@@ -109,16 +103,21 @@ def begins(folder: Path) -> None:
     learner("everything", "everything-moved").fit(callbacks=[StopAt(3)])
 
 
-def train_long(folder: Path) -> None:
-    "A training that takes seconds, resumed where there is one; to be killed."
-    run, slow = Path("runs/long"), At(-1, None)
-    class Slowly(Callback):
-        def on_batch_end(self, state: State) -> None:
-            if state.team.rank == 0: (folder/"step.txt").write_text(str(state.step))
-            if state.team.rank == 0 and (folder/"slow").exists(): __import__("time").sleep(0.03)
-    settings = {"checkpoint_every": "1 steps", "process_timeout": 5.0}
-    if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(), slow]).resume()
-    else: learn = learner("apart", "long", callbacks=[Slowly(), slow], **settings).fit()
+class Slowly(Callback):
+    "So that there is time to be killed."
+    def __init__(self, folder: Path): self.folder = folder
+
+    def on_batch_end(self, state: State) -> None:
+        time.sleep(0.02)
+        if state.team.rank == 0 and not state.in_step: (self.folder/"step.txt").write_text(f"{state.step}")
+
+
+def long(folder: Path) -> None:
+    "A training that takes a second or two, resumed where there is one; to be killed."
+    run = Path("runs")/folder.name
+    settings = {"checkpoint_every": "2 steps", "process_timeout": 6.0, "num_epochs": 4}
+    if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(folder)]).resume()
+    else: learn = learner("apart", folder.name, callbacks=[Slowly(folder)], **settings).fit()
     told(learn, folder/"long.pt")
 
 
