@@ -54,6 +54,7 @@ Modules:
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
+- `imgcls.launching`: How are several processes started, and what becomes of the run when one of them ends?
 - `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.listing`: Which runs are there, and what differs between them?

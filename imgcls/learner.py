@@ -49,6 +49,7 @@ from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
+from .launching import note_started
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .memory import OutOfMemory
@@ -496,7 +497,9 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
         if own: _try_network(setup)
         learner.record = begin_record(setup, learner.runs, learner.name)
     run, record, writes = learner.run, learner.record, setup.state.writes
-    if writes: write_config(setup, run)
+    if writes:
+        write_config(setup, run)
+        note_started(run)
     kept = setup.hear(callbacks)
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))

@@ -159,7 +159,8 @@ class Processes(Team):
         try: exchange()
         except RuntimeError as error:       # of torch.distributed
             self._lost, why = True, "; ".join(self._left_word())
-            why = why or f"it has ended, or has said nothing for {self.silence:g} s ({str(error).splitlines()[0][:200]})"
+            late = "imed out" in str(error)
+            why = why or (f"It has said nothing for {self.silence:g} s" if late else "It has ended without a word") + "."
             raise Lost(f"Another of the {self.size} processes is gone, so this one ends. {why}") from error
 
     def __reduce__(self) -> Any: return team_here, ()       # a copy of a network speaks through the same team
