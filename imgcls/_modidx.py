@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.assembly.Setup.unheeded': ('assembly.html#setup.unheeded', 'imgcls/assembly.py'),
                                  'imgcls.assembly._adjusted': ('assembly.html#_adjusted', 'imgcls/assembly.py'),
                                  'imgcls.assembly._callbacks': ('assembly.html#_callbacks', 'imgcls/assembly.py'),
+                                 'imgcls.assembly._check_alike': ('assembly.html#_check_alike', 'imgcls/assembly.py'),
                                  'imgcls.assembly._check_balance': ('assembly.html#_check_balance', 'imgcls/assembly.py'),
                                  'imgcls.assembly._check_kinds': ('assembly.html#_check_kinds', 'imgcls/assembly.py'),
                                  'imgcls.assembly._check_labels': ('assembly.html#_check_labels', 'imgcls/assembly.py'),

@@ -29,7 +29,8 @@ from .balance import BETA, TAU, AdjustedLoss, effective_weights
 from .blocks import add_gradient_checkpointing, add_stochastic_depth
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, HeadFirst, Mix
 from .callbacks import Resizing, Scheduling, StopOnNaN, callback_builder, lr_factor, size_at
-from .config import find_keys, override, parse_yaml, to_dict
+from .checkpointing import weights_hash
+from .config import diff, find_keys, free_keys, override, parse_yaml, to_dict
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, listed
 from .core import near_miss
 from .data import OF_WEIGHTS, ImageData
@@ -421,7 +422,9 @@ def make_state(
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
         train_metrics=build_metrics(names, n_outputs, several), val_metrics=build_metrics(names, n_outputs, several),
         trained=trained_names(network), team=team, writes=team.rank == 0)
-    if team.size > 1: _check_slices(state, chosen)
+    if team.size > 1:
+        _check_slices(state, chosen)
+        _check_alike(team, config, data, network)
     state.history.monitor = _checked_monitor(chosen.monitor, state, MONITOR if several else TrainingConfig.monitor)
     followed = config.scheduler.plateau_monitor
     if followed: _checked_monitor(followed, state, "", "plateau_monitor")
@@ -438,8 +441,8 @@ def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> N
 
 def _device_of(team: Team, device: str, chosen: TrainingConfig) -> str:
     "Each process has a device of its own."
-    check(chosen.batch_size >= team.size, f"`batch_size` is that of all processes together: of {team.size} it must be at "
-          f"least {team.size}", chosen.batch_size)
+    check(chosen.batch_size >= team.size, f"`batch_size` is that of all processes together: of {team.size} it must be "
+          f"at least {team.size}", chosen.batch_size)
     check(":" not in device, f"Each of the {team.size} processes has a GPU of its own", device, "Say device='cuda'.")
     return str(team.device)
 
@@ -448,9 +451,23 @@ def _check_slices(state: State, chosen: TrainingConfig) -> None:
     "BatchNorm learns nothing from one image, and the last batch of an epoch may be short."
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.network.modules())
     last, n = state.train_batches.size_of(len(state.train_batches) - 1), state.team.size
-    check(chosen.sync_batchnorm or not norms or last >= 2 * n, f"The last batch of an epoch has {last} images, too few for "
-          f"{n} processes that each normalize their own (`sync_batchnorm`)", chosen.sync_batchnorm,
+    check(chosen.sync_batchnorm or not norms or last >= 2 * n, f"The last batch of an epoch has {last} images, too few "
+          f"for {n} processes that each normalize their own (`sync_batchnorm`)", chosen.sync_batchnorm,
           "Say sync_batchnorm=True, or another batch_size.")
+
+# %% ../nbs/51_assembly.ipynb #d8c5680a
+def _check_alike(team: Team, config: ExperimentConfig, data: ImageData, network: nn.Module) -> None:
+    "All processes must have the same to do: a difference would be learned from, and nobody would notice."
+    free = free_keys(ExperimentConfig)
+    knobs = {key: value for key, (_, value) in diff(ExperimentConfig(), config).items() if key not in free}
+    said = {"the images (names, classes, splits)": data.fingerprint, "the config": repr(sorted(knobs.items())),
+            "the weights to begin with": weights_hash(network.state_dict()),
+            "the version of torch": str(torch.__version__)}
+    every = team.gather(said)
+    for what, ours in every[0].items():
+        for rank, theirs in enumerate(every):
+            check(theirs[what] == ours, f"All processes must begin with the same. Process {rank} differs from process 0 "
+                  f"in {what}", f"{theirs[what][:200]}, not {ours[:200]}", error=DataError)
 
 # %% ../nbs/51_assembly.ipynb #b49aa0bf
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:

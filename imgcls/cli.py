@@ -366,7 +366,7 @@ def train_parser() -> argparse.ArgumentParser:
     begin = run.add_mutually_exclusive_group()
     begin.add_argument("--resume", metavar="RUN", help="go on with a run: its name, folder or last.pt")
     begin.add_argument("--retrain", metavar="RUN", help="a new run that begins with the weights of this one")
-    run.add_argument("--processes", type=int, metavar="N", help="that train together, on GPUs one for each; 1 if not said")
+    run.add_argument("--processes", type=int, metavar="N", help="that train together, on GPUs one for each; else 1")
     run.add_argument("--print_config", action="store_true", help="print what would be trained, and end")
     for name, flags in FLAGS.items():
         for flag, meaning in flags.items():
@@ -471,7 +471,7 @@ def train_command(
     work = lambda: _train(arguments, overrides)
     if arguments.processes is not None:
         if arguments.processes < 1: parser.error(f"--processes must be at least 1. Got {arguments.processes}.")
-        if "WORLD_SIZE" in os.environ: parser.error("--processes starts processes, and this one was started as one of several.")
+        if "WORLD_SIZE" in os.environ: parser.error("--processes starts several, and this process is one of several.")
         if arguments.processes > 1 and not arguments.print_config:
             work = lambda: _train_together(arguments, overrides, words)
     return ended("imgcls-train", arguments, work, results=arguments.print_config)
@@ -546,7 +546,8 @@ def main(
     known = {entry.name.removeprefix("imgcls-"): entry for entry in entry_points(group="console_scripts")
              if entry.name.startswith("imgcls-")}
     if not words or words[0] not in known:
-        say(f"imgcls.cli: The first word must be a command: {', '.join(sorted(known))}. Got {words[0] if words else 'none'!r}.")
+        got = repr(words[0]) if words else "none"
+        say(f"imgcls.cli: The first word must be a command: {', '.join(sorted(known))}. Got {got}.")
         return 2
     sys.argv = [f"imgcls-{words[0]}", *words[1:]]
     return known[words[0]].load()()

@@ -17,15 +17,15 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 
-from .core import ConfigError, check, checked, write_atomic
+from .core import check, checked, write_atomic
 from .runs import Run
 from .settings import get_logger
 
@@ -38,12 +38,14 @@ def check_processes(
     "Can so many processes train here?"
     check(n >= 1, "`processes` must be >= 1", n)
     if n == 1: return
-    check(kind in ("cpu", "cuda"), "Several processes compute on CPUs or CUDA GPUs", kind, "Try device='cpu', or processes=1.")
+    check(kind in ("cpu", "cuda"), "Several processes compute on CPUs or CUDA GPUs", kind,
+          "Try device='cpu', or processes=1.")
     gpus, cores = torch.cuda.device_count(), cores_here()
-    check(kind == "cpu" or n <= gpus, f"Each process needs a GPU of its own, and here {'is' if gpus == 1 else 'are'} {gpus}", n)
+    there = f"here {'is' if gpus == 1 else 'are'} {gpus}"
+    check(kind == "cpu" or n <= gpus, f"Each process needs a GPU of its own, and {there}", n)
     if kind == "cpu" and n > cores:
-        get_logger().warning(f"{n} processes share {cores} core{'s' * (cores > 1)}: they wait for each other. More than {cores} are "
-                             "no faster.")
+        get_logger().warning(f"{n} processes share {cores} core{'s' * (cores > 1)}: they wait for each other. "
+                             f"More than {cores} are no faster.")
 
 # %% ../nbs/53a_launching.ipynb #679ad86d
 def cores_here() -> int:
@@ -65,9 +67,11 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     check(n > 1, "`n` must be > 1", n)
-    options: dict[str, Any] = {"shutdown_timeout": grace} if "shutdown_timeout" in {f.name for f in fields(LaunchConfig)} else {}
+    newer = "shutdown_timeout" in {field.name for field in fields(LaunchConfig)}
+    options: dict[str, Any] = {"shutdown_timeout": grace} if newer else {}
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, local_addr="localhost", **options)
+                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1,
+                          local_addr="localhost", **options)
     with _quietly(), _threads(n):
         try: elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:

@@ -505,7 +505,8 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
     norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
-    tracking = Tracking(learner.trackers() if writes else [], run.name, to_dict(setup.config), run=run, gradients=next(iter(norms), None))
+    tracking = Tracking(learner.trackers() if writes else [], run.name, to_dict(setup.config), run=run,
+                        gradients=next(iter(norms), None))
     listeners = [*kept, *norms, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
     check(not background or setup.state.team.size == 1, "`background` is for a training in one process", background,

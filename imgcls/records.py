@@ -251,7 +251,8 @@ def _say_processes(setup: Setup, summary: Summary, before: int) -> None:
     if now == before or state.epoch >= state.n_epochs: return
     told = f"{before} process{'es' * (before > 1)} before, {now} from here"
     state.history.note(state.step, state.epoch, "processes", told, now)
-    note = f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point allows"
+    note = (f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point "
+            "allows")
     if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #c10024e7

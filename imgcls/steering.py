@@ -135,7 +135,7 @@ def _look(self: Control, state: State, may_save: bool = True) -> None:
 def _holds(self: Control, state: State, may_save: bool) -> bool:
     "Does the pause last? An interrupt ends it, too."
     if self.source is not None: self.source(state)
-    if state.team.size > 1 and time.monotonic() >= self._next_word:     # the others wait, and shall know that this one lives
+    if state.team.size > 1 and time.monotonic() >= self._next_word:     # the others shall know that this one lives
         state.asks.add("wait")
         agree(state)
         self._next_word = time.monotonic() + 1
