@@ -36,6 +36,7 @@ from .core import DataError, check, checked, listed, shown, write_atomic
 from .datasets import ImageTable, read_text
 from .runtime import where
 from .settings import find_settings
+from .storage import held_bytes, held_stamp
 
 # %% ../nbs/14_manifests.ipynb #9778583e
 @checked
@@ -137,11 +138,14 @@ def _remember(file: str | Path, known: dict[str, list], read: dict[str, list]) -
 
 # %% ../nbs/14_manifests.ipynb #e1ae677a
 def file_stamp(
-    path: str,              # a regular file
+    path: str,              # a regular file; a member of an archive, a row of a table
 ) -> list[int]:             # bytes; when they, and its entry, were last changed (ns)
     "What a file looks like from outside; `cp -p` sets back the date of the bytes, nothing that of the entry."
-    try: found = os.stat(path)
-    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror}.") from None
+    try:
+        held = held_stamp(path)
+        if held is not None: return held
+        found = os.stat(path)
+    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror or error}.") from None
     except (TypeError, ValueError): raise DataError(f"A path must be a text. Got {shown(path)}.") from None
     if not stat.S_ISREG(found.st_mode): raise DataError(f"Cannot read {path!r}: it is no regular file.")
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
@@ -161,9 +165,11 @@ def _read_all(paths: Sequence[str]) -> list[str]:
 
 def _mark(path: str) -> str:
     try:
+        held = held_bytes(path)
+        if held is not None: return hashlib.blake2b(held, digest_size=16).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror}.") from None
+    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror or error}.") from None
 
 # %% ../nbs/14_manifests.ipynb #d1840949
 def memory_file(
