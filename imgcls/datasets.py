@@ -121,7 +121,8 @@ class ImageTable:
         split: str | None = None,   # 'train', 'val' or 'test'; None: every row
     ) -> list[str]:                 # ready to open
         "The files of a split, in the table's order."
-        return [os.path.join(self.root, path) for path in self.rows(split)["path"]]
+        root = os.fspath(self.root)
+        return [os.path.join(root, path) for path in self.rows(split)["path"].tolist()]
 
 # %% ../nbs/11_datasets.ipynb #fe2c60f1
 @patch
@@ -406,7 +407,7 @@ def _read_off(cls: type, frame: "pd.DataFrame", path_column: str, label_column: 
     split = frame[split_column] if split_column in frame else pd.Series(None, frame.index, dtype=object)
     ours = {"path": [_relative(path, root, row) for row, path in enumerate(cells, 1)],
             "label": labels,
-            "split": pd.Series([_split(name) for name in split], dtype=object)}
+            "split": pd.Series(_splits(split.tolist()), dtype=object)}
     check_utf8(ours["path"], "images")
     check_utf8(list({*ours["label"]}), "classes")
     read = {path_column, label_column, split_column, *ours, *(label_columns or [])}
@@ -457,7 +458,7 @@ def _labels_in(frame: "pd.DataFrame", column: str, columns: Sequence[str] | None
     if columns is not None:
         separator = separator or DEFAULT_SEPARATOR
         return labels_in_columns(frame, columns, separator), separator
-    cells = frame[column]
+    cells = frame[column].tolist()
     check_cells(cells, column, separator)
     if separator is None and not are_lists(cells):
         return [_label(label, f"row {row}") for row, label in enumerate(cells, 1)], None
@@ -512,7 +513,7 @@ def _local(cells: "pd.Series", suffix: str, root: str | Path) -> tuple[list[Any]
         if not isinstance(cell, (str, os.PathLike)) or not str(cell).strip(): return cell
         path = f"{os.fspath(cell)}{suffix}"
         return path if not start or is_url(path) or os.path.isabs(path) else start + path
-    found = [whole(cell) for cell in cells]
+    found = [whole(cell) for cell in cells.tolist()]
     urls = [path for path in found if is_url(path)]
     if not urls: return found, Path(os.path.abspath(root))
     fetch(list(dict.fromkeys(urls)))
@@ -546,6 +547,13 @@ def _whole(label: numbers.Real) -> str:
     if math.isfinite(label) and float(label).is_integer(): return str(int(label))
     raise DataError(f"A label must be a text or a whole number. Got {shown(label)}. To learn numbers is another task "
                     "than to learn classes; if they are names of classes: frame.astype({'label': str}).")
+
+
+def _splits(names: list[Any]) -> list[str | None]:
+    "Each name is read once, however many rows say it."
+    try: known = {name: _split(name) for name in dict.fromkeys(names)}
+    except TypeError: return [_split(name) for name in names]           # something that is no key: said of its row
+    return [known[name] for name in names]
 
 
 def _split(name: Any) -> str | None:

@@ -57,7 +57,10 @@ def quoted(
 ) -> str:                               # as it stands in a CSV file
     "A field, in quotes where it needs them."
     check(isinstance(text, str), "A field must be a text", text)
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[,"\r\n]|^\s|\s$', text) else text
+    return '"' + text.replace('"', '""') + '"' if _ODD.search(text) else text
+
+
+_ODD = re.compile(r'[,"\r\n]|^\s|\s$')
 
 # %% ../nbs/14_manifests.ipynb #62c2e6ab
 @checked
@@ -202,7 +205,7 @@ def _marks(paths: Sequence[str]) -> list[str]: return contents(paths, memory_fil
 
 def _common_folder(paths: Sequence[str]) -> Path:
     "The folder that all of them lie in: the one they were listed from, as a rule."
-    try: return Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    try: return Path(os.path.commonpath({*map(os.path.dirname, paths)}))
     except ValueError: return Path(os.path.abspath(os.sep))         # none, or on several drives
 
 # %% ../nbs/14_manifests.ipynb #24831667
@@ -226,9 +229,13 @@ def read_manifest(
     missing = [name for name in _COLUMNS[:3] if name not in header]
     check(not missing, f"{str(path)!r} must have the columns path, label, split", header, error=DataError)
     columns = dict(zip(header, zip(*rows, strict=True), strict=False)) if rows else dict.fromkeys(header, ())
-    paths = [os.path.join(os.path.dirname(os.path.abspath(path)), file) for file in columns["path"]]
+    del rows                                        # a list for each image
+    here = os.path.dirname(os.path.abspath(path))
+    paths = [os.path.join(here, file) for file in columns["path"]]
     root = _common_folder(paths)
-    names = [file.removeprefix(os.path.join(root, "")).replace(os.sep, "/") for file in paths]
+    start, texts = os.path.join(root, ""), {}
+    names = [file.removeprefix(start).replace(os.sep, "/") for file in paths]
+    for column in ("label", "split"): columns[column] = [texts.setdefault(text, text) for text in columns[column]]
     frame = pd.DataFrame({"path": names, "label": columns["label"], "split": columns["split"]}, dtype=object)
     separators = sorted({*columns.get(_SEVERAL, ())})
     check(len(separators) < 2, f"{str(path)!r} must have the same {_SEVERAL} in each row", separators, error=DataError)

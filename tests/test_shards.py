@@ -119,6 +119,6 @@ def test_the_command_line(folder, straight, monkeypatch):
     "The same from a shell; and a config names the shards for the next run."
     monkeypatch.chdir(folder)
     assert finish(start(lambda: train_command(
-        ["data.tar=packed/digits-*.tar", "--size", "16", "--architecture", "tiny_net", "--lr", "0.02", "--batch_size", "8", "--num_epochs", "3",
-         "run.name=shell", "training.checkpoint_every=3 steps"]))) == 0
+        ["--name", "shell", "data.tar=packed/digits-*.tar", "--size", "16", "--architecture", "tiny_net", "--lr", "0.02", "--batch_size", "8", "--num_epochs", "3",
+         "training.checkpoint_every=3 steps"]))) == 0
     assert first_difference(outcome(folder/"runs"/"shell"), straight) is None
