@@ -547,7 +547,7 @@ def _report(name: str, root: Path, seen: _Evidence) -> DataReport:
 # %% ../nbs/18b_checking.ipynb #09d5826c
 @checked
 def check_folder(
-    path: str | Path,           # a folder of classes, divided or not, in whatever state; or a CSV of paths and labels; or shards: *.tar
+    path: str | Path,           # a folder of classes, in whatever state; a CSV of paths and labels; or shards: *.tar
     bits: int = NEAR_BITS,      # of 64, by which near copies may differ, 0 to 16
     mirrored: bool = True,      # is a mirror image a copy?
     label_separator: str | None = None,     # of a CSV: what stands between the labels of an image; None: it has one
@@ -576,8 +576,8 @@ def _refusal(folder: str | Path) -> str:
 
 def _check_csv(file: Path, bits: int, mirrored: bool, separator: str | None,
                columns: Sequence[str] | None) -> DataReport:
-    return _check_listed(file, str(file), lambda: ImageTable.from_csv(file, label_separator=separator, label_columns=columns),
-                         bits, mirrored)
+    def read() -> ImageTable: return ImageTable.from_csv(file, label_separator=separator, label_columns=columns)
+    return _check_listed(file, str(file), read, bits, mirrored)
 
 
 def _check_listed(file: str | Path, name: str, read: Callable[[], ImageTable], bits: int, mirrored: bool) -> DataReport:

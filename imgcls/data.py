@@ -87,7 +87,7 @@ class DataConfig:
     label_columns: tuple[str, ...] | None = None    # CSV columns of 0 and 1, one a class, instead of label_column
     split_column: str = "split"         # the CSV's column of splits, if it has one
     group_column: str | None = None     # CSV column whose equal rows stay together (patient); None: none
-    class_names: tuple[str, ...] | None = None  # of the numbers 0, 1, ... in shards; None: labels are names as they stand
+    class_names: tuple[str, ...] | None = None  # of the numbers 0, 1, ... in shards; None: labels are names
     val_ratio: float = 0.15             # share for validation where there is no val, in [0, 1)
     test_ratio: float = 0.15            # share for testing where there is neither val nor test, in [0, 1)
     split_seed: int | None = None       # of the division; None: the experiment's seed
@@ -151,7 +151,8 @@ def _check_one_source(config: DataConfig) -> None:
     check(len(said) < 2, "Images come from one place", said, "Keep one of these keys.")
     for name in {"tar", "huggingface"} & {*said}:
         check(config.data_dir is None, f"`data_dir` has no meaning beside `{name}`", config.data_dir)
-    check(config.class_names is None or config.tar is not None, "`class_names` are those of the numbers in shards (`tar`)",
+    check(config.class_names is None or config.tar is not None,
+          "`class_names` are those of the numbers in shards (`tar`)",
           config.class_names, "Elsewhere classes are found in the data, '2' before '10'.")
 
 
@@ -712,7 +713,7 @@ def from_dataframe(
 @checked
 def from_tar(
     cls: ImageData,
-    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or a mapping of splits to these
+    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or split -> these
     size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the shards' names say none
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
@@ -732,8 +733,8 @@ def _as_written(shards: Any) -> Any:
     "What names shards as a config can hold it."
     if isinstance(shards, Mapping): return {str(split): _as_written(part) for split, part in shards.items()}
     if isinstance(shards, (list, tuple)): return [_as_written(part) for part in shards]
-    check(isinstance(shards, (str, os.PathLike)), "`shards` must be a pattern like 'train-*.tar', a list of them, or a mapping of "
-          "splits to them", shards)
+    check(isinstance(shards, (str, os.PathLike)), "`shards` must be a pattern like 'train-*.tar', a list of them, or a "
+          "mapping of splits to them", shards)
     return os.fspath(shards)
 
 # %% ../nbs/19_data.ipynb #1daf2e30
@@ -741,7 +742,7 @@ def _as_written(shards: Any) -> Any:
 @checked
 def from_huggingface(
     cls: ImageData,
-    dataset: Any,                   # a Dataset, a DatasetDict, a folder of save_to_disk, or a name that load_dataset knows
+    dataset: Any,                   # a Dataset, a DatasetDict, a folder of save_to_disk, or a name
     size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
     seed: int = 42,                 # of the split, where the dataset is not divided
     transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
@@ -752,7 +753,8 @@ def from_huggingface(
 ) -> ImageData:
     "Images of a dataset of Hugging Face, read where they lie."
     named = isinstance(dataset, (str, os.PathLike))
-    config = _config("from_huggingface", seed, options, **({"huggingface": os.fspath(dataset)} if named else {"data_dir": OBJECTS}))
+    config = _config("from_huggingface", seed, options,
+                     **({"huggingface": os.fspath(dataset)} if named else {"data_dir": OBJECTS}))
     look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
     table = ImageTable.from_huggingface(dataset, _image_column(config), config.label_column, config.group_column)
     data = data_from_table(_divided_rows(table, config, seed), config, look, train_transform, eval_transform)
@@ -1088,8 +1090,9 @@ def _table_of(data: ImageData, what: str) -> ImageTable:
     others = [split for split, dataset in data.datasets.items() if not (
         data.table is not None and isinstance(dataset, ImageDataset) and dataset.paths == data.table.paths(split))]
     if not others: return data.table
-    raise DataError(f"{what} are for images that come from a folder, a table, shards or a dataset of Hugging Face. Got datasets of your "
-                    f"own: {listed(others)}. Mend the labels, or divide the images, where these are made.")
+    raise DataError(f"{what} are for images that come from a folder, a table, shards or a dataset of Hugging Face. Got "
+                    f"datasets of your own: "
+                    f"{listed(others)}. Mend the labels, or divide the images, where these are made.")
 
 
 def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:

@@ -112,8 +112,8 @@ class ImageTable:
         "The rows of a split."
         if split is None: return self.frame
         if split in self.splits: return self.frame[self.frame["split"] == split]
-        raise DataError(f"There is no split {split!r} here.{near_miss(split, self.splits)} "
-                        f"There is: {listed(self.splits) or 'none'}.")
+        raise DataError(f"There is no split {split!r} here.{near_miss(split, self.splits)} There is: "
+                        f"{listed(self.splits) or 'none'}.")
 
     @checked
     def paths(
@@ -389,12 +389,14 @@ def from_dataframe(
     path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
 ) -> ImageTable:                    # in the frame's order
     "Take paths and labels from a DataFrame; its other columns are kept."
-    table = _read_off(cls, frame, path_column, label_column, split_column, root, label_separator, label_columns, path_suffix)
+    table = _read_off(cls, frame, path_column, label_column, split_column, root, label_separator, label_columns,
+                      path_suffix)
     check_files(table)
     return table
 
 
-def _read_off(cls: type, frame: "pd.DataFrame", path_column: str, label_column: str, split_column: str, root: str | Path,
+def _read_off(cls: type, frame: "pd.DataFrame", path_column: str, label_column: str, split_column: str,
+              root: str | Path,
               label_separator: str | None, label_columns: Sequence[str] | None, path_suffix: str) -> ImageTable:
     "What a frame says; whether the files are there is another question."
     import pandas as pd
@@ -490,8 +492,8 @@ def check_files(
     what, wrong = ("do not exist", gone) if gone else ("are not regular files", [name for name, _ in files])
     hint = " Backslashes are no folders on this system." if "\\" in wrong[0] and os.sep == "/" else ""
     if gone: hint = hint or _found_elsewhere(table.root, wrong[0])
-    raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. "
-                    f"Paths start at {str(table.root)!r}.{hint}")
+    raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. Paths start at "
+                    f"{str(table.root)!r}.{hint}")
 
 
 def _found_elsewhere(root: Path, name: str) -> str:
@@ -507,7 +509,7 @@ def _found_elsewhere(root: Path, name: str) -> str:
 
 # %% ../nbs/11_datasets.ipynb #0051bd39
 def _local(cells: "pd.Series", suffix: str, root: str | Path) -> tuple[list[Any], Path]:
-    "Paths with their ending, URLs as their copies, which are made now; and where they start, which no cache folder changes."
+    "Paths with their ending, URLs as copies, which are made now; and where they start, whatever the cache folder is."
     start = f"{str(root).rstrip('/')}/" if is_url(root) else ""
     def whole(cell: Any) -> Any:
         if not isinstance(cell, (str, os.PathLike)) or not str(cell).strip(): return cell
@@ -575,7 +577,7 @@ def plain_number(
 @checked
 def from_tar(
     cls: ImageTable,
-    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or a mapping of splits to these
+    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or split -> these
     label_column: str = "label",    # cls, json, txt, folder, or a field of the JSON; 'label': whichever there is
     group_column: str | None = None,    # a field of the JSON, kept as a column; None: none
     class_names: Sequence[str] | None = None,   # of the numbers 0, 1, ...; None: labels are names as they stand there
@@ -611,7 +613,8 @@ def from_huggingface(
 ) -> ImageTable:                    # in the order of the splits, and of the rows in each
     "List the images of a dataset of Hugging Face."
     import pandas as pd
-    check(group_column not in ("path", "split", label_column), "`group_column` must be a column of its own", group_column)
+    check(group_column not in ("path", "split", label_column), "`group_column` must be a column of its own",
+          group_column)
     rows = list_rows(open_dataset(dataset), image_column, label_column, group_column)
     root = os.path.commonpath([os.path.dirname(path) for path in rows.paths])
     frame = pd.DataFrame({"path": rows.paths, "label": pd.Series(rows.labels, dtype=object),

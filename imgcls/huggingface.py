@@ -18,12 +18,11 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .core import DataError, check, checked, extra, listed, near_miss, shown, write_atomic
+from .core import DataError, check, checked, extra, listed, near_miss, write_atomic
 from .folders import SPLIT_NAMES, SPLITS
 from .settings import find_settings, get_logger
 from .storage import arrow_table
@@ -36,7 +35,8 @@ def open_dataset(
     if isinstance(source, (str, os.PathLike)): source = _loaded(os.fspath(source))
     module = sys.modules.get("datasets")
     ours = module is not None and isinstance(source, (module.Dataset, module.DatasetDict))
-    check(ours, "`dataset` must be a Dataset or a DatasetDict of the package datasets, or a folder of save_to_disk", source, _instead(source),
+    check(ours, "`dataset` must be a Dataset or a DatasetDict of the package datasets, or a folder of save_to_disk",
+          source, _instead(source),
           DataError)
     parts = source if isinstance(source, module.DatasetDict) else {None: source}
     for part in parts.values(): _check_plain(part)
@@ -54,25 +54,27 @@ def _loaded(name: str) -> Any:
     library = extra("datasets", "huggingface")
     if os.path.isdir(name):
         saved = {"dataset_info.json", "dataset_dict.json"} & {*os.listdir(name)}
-        check(bool(saved), "A folder must be one that save_to_disk wrote", name, "For a folder of images: from_folder.", DataError)
+        check(bool(saved), "A folder must be one that save_to_disk wrote", name,
+              "For a folder of images: from_folder.", DataError)
         return library.load_from_disk(name)
     check(not os.path.isfile(name), "A dataset must be a folder of save_to_disk, or a name", name, error=DataError)
     try: return library.load_dataset(name)
     except Exception as error:          # of the network, of a server, of a builder
-        raise DataError(f"load_dataset({name!r}) failed, and there is no folder of that name here: {type(error).__name__}: "
-                        f"{str(error)[:300]}") from error
+        raise DataError(f"load_dataset({name!r}) failed, and there is no folder of that name here: "
+                        f"{type(error).__name__}: {str(error)[:300]}") from error
 
 
 def _instead(source: Any) -> str:
     "What somebody may have to do."
-    if type(source).__name__.startswith("Iterable"): return "A stream has no order to come back to: load it without streaming=True."
+    if type(source).__name__.startswith("Iterable"):
+        return "A stream has no order to come back to: load it without streaming=True."
     return "Other datasets: ImageData({'train': dataset}, class_names)." if hasattr(source, "__getitem__") else ""
 
 
 def _check_plain(part: Any) -> None:
     check(len(part) > 0, "A split must hold an image", 0, error=DataError)
-    check(part.format["type"] != "custom", "A transform that was set on a dataset is not applied here", "set_transform", "Give it as "
-          "train_transform=..., or take it away: dataset.reset_format().", DataError)
+    check(part.format["type"] != "custom", "A transform that was set on a dataset is not applied here",
+          "set_transform", "Give it as train_transform=..., or take it away: dataset.reset_format().", DataError)
 
 # %% ../nbs/10c_huggingface.ipynb #48219fd2
 class Columns(NamedTuple):
@@ -93,8 +95,8 @@ def find_columns(
     images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     if image is None: image = _only(images, features, "images (the feature Image)", "path_column='image'")
     _check_there(image, features)
-    check(image in images, f"The column {image!r} must hold images", type(features[image]).__name__, "dataset.cast_column("
-          f"{image!r}, datasets.Image()) makes images of files or bytes.", DataError)
+    check(image in images, f"The column {image!r} must hold images", type(features[image]).__name__,
+          f"dataset.cast_column({image!r}, datasets.Image()) makes images of files or bytes.", DataError)
     if label == "label" and label not in features:
         classes = [name for name, kind in features.items() if _class_label(kind) is not None]
         label = _only(classes, features, "classes (the feature ClassLabel)", "label_column='species'")
@@ -110,7 +112,8 @@ def _only(found: Sequence[str], features: Mapping[str, Any], what: str, how: str
 
 def _check_there(name: str | None, features: Mapping[str, Any]) -> None:
     if name is not None and name not in features:
-        raise DataError(f"The dataset has no column {name!r}.{near_miss(name, features)} There is: {listed(features, 10)}.")
+        raise DataError(f"The dataset has no column {name!r}.{near_miss(name, features)} There is: "
+                        f"{listed(features, 10)}.")
 
 
 def _class_label(kind: Any) -> Any:
@@ -133,7 +136,8 @@ def image_places(
         found, shown_rows = _written(arrow, base), np.arange(len(dataset))
     places = [found[row] for row in shown_rows.tolist()]
     nowhere = [row for row, place in enumerate(places) if place is None]
-    check(not nowhere, "Each row must hold the bytes of an image, or the name of a file that is here", [f"row {row}" for row in nowhere[:3]],
+    check(not nowhere, "Each row must hold the bytes of an image, or the name of a file that is here",
+          [f"row {row}" for row in nowhere[:3]],
           f"{len(nowhere):,} rows hold neither.", DataError)
     return places
 
@@ -148,19 +152,24 @@ def _cells(arrow: Any, column: Any) -> _Cells:
     import pyarrow.compute as compute
     if not arrow.types.is_struct(column.type): return _Cells(np.zeros(0), [])
     data, names = compute.struct_field(column, "bytes"), compute.struct_field(column, "path")
-    return _Cells(compute.fill_null(compute.cast(compute.binary_length(data), arrow.int64()), -1).to_numpy(), names.to_pylist())
+    return _Cells(compute.fill_null(compute.cast(compute.binary_length(data), arrow.int64()), -1).to_numpy(),
+                  names.to_pylist())
 
 
 def _in_files(arrow: Any, base: Any, files: Sequence[str], column: str) -> list[str | None] | None:
     "The place of each row of a table in its files; None: the files hold other rows."
     try: opened = {file: arrow_table(file) for file in files}
     except (OSError, ValueError): return None       # a file that was removed, or is of another format
-    named = {file: name for file, table in opened.items() if (name := _like(table, base.type, column))}     # others hold numbers of rows
+    named = {file: name for file, table in opened.items()
+             if (name := _like(table, base.type, column))}     # others hold numbers of rows
     files, columns, tables = [*named], [*named.values()], [opened[file] for file in named]
     if not files: return None
-    there, asked = [_cells(arrow, table.column(name)) for table, name in zip(tables, columns, strict=True)], _cells(arrow, base)
-    whole = _Cells(np.concatenate([cells.n_bytes for cells in there]), [name for cells in there for name in cells.names])
-    whole_column = arrow.chunked_array([chunk for table, name in zip(tables, columns, strict=True) for chunk in table.column(name).chunks],
+    there = [_cells(arrow, table.column(name)) for table, name in zip(tables, columns, strict=True)]
+    asked = _cells(arrow, base)
+    whole = _Cells(np.concatenate([cells.n_bytes for cells in there]),
+                   [name for cells in there for name in cells.names])
+    whole_column = arrow.chunked_array([chunk for table, name in zip(tables, columns, strict=True)
+                                        for chunk in table.column(name).chunks],
                                        type=base.type)
     start = next((at for at in _starts(whole, asked) if _same(whole_column, base, at)), None)
     if start is None: return None
@@ -196,19 +205,25 @@ def _file_named(name: str | None) -> str | None: return os.path.abspath(name) if
 # %% ../nbs/10c_huggingface.ipynb #be08630e
 def _written(arrow: Any, base: Any) -> list[str | None]:
     "The place of each row in a file that is written now, or was before."
-    check(arrow.types.is_struct(base.type), "Images must be stored as bytes or names of files", str(base.type), error=DataError)
+    check(arrow.types.is_struct(base.type), "Images must be stored as bytes or names of files", str(base.type),
+          error=DataError)
     digest, cells = hashlib.blake2b(digest_size=12), _cells(arrow, base)
     for chunk in base.chunks:
-        for row in chunk.field("bytes"): digest.update(b"-" if not row.is_valid else b"%d " % row.as_buffer().size + row.as_buffer())
+        for row in chunk.field("bytes"):
+            if row.is_valid: digest.update(b"%d " % row.as_buffer().size)
+            digest.update(row.as_buffer() if row.is_valid else b"-")
     file = find_settings().cache_dir/"imgcls-arrow"/f"{digest.hexdigest()}.arrow"
     if not file.is_file():
         import pyarrow.compute as compute
         column = compute.struct_field(base, "bytes")
         sink = arrow.BufferOutputStream()
-        with arrow.ipc.new_stream(sink, arrow.schema([("image", column.type)])) as out: out.write_table(arrow.table({"image": column}), 1000)
+        schema = arrow.schema([("image", column.type)])
+        with arrow.ipc.new_stream(sink, schema) as out: out.write_table(arrow.table({"image": column}), 1000)
         write_atomic(file, memoryview(sink.getvalue()))
-        get_logger().info(f"The images of a dataset that is in no file were written down, so that workers and later runs find them: {file}")
-    return [f"{file}/image[{row}]" if n >= 0 else _file_named(name) for row, (n, name) in enumerate(zip(*cells, strict=True))]
+        get_logger().info(f"The images of a dataset that is in no file were written down, so that workers and later "
+                          f"runs find them: {file}")
+    return [f"{file}/image[{row}]" if n >= 0 else _file_named(name)
+            for row, (n, name) in enumerate(zip(*cells, strict=True))]
 
 # %% ../nbs/10c_huggingface.ipynb #98d03c68
 @dataclass(kw_only=True)
@@ -234,11 +249,13 @@ def list_rows(
         names = list(dict.fromkeys([columns.label, *([group] if group else [])]))
         values = part.select_columns(names).with_format("arrow")[:]
         found.paths += image_places(part, columns.image)
-        found.labels += _labels(values.column(columns.label).to_pylist(), part.features[columns.label], columns.label, split)
+        found.labels += _labels(values.column(columns.label).to_pylist(), part.features[columns.label], columns.label,
+                                split)
         found.splits += [split] * len(part)
         if group is not None: found.groups += values.column(group).to_pylist()
     several = {isinstance(one, list) for one in found.labels}
-    check(len(several) == 1, "All splits must have labels of one kind", "one in one split, lists in another", error=DataError)
+    check(len(several) == 1, "All splits must have labels of one kind", "one in one split, lists in another",
+          error=DataError)
     return found
 
 
@@ -247,11 +264,13 @@ def _labels(values: list[Any], kind: Any, column: str, split: str | None) -> lis
     classes = _class_label(kind)
     missing = [row for row, value in enumerate(values) if value is None or (classes is not None and value == -1)]
     if missing:
-        raise DataError(f"{len(missing):,} rows{'' if split is None else f' of {split!r}'} have no label in {column!r} (row {missing[0]}, ...). "
-                        "Leave the split out, or filter them: dataset.filter(lambda row: row[...] >= 0).")
+        raise DataError(f"{len(missing):,} rows{'' if split is None else f' of {split!r}'} have no label in {column!r} "
+                        f"(row {missing[0]}, ...). Leave the split out, or filter them: dataset.filter(lambda row: "
+                        "row[...] >= 0).")
     if classes is not None:
         names = classes.names
         return [[names[i] for i in value] if isinstance(value, list) else names[value] for value in values]
     odd = next((value for value in values if not isinstance(value, (str, int, list))), None)
-    check(odd is None, f"The column {column!r} must hold classes: ClassLabel, texts, whole numbers or lists of them", odd, error=DataError)
+    check(odd is None, f"The column {column!r} must hold classes: ClassLabel, texts, whole numbers or lists of them",
+          odd, error=DataError)
     return values

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 
 from tqdm import tqdm
 
-from .core import DataError, MissingExtra, checked, extra, listed, near_miss, temporary_for
+from .core import DataError, MissingExtra, checked, extra, listed, temporary_for
 from .runtime import where
 from .settings import find_settings, get_logger
 
@@ -59,7 +59,8 @@ def _part(name: str) -> str:
     if name in ("", ".", ".."): return name.replace(".", "%2E") or "%"
     written = re.sub(r'[%\0-\x1f<>:"|?*\\]', lambda found: quote(found[0], safe=""), name)
     if len(written.encode("utf-8", "replace")) <= 200: return written
-    return blake2b(name.encode("utf-8", "replace"), digest_size=12).hexdigest() + os.path.splitext(name.partition("?")[0])[1][:10]
+    return blake2b(name.encode("utf-8", "replace"),
+                   digest_size=12).hexdigest() + os.path.splitext(name.partition("?")[0])[1][:10]
 
 # %% ../nbs/08c_remote.ipynb #ade09014
 def url_of(
@@ -68,7 +69,8 @@ def url_of(
     "Where a copy came from."
     _, found, rest = path.replace(os.sep, "/").partition(f"/{_FOLDER}/")
     protocol, _, name = rest.partition("/")
-    return f"{protocol}://" + "/".join("" if part == "%" else unquote(part) for part in name.split("/")) if found and name else None
+    return f"{protocol}://" + "/".join("" if part == "%" else unquote(part)
+                                       for part in name.split("/")) if found and name else None
 
 # %% ../nbs/08c_remote.ipynb #dc529e03
 @checked
@@ -86,14 +88,16 @@ def fetch_to(
     new = {url: place for url, place in places.items() if not os.path.isfile(place)}
     pool = ThreadPoolExecutor(8)
     try:
-        done = tqdm(pool.map(_fetched, new.items()), "fetching", len(new), leave=False, delay=2, disable=where() == "pipe")
+        done = tqdm(pool.map(_fetched, new.items()), "fetching", len(new), leave=False, delay=2,
+                    disable=where() == "pipe")
         wrong = [error for error in done if error is not None]
     finally: pool.shutdown(cancel_futures=True)
     missing = next((error for error in wrong if isinstance(error, MissingExtra)), None)
     if missing: raise missing
-    if wrong: raise DataError(f"{len(wrong):,} of {len(places):,} files cannot be fetched: {'; '.join(map(str, wrong[:3]))}. What was "
-                              "fetched stays, and is not fetched again.")
-    if new: get_logger().info(f"Fetched {len(new):,} files, to be read here: {os.path.commonpath([*map(os.path.dirname, new.values())])}")
+    if wrong: raise DataError(f"{len(wrong):,} of {len(places):,} files cannot be fetched: "
+                              f"{'; '.join(map(str, wrong[:3]))}. What was fetched stays, and is not fetched again.")
+    if new: get_logger().info(f"Fetched {len(new):,} files, to be read here: "
+                              f"{os.path.commonpath([*map(os.path.dirname, new.values())])}")
     return [*places.values()]
 
 
@@ -120,7 +124,8 @@ def _files(url: str) -> tuple[Any, str]:
 
 
 def _reason(error: Exception) -> str:
-    return "there is no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {str(error)[:200]}"
+    if isinstance(error, FileNotFoundError): return "there is no such file"
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 # %% ../nbs/08c_remote.ipynb #0c6adaed
 @checked

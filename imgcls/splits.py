@@ -140,7 +140,7 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
 
 
 class _Sizes:
-    "Images of each class in each group; a table of groups by classes would have a cell for each pair, and most of them 0."
+    "Images of each class in each group, without a cell for each pair: most of these would be 0."
 
     def __init__(self, groups: "pd.Series", labels: "pd.Series"):
         import pandas as pd
@@ -148,7 +148,8 @@ class _Sizes:
         label, classes = pd.factorize(labels.to_numpy(object), sort=True)
         self.names, self.n_classes, self.total = names.tolist(), len(classes), np.bincount(group, minlength=len(names))
         pairs, n = np.unique(group.astype(np.int64) * len(classes) + label, return_counts=True)
-        self._label, self._share = pairs % len(classes), n / np.bincount(label, minlength=len(classes))[pairs % len(classes)]
+        self._label = pairs % len(classes)
+        self._share = n / np.bincount(label, minlength=len(classes))[self._label]
         self._start = np.searchsorted(pairs // len(classes), np.arange(len(names) + 1))
 
     def shares(self, i: int) -> np.ndarray:     # of a group, n_classes

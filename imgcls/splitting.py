@@ -232,8 +232,8 @@ def _check_apart(raw: str | Path, out: Path) -> None:
 def _listed(raw: str | Path, anew: bool, separator: str | None, columns: Sequence[str] | None) -> ImageTable:
     "The images, not divided, in an order of their own."
     is_file, shards = os.path.isfile(raw), is_shards(raw)
-    check(is_file or shards or (separator is None and columns is None), "Several labels an image are said of a CSV file: a "
-          "folder is one class", str(raw), error=DataError)
+    check(is_file or shards or (separator is None and columns is None),
+          "Several labels an image are said of a CSV file: a folder is one class", str(raw), error=DataError)
     if shards: table = ImageTable.from_tar(str(raw), label_separator=separator)
     else: table = (ImageTable.from_csv(raw, label_separator=separator, label_columns=columns) if is_file else
                    ImageTable.from_folder(raw))
@@ -255,8 +255,7 @@ def _told(parts: Mapping[str, ImageTable], group: "pd.Series", ratios: Sequence[
     sizes = group.value_counts()
     together = sizes[sizes > 1]
     told = [f"{together.sum():,} of {len(group):,} images stay together in {len(together):,} group"
-            f"{'s' * (len(together) != 1)} (the largest: "
-            f"{together.max() if len(together) else 1:,})."]
+            f"{'s' * (len(together) != 1)} (the largest: {together.max() if len(together) else 1:,})."]
     if ratios is None: return told
     shares = parts[""].frame["split"].value_counts(normalize=True)
     wanted = dict(zip(("train", "val", "test"), ratios, strict=True))
@@ -345,8 +344,8 @@ def _inner(path: str, label: str, from_csv: bool) -> str:
 def _put(file: str, goal: Path, how: str) -> None:
     held = held_bytes(file)
     if held is not None:
-        check(how == "copy", "A member of an archive has no name on the disk that another could be for", file, "Copy, or write "
-              "an index.", DataError)
+        check(how == "copy", "A member of an archive has no name on the disk that another could be for", file,
+              "Copy, or write an index.", DataError)
         goal.write_bytes(held)
     elif how == "copy": shutil.copyfile(file, goal)
     elif how == "link": os.symlink(os.path.realpath(file), goal)

@@ -22,10 +22,10 @@ import posixpath
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,11 +107,14 @@ def _take(index: Index, rows: dict[str, int], links: list[tuple[str, str]], memb
     "A member's place, or why it has none."
     if member.isdir(): return
     name = _plain_name(member.name, file)
-    if member.issparse(): raise DataError(f"{file!r}: the member {name!r} is stored with holes, which are not filled here. Make "
-                                          "the archive without --sparse.")
+    if member.issparse():
+        raise DataError(f"{file!r}: the member {name!r} is stored with holes, which are not filled here. Make the "
+                        "archive without --sparse.")
     if member.isfile(): _add(index, rows, name, member.offset_data, member.size, member.offset)
     elif member.islnk(): links.append((name, _plain_name(member.linkname, file)))
-    elif member.issym(): links.append((name, posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))))
+    elif member.issym():
+        to = posixpath.join(posixpath.dirname(name), member.linkname)
+        links.append((name, posixpath.normpath(to)))
     else: index.skipped.setdefault("no regular files (pipes, sockets, devices)", []).append(name)
 
 
@@ -119,8 +122,8 @@ def _plain_name(name: str, file: str) -> str:
     "As it is unpacked: without what leads to the same place."
     plain = posixpath.normpath(name).lstrip("/")
     if plain == ".." or plain.startswith("../"):
-        raise DataError(f"{file!r}: the member {shown(name)} has a name that leads out of the archive. Make it anew, from "
-                        "inside the folder: tar cf shard.tar -C FOLDER .")
+        raise DataError(f"{file!r}: the member {shown(name)} has a name that leads out of the archive. Make it anew, "
+                        f"from inside the folder: tar cf shard.tar -C FOLDER .")
     return plain
 
 # %% ../nbs/08b_storage.ipynb #3732ac52
@@ -165,8 +168,8 @@ def _no_tar(file: str, last: tarfile.TarInfo | None, error: Exception) -> DataEr
     if not start: return DataError(f"{file!r} is empty: no archive. Was it copied to its end?")
     for mark, (kind, unpack) in _PACKED.items():
         if start.startswith(mark):
-            return DataError(f"{file!r} is compressed ({kind}), so no image in it can be found by its place. Unpack it once: "
-                             f"{unpack} {os.path.basename(file)}. (JPEGs don't get smaller by it.)")
+            return DataError(f"{file!r} is compressed ({kind}), so no image in it can be found by its place. Unpack it "
+                             f"once: {unpack} {os.path.basename(file)}. (JPEGs don't get smaller by it.)")
     return DataError(f"{file!r} is no tar archive: {error}.")
 
 
@@ -178,19 +181,20 @@ def _check_end(file: str, last: tarfile.TarInfo | None, end: int, n_bytes: int) 
         block = opened.read(512)
         if len(block) < 512: raise _cut_short(file, last)
         if any(block):
-            raise DataError(f"{file!r} is damaged: what stands at byte {end:,}{_after(last)} is no member. Copy it again, or make it "
-                            "anew.")
+            raise DataError(f"{file!r} is damaged: what stands at byte {end:,}{_after(last)} is no member. Copy it "
+                            f"again, or make it anew.")
         while part := opened.read(1 << 20):
             if part.count(0) == len(part): continue
-            raise DataError(f"{file!r} goes on behind its end at byte {end:,}{_after(last)}: were two archives put together? Give "
-                            "them one by one.")
+            raise DataError(f"{file!r} goes on behind its end at byte {end:,}{_after(last)}: were two archives put "
+                            f"together? Give them one by one.")
 
 
 def _cut_short(file: str, last: tarfile.TarInfo | None) -> DataError:
     return DataError(f"{file!r} is cut short{_after(last)}: its end is missing. Copy it again, or make it anew.")
 
 
-def _after(last: tarfile.TarInfo | None) -> str: return "" if last is None else f", in or after its member {last.name!r}"
+def _after(last: tarfile.TarInfo | None) -> str:
+    return "" if last is None else f", in or after its member {last.name!r}"
 
 # %% ../nbs/08b_storage.ipynb #d225c97b
 def stamp_of(
@@ -255,7 +259,8 @@ class Archive:
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
         self._offsets, self._sizes = (np.array(of, np.int64)[order] for of in (index.offsets, index.sizes))
-        if len({*index.names}) != len(np.unique(keys)): raise DataError(f"{file!r}: two names look the same. Make two archives of it.")
+        if len({*index.names}) != len(np.unique(keys)):
+            raise DataError(f"{file!r}: two names look the same. Make two archives of it.")
 
     def find(
         self,
@@ -263,7 +268,8 @@ class Archive:
     ) -> tuple[int, int]:       # its first byte; bytes
         "Where a member lies; of several with one name, the last."
         row = int(np.searchsorted(self._keys, np.uint64(_key(name)), "right")) - 1
-        if row < 0 or self._keys[row] != _key(name): raise FileNotFoundError(f"there is no member {name!r} in {self.file!r}")
+        if row < 0 or self._keys[row] != _key(name):
+            raise FileNotFoundError(f"there is no member {name!r} in {self.file!r}")
         return int(self._offsets[row]), int(self._sizes[row])
 
     def read(
@@ -278,7 +284,7 @@ class Archive:
 def _key(name: str) -> int: return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little")
 
 
-@lru_cache(maxsize=None)        # the members of each archive that was asked; another stamp, another archive
+@cache                          # the members of each archive that was asked; another stamp, another archive
 def _archive(file: str, *stamp: int) -> Archive: return Archive(file, *stamp)
 
 # %% ../nbs/08b_storage.ipynb #293a7d7e
@@ -307,7 +313,10 @@ def _read_at(file: str, stamp: Sequence[int], offset: int, size: int) -> bytes:
             data = plain.read(size)
     else:
         opened, data = _opened(file, *stamp), b""
-        while len(data) < size and (part := os.pread(opened.descriptor, size - len(data), offset + len(data))): data += part
+        while len(data) < size:
+            part = os.pread(opened.descriptor, size - len(data), offset + len(data))
+            if not part: break
+            data += part
     if len(data) < size: raise OSError(f"{file!r} is cut short")
     return data
 
@@ -342,7 +351,8 @@ def arrow_table(
         with arrow.memory_map(str(file)) as source: is_file = source.read(6) == b"ARROW1"
         kind = arrow.ipc.open_file if is_file else arrow.ipc.open_stream
         return kind(arrow.memory_map(str(file)), options=options).read_all()
-    except arrow.ArrowInvalid as error: raise DataError(f"{str(file)!r} is no table in Arrow's format: {error}") from None
+    except arrow.ArrowInvalid as error:
+        raise DataError(f"{str(file)!r} is no table in Arrow's format: {error}") from None
 
 
 @lru_cache(maxsize=32)
@@ -367,7 +377,7 @@ def held_bytes(
 # %% ../nbs/08b_storage.ipynb #224b3392
 def held_stamp(
     path: str | Path,       # perhaps of a file
-) -> list[int] | None:      # its own bytes; when its archive or table was last changed (ns); None: it leads into no file
+) -> list[int] | None:      # its bytes; when its archive or table was changed (ns); None: it leads into no file
     "What tells a member or a row from what it was before."
     place = inside(path)
     if place is None: return None

@@ -56,7 +56,7 @@ def with_braces(
 def find_shards(
     shards: Any,                        # a pattern, a folder, a list of them, or a mapping of splits to these
     home: str | Path | None = None,     # also looked for there; None: only here
-) -> dict[str | None, list[str]]:       # split -> archives, absolute and in order; the split None: the images are not divided
+) -> dict[str | None, list[str]]:       # split -> archives, absolute, in order; the split None: not divided
     "The archives that somebody means."
     if isinstance(shards, Mapping): return _by_mapping(shards, home)
     files = _files(shards, home)
@@ -64,7 +64,8 @@ def find_shards(
     if not any(said.values()): return {None: files}
     silent = [file for file, split in said.items() if split is None]
     if silent:
-        raise DataError(f"The names of some shards say a split ({listed(os.path.basename(f) for f in files if said[f])}), others don't "
+        raise DataError(f"The names of some shards say a split "
+                        f"({listed(os.path.basename(f) for f in files if said[f])}), others don't "
                         f"({listed(map(os.path.basename, silent))}). Say it: {{'train': 'a-*.tar', 'val': 'b-*.tar'}}.")
     return {split: found for split in SPLITS if (found := [file for file in files if said[file] == split])}
 
@@ -80,7 +81,8 @@ def _by_mapping(shards: Mapping[Any, Any], home: str | Path | None) -> dict[str 
     found: dict[str | None, list[str]] = {}
     for name, pattern in shards.items():
         split = SPLIT_NAMES.get(str(name).lower())
-        check(split is not None, f"Splits are {', '.join(SPLITS)}", name, near_miss(name, SPLIT_NAMES).strip(), DataError)
+        check(split is not None, f"Splits are {', '.join(SPLITS)}", name, near_miss(name, SPLIT_NAMES).strip(),
+              DataError)
         found[split] = found.get(split, []) + _files(pattern, home)
     twice = [file for file in itertools.chain(*found.values()) if sum(file in files for files in found.values()) > 1]
     check(not twice, "A shard must be in one split", twice[:1], error=DataError)
@@ -99,7 +101,8 @@ def _split_of(file: str) -> str | None:
 def _files(pattern: Any, home: str | Path | None) -> list[str]:
     "Archives in their natural order, each once."
     several = isinstance(pattern, Sequence) and not isinstance(pattern, (str, bytes))
-    check(several or isinstance(pattern, (str, Path)), "Shards must be a pattern like 'train-*.tar', a list of them, or a mapping "
+    check(several or isinstance(pattern, (str, Path)),
+          "Shards must be a pattern like 'train-*.tar', a list of them, or a mapping "
           "of splits to them", pattern, error=DataError)
     check(bool(pattern) if several else bool(str(pattern).strip()), "Shards must be named", pattern, error=DataError)
     found = [file for one in (pattern if several else [pattern]) for file in (
@@ -111,8 +114,8 @@ def _files(pattern: Any, home: str | Path | None) -> list[str]:
 
 def _not_called_tar(file: str) -> str:
     if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz|gz|bz2|xz|zst)$", file.lower()):
-        return (f"{file!r} is compressed, so no image in it can be found by its place. Unpack it once (gunzip -k); JPEGs don't get "
-                "smaller by it.")
+        return (f"{file!r} is compressed, so no image in it can be found by its place. Unpack it once (gunzip -k); "
+                f"JPEGs don't get smaller by it.")
     return f"A shard must be called *.tar, so that the name of an image says where the archive ends. Got {file!r}."
 
 
@@ -135,7 +138,8 @@ def _meant(pattern: str, home: str | Path | None) -> list[str]:
 
 def _in_folder(folder: str) -> list[str]:
     files = sorted(glob.glob(os.path.join(glob.escape(folder), "**", "*.tar"), recursive=True))
-    if not files: raise DataError(f"There is no shard (*.tar) in the folder {folder!r}. For a folder of images: from_folder.")
+    if not files:
+        raise DataError(f"There is no shard (*.tar) in the folder {folder!r}. For a folder of images: from_folder.")
     return [os.path.abspath(file) for file in files]
 
 
@@ -188,14 +192,16 @@ def list_samples(
     return found
 
 
-def _add_shard(found: Samples, wrong: dict[str, list[str]], kinds: dict[str, str], shard: "_Shard", split: str | None) -> None:
+def _add_shard(found: Samples, wrong: dict[str, list[str]], kinds: dict[str, str], shard: "_Shard",
+               split: str | None) -> None:
     "The samples of an archive; labels must come from the same kind of place in all of them."
     kind = shard.kind()
     other = kinds.setdefault(kind, shard.place)
     if len(kinds) > 1:
         first, *_ = kinds
         raise DataError(f"{kinds[first]!r} has its labels in {_in_words(first)}, but {other!r} in "
-                        f"{_in_words(kind)}. Say where: label_column='cls', 'json', 'txt', 'folder' or a field of the JSON.")
+                        f"{_in_words(kind)}. Say where: label_column='cls', 'json', 'txt', 'folder' or a field of the "
+                        f"JSON.")
     for key, image, beside in shard.samples(found.skipped, wrong, kind):
         problem = _label_and_group(shard, key, beside, kind)
         if isinstance(problem, str): wrong[problem].append(f"{shard.place}/{key}")
@@ -228,8 +234,8 @@ def _refuse(wrong: Mapping[str, Sequence[str]], found: Samples, how: Labelling) 
         if keys: found.skipped[reason] += keys
 
 
-_TWICE, _TWO_IMAGES = "with a name that is there twice", ("with several images under one key (a key ends at the first dot of a name: "
-                                                         "write _ for the others)")
+_TWICE, _TWO_IMAGES = "with a name that is there twice", ("with several images under one key (a key ends at the first "
+                                                          "dot of a name: write _ for the others)")
 _NEVER_SKIPPED = {_TWICE, _TWO_IMAGES}
 
 # %% ../nbs/10b_webdataset.ipynb #bb0a3798
@@ -246,7 +252,8 @@ class _Shard:
         if said == "label": said = there[0] if there else "folder"
         if said == "json": said = "label" if self.how.label == "label" else "json"
         if said in ("cls", "txt") and said not in there:
-            raise DataError(f"{self.file!r} has no labels in .{said} files. It holds: {listed(sorted(self.endings), 10)}.")
+            raise DataError(f"{self.file!r} has no labels in .{said} files. It holds: "
+                            f"{listed(sorted(self.endings), 10)}.")
         return said
 
     def samples(self, skipped: dict[str, list[str]], wrong: dict[str, list[str]], kind: str
@@ -272,7 +279,8 @@ class _Shard:
         "What stands in a member."
         if name in self.index.texts: return self.index.texts[name]
         try: return held_bytes(f"{self.file}/{name}").decode()
-        except UnicodeDecodeError as error: raise DataError(f"'{self.place}/{name}' is no text in UTF-8: {error}.") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{self.place}/{name}' is no text in UTF-8: {error}.") from None
 
 
 def _ending(name: str) -> str: return posixpath.basename(name).partition(".")[2].lower()
@@ -300,15 +308,17 @@ def _label_and_group(shard: _Shard, key: str, beside: Mapping[str, str], kind: s
 
 def _parsed(text: str, where: str) -> Any:
     try: return json.loads(text)
-    except (ValueError, RecursionError) as error: raise DataError(f"The JSON of {where} cannot be read: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The JSON of {where} cannot be read: {error}.") from None
 
 
 def _field(fields: Any, name: str, where: str) -> Any:
-    if not isinstance(fields, Mapping): raise DataError(f"The JSON of {where} must hold fields, of which {name!r} is one. Got {shown(fields)}. "
-                                                        "If it is the label itself: label_column='json'.")
+    if not isinstance(fields, Mapping): raise DataError(f"The JSON of {where} must hold fields, of which {name!r} is "
+                                                        f"one. Got {shown(fields)}. If it is the label itself: "
+                                                        "label_column='json'.")
     if name in fields: return fields[name]
-    raise DataError(f"The JSON of {where} has no field {name!r}.{near_miss(name, fields)} There is: {listed(fields, 10) or 'none'}. Say which: "
-                    "label_column='species'; or label_column='folder'.")
+    raise DataError(f"The JSON of {where} has no field {name!r}.{near_miss(name, fields)} There is: "
+                    f"{listed(fields, 10) or 'none'}. Say which: label_column='species'; or label_column='folder'.")
 
 
 def _named(label: Any, names: Sequence[str] | None, where: str) -> Any:
@@ -318,8 +328,8 @@ def _named(label: Any, names: Sequence[str] | None, where: str) -> Any:
     if label in names: return label
     number = str(label).strip()
     if re.fullmatch(r"[0-9]+", number) and int(number) < len(names): return names[int(number)]
-    raise DataError(f"The label of {where} must be a number in 0..{len(names) - 1}, or one of `class_names`. Got {shown(label)}."
-                    f"{near_miss(label, names)}")
+    raise DataError(f"The label of {where} must be a number in 0..{len(names) - 1}, or one of `class_names`. Got "
+                    f"{shown(label)}.{near_miss(label, names)}")
 
 
 def _divide_by_folder(found: Samples, kinds: Mapping[str, str]) -> None:

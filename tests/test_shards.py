@@ -54,7 +54,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     (folder/"settings.ini").write_text("[imgcls]\n")
     digits = write_digits(folder/"data"/"digits")
-    rows = pd.DataFrame([(str(file), kind.name) for kind in sorted(digits.iterdir()) for file in sorted(kind.iterdir())[:20]],
+    rows = pd.DataFrame([(str(file), kind.name) for kind in sorted(digits.iterdir())
+                         for file in sorted(kind.iterdir())[:20]],
                         columns=["path", "label"]).sample(frac=1, random_state=0)
     rows["path"] = [_named(folder, number, path) for number, path in enumerate(rows["path"])]
     rows.assign(path=[path.removeprefix(f"{folder}/") for path in rows["path"]]).to_csv(folder/"files.csv", index=False)
@@ -70,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def _named(folder: Path, number: int, path: str) -> str:
-    goal = folder/f"digits-{number // 70}.tar"/f"{number:03}{Path(path).suffix}"       # a folder, called as the shard is
+    goal = folder/f"digits-{number // 70}.tar"/f"{number:03}{Path(path).suffix}"   # a folder, called as the shard is
     goal.parent.mkdir(exist_ok=True)
     return str(shutil.copy(path, goal))
 
@@ -119,6 +120,8 @@ def test_the_command_line(folder, straight, monkeypatch):
     "The same from a shell; and a config names the shards for the next run."
     monkeypatch.chdir(folder)
     assert finish(start(lambda: train_command(
-        ["--name", "shell", "data.tar=packed/digits-*.tar", "--size", "16", "--architecture", "tiny_net", "--lr", "0.02", "--batch_size", "8", "--num_epochs", "3",
+        ["--name", "shell", "data.tar=packed/digits-*.tar", "--size", "16", "--architecture", "tiny_net", "--lr",
+         "0.02",
+         "--batch_size", "8", "--num_epochs", "3",
          "training.checkpoint_every=3 steps"]))) == 0
     assert first_difference(outcome(folder/"runs"/"shell"), straight) is None
