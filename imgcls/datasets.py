@@ -121,8 +121,7 @@ class ImageTable:
         split: str | None = None,   # 'train', 'val' or 'test'; None: every row
     ) -> list[str]:                 # ready to open
         "The files of a split, in the table's order."
-        root = os.fspath(self.root)
-        return [os.path.join(root, path) for path in self.rows(split)["path"].tolist()]
+        return [*map(os.path.join, itertools.repeat(os.fspath(self.root)), self.rows(split)["path"].tolist())]
 
 # %% ../nbs/11_datasets.ipynb #fe2c60f1
 @patch

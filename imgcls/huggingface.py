@@ -83,7 +83,7 @@ class Columns(NamedTuple):
     label: str
     group: str | None
 
-
+# %% ../nbs/10c_huggingface.ipynb #d12e237f
 @checked
 def find_columns(
     features: Mapping[str, Any],    # of a dataset
@@ -177,7 +177,7 @@ def _in_files(arrow: Any, base: Any, files: Sequence[str], column: str) -> list[
               for row in range(len(table))][start:start + len(base)]
     return [place if n >= 0 else _file_named(name) for place, n, name in zip(places, *asked, strict=True)]
 
-
+# %% ../nbs/10c_huggingface.ipynb #362c00ea
 def _like(table: Any, kind: Any, column: str) -> str | None:
     "The column of a file that holds the images: by its name, or, where it was renamed, the only one of its type."
     alike = [name for name in table.column_names if table.schema.field(name).type == kind]
@@ -234,7 +234,7 @@ class Rows:
     splits: list[str | None] = field(default_factory=list)  # of each
     groups: list[Any] = field(default_factory=list)         # of each; empty: none were asked for
 
-
+# %% ../nbs/10c_huggingface.ipynb #88ddc2b9
 @checked
 def list_rows(
     parts: Mapping[str | None, Any],    # what `open_dataset` gave

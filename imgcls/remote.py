@@ -39,7 +39,7 @@ def is_url(
     "Does it name a place that is reached through fsspec?"
     return isinstance(name, str) and _URL.match(name) is not None
 
-
+# %% ../nbs/08c_remote.ipynb #f39d3214
 def copy_of(
     url: str,
 ) -> str:                   # an absolute path; of file:// the file itself
@@ -48,7 +48,7 @@ def copy_of(
     if protocol.lower() in ("file", "local"): return os.path.abspath(rest)
     return os.path.join(copies_folder(), protocol.lower(), *map(_part, rest.strip("/").split("/")))
 
-
+# %% ../nbs/08c_remote.ipynb #00c23367
 def copies_folder() -> str:
     "The folder below which all copies lie, by protocol and host."
     return os.path.join(find_settings().cache_dir, _FOLDER)
@@ -80,7 +80,7 @@ def fetch(
     "Copy what is not here yet."
     return fetch_to({url: copy_of(url) for url in urls})
 
-
+# %% ../nbs/08c_remote.ipynb #075477bb
 def fetch_to(
     places: dict[str, str],     # url -> where its copy belongs
 ) -> list[str]:                 # the copies
@@ -141,7 +141,7 @@ def fetch_folder(
     fetch([f"{url.rstrip('/')}/{name[start:]}" for name in names])
     return copy_of(url)
 
-
+# %% ../nbs/08c_remote.ipynb #7ce8386f
 @checked
 def urls_like(
     pattern: str,           # a URL, perhaps with * and ?

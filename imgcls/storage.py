@@ -43,7 +43,7 @@ class Place(NamedTuple):
     file: str           # an archive or a table
     name: str           # of a member; or column[row]
 
-
+# %% ../nbs/08b_storage.ipynb #87b45d18
 def inside(
     path: str | Path,       # perhaps of a file
 ) -> Place | None:          # None: it leads into no file
@@ -204,7 +204,7 @@ def stamp_of(
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
-
+# %% ../nbs/08b_storage.ipynb #2cbf6a1f
 def index_of(
     file: str | Path,       # a tar archive
 ) -> Index:
@@ -340,7 +340,7 @@ class Table:
         if cell is None or not cell.is_valid: raise OSError("the table holds no bytes of it")
         return cell.as_buffer()
 
-
+# %% ../nbs/08b_storage.ipynb #7fe5bc7c
 def arrow_table(
     file: str | Path,       # a stream, as `datasets` writes it; or a file with a footer
 ) -> Any:                   # a pyarrow.Table, mapped into memory

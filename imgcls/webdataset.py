@@ -69,7 +69,7 @@ def find_shards(
                         f"({listed(map(os.path.basename, silent))}). Say it: {{'train': 'a-*.tar', 'val': 'b-*.tar'}}.")
     return {split: found for split in SPLITS if (found := [file for file in files if said[file] == split])}
 
-
+# %% ../nbs/10b_webdataset.ipynb #bc98949e
 def is_shards(
     name: str | Path,       # a file, a folder, or a pattern
 ) -> bool:
@@ -161,7 +161,7 @@ class Samples:
     groups: list[Any] = field(default_factory=list)             # of each; empty: none were asked for
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))    # reason -> what was passed over
 
-
+# %% ../nbs/10b_webdataset.ipynb #b4f1691e
 @dataclass(frozen=True, kw_only=True)
 class Labelling:
     "How the members of shards are read."
@@ -211,7 +211,7 @@ def _add_shard(found: Samples, wrong: dict[str, list[str]], kinds: dict[str, str
             found.splits.append(split)
             if shard.how.group is not None: found.groups.append(problem[1])
 
-
+# %% ../nbs/10b_webdataset.ipynb #2b8c5e7a
 def _in_words(kind: str) -> str: return _IN_WORDS.get(kind, f"the field {kind!r} of its JSON")
 
 
