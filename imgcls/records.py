@@ -271,7 +271,8 @@ def take_up(
     setup.waiting = {name: kept for name, kept in saved["callbacks"].items() if name not in here}
 
 # %% ../nbs/52_records.ipynb #51121ebe
-_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir"}     # and may differ, too
+_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir", "data.tar",
+          "data.huggingface"}       # and may differ, too
 
 
 def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:
