@@ -40,6 +40,16 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError): os.killpg(process.pid, number)
 
 
+def few_digits(workspace: Path) -> None:
+    "A small folder where `--config digits` looks for its images: noise of four brightnesses, no network tells all."
+    folder, rng = workspace/"data"/"digits", np.random.default_rng(0)
+    for kind in range(4):
+        (folder/str(kind)).mkdir(parents=True)
+        for i in range(75):
+            pixels = rng.integers(10 * kind, 10 * kind + 160, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder/str(kind)/f"{i}.png")
+
+
 class Workspace:
     "A folder with settings.ini, and commands that run in it."
 
@@ -47,15 +57,7 @@ class Workspace:
         self.folder, self.started = folder, []
         (folder/"settings.ini").write_text("[imgcls]\n")
 
-    def few_digits(self) -> Path:
-        "A small folder where `--config digits` looks for its images: noise of four brightnesses."
-        folder, rng = self.folder/"data"/"digits", np.random.default_rng(0)
-        for kind in range(4):
-            (folder/str(kind)).mkdir(parents=True)
-            for i in range(75):
-                pixels = rng.integers(30 * kind, 30 * kind + 160, (8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder/str(kind)/f"{i}.png")
-        return folder
+    def few_digits(self) -> None: few_digits(self.folder)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -83,9 +85,9 @@ class Workspace:
         assert process.returncode == code, printed
         return printed
 
-    def python(self, code: str, *words: str) -> str:
+    def python(self, code: str, *words: str, fresh: bool = False) -> str:
         "Run some Python."
-        process = self.launch(sys.executable, "-c", code, *words)
+        process = self.launch(sys.executable, "-c", code, *words, fresh=fresh)
         printed, errors = output_of(process)
         assert process.returncode == 0, errors
         return printed
