@@ -1,7 +1,7 @@
 """Processes that begin with torch and the library loaded: forks of a server that has loaded them, and nothing else.
 
-Loading takes five seconds, most of what a short training takes; forking takes ten milliseconds. A server is a fresh
-process that imports, and never runs anything: no thread, no file, no random number. What it forks becomes a child of
+Loading takes six seconds, most of what a short training takes; forking takes a tenth of one. A server is a fresh
+process that imports, and runs nothing: no thread, no file, no random number. What it forks becomes a child of
 the process that asked, in a session of its own, with the environment, the folder, the arguments, the streams and
 the `__main__` that a fresh process would have, and ends as one does. What differs: modules are loaded that a fresh
 process might not load, and all hash texts alike. Tests of these ask for fresh processes.
@@ -138,9 +138,17 @@ def end_after(work: Callable[[], None]) -> NoReturn:
     os._exit((code or 0) & 255)
 
 
-if __name__ == "__main__":
+def load() -> None:
+    "What every fork needs sooner or later; what the keys of a config mean is read from the source, half a second."
     for name in LOADED:
         with suppress(ImportError): import_module(name)     # an extra may be missing
+    from imgcls.config import dump_yaml
+    from imgcls.experiment import ExperimentConfig
+    dump_yaml(ExperimentConfig())
+
+
+if __name__ == "__main__":
+    load()
     gc.freeze()                         # what is loaded is never searched, nor copied by a search
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in the children"
     channel = socket.socket(fileno=int(sys.argv[1]))
