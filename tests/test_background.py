@@ -23,7 +23,7 @@ def learner(name, n_epochs, **more):
     return Learner(data, 'tiny_net', lr=0.02, batch_size=16, num_epochs=n_epochs, name=name, progress='pipe', **more)
 """
 PEPPER = SETUP + """
-learn = learner('peppered', 4, callbacks=[Slow()]).fit(background=True)
+learn = learner('peppered', 6, callbacks=[Slow()]).fit(background=True)
 path, armed, n = data.paths('test')[0], [False], 0
 def pepper():
     while True:
@@ -40,7 +40,7 @@ while learn.background.running:
     except KeyboardInterrupt: n += 1
 time.sleep(0.1)
 learn.wait()
-straight = learner('straight', 4).fit()
+straight = learner('straight', 6).fit()
 ours, theirs = learn.network.state_dict(), straight.network.state_dict()
 same = all(torch.equal(ours[key], theirs[key]) for key in ours)
 print(n, same, learn.history.same_as(straight.history))
