@@ -182,7 +182,7 @@ def test_torchrun_starts_again_and_goes_on(here: Path) -> None:
     (here/"mine.py").write_text(BREAKS_ONCE)
     workspace = Workspace(here)
     folder = Path(sys.executable).parent
-    ours = workspace.launch(str(folder/"imgcls-train"), *WORDS[1:], "--name", "ours", "--processes", "2")
+    ours = workspace.launch(str(folder/"imgcls-train"), *WORDS[1:], "--name", "ours", "--processes", "2", fresh=True)
     said = output_of(ours)
     assert ours.returncode == 0, said
     environment = "PYTHONPATH"
