@@ -54,6 +54,7 @@ Modules:
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
+- `imgcls.launching`: How are several processes started, and what becomes of the run when one of them ends?
 - `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.listing`: Which runs are there, and what differs between them?
@@ -86,6 +87,7 @@ Modules:
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
+- `imgcls.relaying`: It trains in other processes. How do I see it here, and how do I steer it?
 - `imgcls.reproduce_command`: Does a run, made once more, give the same weights?
 - `imgcls.reproduction`: Does a run, made once more from its folder, give the same weights?
 - `imgcls.run_commands`: How are runs listed, compared, deleted and looked at from a shell?

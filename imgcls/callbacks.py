@@ -294,7 +294,7 @@ class Mix(Callback):
 
 
 def _with_the_one_before(state: State) -> tuple[Tensor, Tensor]:
-    "Each image is blended with the one before it in the whole batch, which may be another process's; the first with the last."
+    "Each image is blended with the one before it in the batch, also another process's; the first with the last."
     team, n = state.team, state.train_batches.size_of(state.batch)
     first = slice_of(n, team.rank, team.size).start
     ends = [team.collect(one[-1:]) for one in (state.images, state.targets)]

@@ -85,7 +85,8 @@ _KINDS: dict[type, type] = {}
 
 def _synchronized(kind: type) -> type:
     "A class beside a class of BatchNorm."
-    if kind not in _KINDS: _KINDS[kind] = type(f"Synchronized{kind.__name__}", (Synchronized, kind), {"__reduce_ex__": _copied})
+    if kind not in _KINDS:
+        _KINDS[kind] = type(f"Synchronized{kind.__name__}", (Synchronized, kind), {"__reduce_ex__": _copied})
     return _KINDS[kind]
 
 
@@ -109,8 +110,10 @@ def synchronize(
     "Let every BatchNorm of a network see the whole batch in training."
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)
              and not isinstance(module, (Synchronized, nn.SyncBatchNorm))]
-    strange = [type(norm).__name__ for norm in norms if "forward" in vars(type(norm)) and type(norm).__module__[:6] != "torch."]
-    check(not strange, "A BatchNorm must be torch's own to be synchronized", strange, "Say sync_batchnorm=False.", ImgclsError)
+    strange = [type(norm).__name__ for norm in norms
+               if "forward" in vars(type(norm)) and not type(norm).__module__.startswith("torch.")]
+    check(not strange, "A BatchNorm must be torch's own to be synchronized", strange, "Say sync_batchnorm=False.",
+          ImgclsError)
     if norms and next(network.parameters()).is_cuda: nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:
         for norm in norms: norm.__class__ = _synchronized(type(norm))

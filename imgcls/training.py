@@ -87,7 +87,7 @@ class State:
     total_loss: Tensor | None = None        # of the batches accumulated for this step
     compiled: Compiled | None = None        # the network's forward pass, once the runtime has compiled it
     gradients: Gradients | None = None      # adds up those of all processes, once several have made a step
-    asks: set[str] = field(default_factory=set)     # what this process wants of the others at the next moment: save, wait
+    asks: set[str] = field(default_factory=set)     # what this process wants of the others next: save, wait
     keep: Callable[["State"], None] | None = None   # writes a checkpoint, at a moment that all processes agree on
     parts: list[Any] | None = None          # train metrics of each process, at such a moment
     whole: int = 0                          # images of the batch at hand, those of all processes
@@ -405,8 +405,8 @@ def agree(
     team = state.team
     while team.size > 1:
         news = team.rank == 0 and state.history.n_events != state.n_told
-        stop, by_hand, save, wait, told = team.greatest([state.stop_reason is not None, state.by_hand, "save" in state.asks,
-                                                         "wait" in state.asks, news])
+        stop, by_hand, save, wait, told = team.greatest([
+            state.stop_reason is not None, state.by_hand, "save" in state.asks, "wait" in state.asks, news])
         if told:
             state.history.take_events(team.gather(state.history.event_rows() if team.rank == 0 else None)[0])
             state.n_told = state.history.n_events

@@ -1,8 +1,8 @@
-"What tests/test_processes.py has done by one, two or three processes: `python tests/together.py N WORK FOLDER`, forked from one that has loaded all."
+"What `test_processes.py` has done by one, two or three processes, which are forked from one that has loaded all."
 import os
-import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -24,7 +24,8 @@ class Exact(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 8, 3, 2, 1), nn.GELU(), nn.Flatten())
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 8, 3, 2, 1), nn.GELU(),
+                                  nn.Flatten())
         self.fc = nn.Linear(32, 10)
         self.double()
 
@@ -34,21 +35,24 @@ class Exact(nn.Module):
 def digits(n_train: int = 50, n_val: int = 21, **options: Any) -> ImageData:
     "Some of the digits; their classes are unequal."
     folder = write_digits(Path("data/digits"))
-    files = pd.DataFrame([(str(file), file.parent.name) for file in sorted(folder.rglob("*.png"))], columns=["path", "label"])
+    rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.png"))]
+    files = pd.DataFrame(rows, columns=["path", "label"])
     chosen = files.groupby("label").head(14).sample(frac=1, random_state=3)
     chosen = pd.concat([chosen[chosen.label < "3"], chosen[chosen.label >= "3"].groupby("label").head(5)])
     chosen = chosen.sample(frac=1, random_state=1).head(n_train + n_val).reset_index(drop=True)
     split = ["train" if i < n_train else "val" for i in range(len(chosen))]
     looks = {"train": {"random_horizontal_flip": False, "random_rotation": 10.0}}
-    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off", num_workers=0, **options)
+    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off", num_workers=0,
+                                    **options)
 
 
-EVERYTHING = {"batch_size": 16, "accumulate": 2, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "clip_norm": 0.5, "ema_decay": 0.9,
-              "early_stopping": 3, "label_smoothing": 0.1, "metrics": ["f1", "balanced_accuracy"],
+EVERYTHING = {"batch_size": 16, "accumulate": 2, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "clip_norm": 0.5,
+              "ema_decay": 0.9, "early_stopping": 3, "label_smoothing": 0.1, "metrics": ["f1", "balanced_accuracy"],
               "num_epochs": 4, "lr": 0.05}
 CASES: dict[str, dict[str, Any]] = {
     "everything": EVERYTHING | {"class_weights": "balanced"},
-    "sampler": {"batch_size": 16, "balance": "sampler", "sam_rho": 0.05, "swa_epochs": 2, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003},
+    "sampler": {"batch_size": 16, "balance": "sampler", "sam_rho": 0.05, "swa_epochs": 2, "num_epochs": 3,
+                "optimizer": "adamw", "lr": 0.003},
     "logits": {"batch_size": 7, "balance": "logits", "loss": "focal", "num_epochs": 2},
 }
 NORMED = {"batch_size": 13, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003, "accumulate": 2}
@@ -68,8 +72,9 @@ def learner(case: str, name: str | None = None, **more: Any) -> Learner:
 def told(learn: Learner, file: Path) -> None:
     "What came out of it."
     if learn.state.team.rank: return
-    torch.save({"weights": learn.network.state_dict(), "epochs": learn.history.epochs.drop(columns="seconds").to_dict("list"),
-                "losses": learn.history.steps.loss.tolist(), "events": learn.history.event_rows(), "status": learn.state.status,
+    epochs = learn.history.epochs.drop(columns="seconds").to_dict("list")
+    torch.save({"weights": learn.network.state_dict(), "epochs": epochs, "losses": learn.history.steps.loss.tolist(),
+                "events": learn.history.event_rows(), "status": learn.state.status,
                 "average": next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)}, file)
 
 
@@ -115,10 +120,63 @@ class Slowly(Callback):
 def long(folder: Path) -> None:
     "A training that takes a second or two, resumed where there is one; to be killed."
     run = Path("runs")/folder.name
-    settings = {"checkpoint_every": "2 steps", "process_timeout": 6.0, "num_epochs": 4}
+    settings = {"checkpoint_every": "2 steps", "process_timeout": 3.0, "num_epochs": 6}
     if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(folder)]).resume()
     else: learn = learner("apart", folder.name, callbacks=[Slowly(folder)], **settings).fit()
     told(learn, folder/"long.pt")
+
+
+def unlike(folder: Path) -> None:
+    "Process 1 sees other files."
+    Learner(digits(50 - int(os.environ["RANK"])), "tiny_net", runs="runs", trackers=[], progress="pipe")
+
+
+def too_few(folder: Path) -> None:
+    "The last batch leaves a process with one image for BatchNorm, which each normalizes by itself."
+    learner("apart", batch_size=12)
+
+
+class Breaks(Callback):
+    "An error of one process."
+    def on_batch_start(self, state: State) -> None:
+        if state.step == 2 and state.team.rank == 1: raise OSError("the disk of process 1 is gone")
+
+
+def breaks(folder: Path) -> None:
+    "One fails in the middle of an epoch."
+    learner("apart", "breaks", callbacks=[Breaks()], num_epochs=2).fit()
+
+
+class Pauses(Callback):
+    "Asks for a pause through control.yaml, and ends it later."
+    writes = True
+
+    def __init__(self, run: str): self.file, self.since = Path(run)/"control.yaml", None
+
+    def on_batch_end(self, state: State) -> None:
+        if state.step == 2 and self.since is None and not state.in_step:
+            self.since = time.monotonic()
+            said = self.file.read_text()
+            self.file.write_text(said.replace("pause: false", "pause: true"))
+            threading.Thread(target=self._end, args=(said,), name="imgcls test", daemon=True).start()
+            time.sleep(0.3)             # the file is read ten times a second
+
+    def _end(self, said: str) -> None:
+        time.sleep(4)
+        self.file.write_text(said.replace("pause: true", "pause: false"))
+
+
+def pauses(folder: Path) -> None:
+    "A pause that is longer than the silence that is borne."
+    started = time.monotonic()
+    learn = learner("apart", "pauses", callbacks=[Pauses("runs/pauses")], process_timeout=2.0, num_epochs=2).fit()
+    told(learn, folder/"pauses.pt")
+    if not learn.state.team.rank: (folder/"seconds.txt").write_text(f"{time.monotonic() - started}")
+
+
+def plain(folder: Path) -> None:
+    "The same without a pause."
+    told(learner("apart", "plain", num_epochs=2).fit(), folder/"plain.pt")
 
 
 def start(n: int, work: Any, folder: Path) -> list[int]:
@@ -148,13 +206,3 @@ def start(n: int, work: Any, folder: Path) -> list[int]:
 def finished(pids: list[int]) -> list[int]:
     "Exit codes; a signal's number with a minus."
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
-if __name__ == "__main__":
-    signal.alarm(200)
-    *rows, here = sys.argv[1:]
-    for row in rows:
-        count, name = row.split(":")
-        out = Path(here)/f"{name}-{count}"
-        out.mkdir(parents=True, exist_ok=True)
-        if any(finished(start(int(count), globals()[name], out))): sys.exit(f"{row} failed")
