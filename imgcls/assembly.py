@@ -765,8 +765,8 @@ def check_team(
     "Can so many processes share its batches? An error if not, before any of them is started."
     extra("accelerate", "accelerate")
     chosen, state = self.config.training, self.state
-    check(state.team.size == 1, "`processes` is for a training that is begun by one process", f"{state.team.size} are here",
-          "Leave it out.")
+    check(state.team.size == 1, "`processes` is for a training that is begun by one process", f"{state.team.size} are "
+          "here", "Leave it out.")
     _check_shares(n, find_settings().device if chosen.device == "auto" else chosen.device, chosen)
     _check_slices(state, chosen, n)
 

@@ -497,7 +497,7 @@ def _check_idle(learner: Learner) -> None:
 # %% ../nbs/55_learner.ipynb #147736a0
 def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, claim: _Claim,
            elsewhere: "_Elsewhere | None" = None, beside: Sequence[Callback] = ()) -> Learner:
-    "The loop, in the learner's run folder; `elsewhere`: in other processes; `beside`: listeners whose state is not saved."
+    "The loop, in the learner's run folder, here or elsewhere; `beside`: listeners whose state is not saved."
     setup = learner.setup
     if learner.record is not None: check_contents(setup.data, learner.run.folder/"data.csv")
     else:
@@ -546,8 +546,9 @@ def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.
     run = learner.run
     with ExitStack() as stack:
         if loop is None:
-            for one in (training_turn(), log_file(run.log_path) if learner.state.writes else nullcontext(), preserve_rng(),
-                        deterministic_mode(learner.config.deterministic)): stack.enter_context(one)
+            log = log_file(run.log_path) if learner.state.writes else nullcontext()
+            for one in (training_turn(), log, preserve_rng(), deterministic_mode(learner.config.deterministic)):
+                stack.enter_context(one)
         if began is not None: began.set()
         try: training.fit(learner.state, callbacks, claimed=True) if loop is None else loop()
         except TrainingInterrupted as error:
@@ -832,8 +833,9 @@ def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCh
     began, tables = threading.Event(), []           # tables: those shown while it trains; see `_ipython_display_`
 
     def work() -> None:
+        every = [*listeners, *shown, control, ControlFile(learner.run.control_path, control)]
         loop = None if elsewhere is None else lambda: elsewhere.train(learner, shown, control)
-        try: _run_loop(learner, [*listeners, *shown, control, ControlFile(learner.run.control_path, control)], began, loop)
+        try: _run_loop(learner, every, began, loop)
         finally:
             began.set()
             claim.release()
@@ -905,8 +907,8 @@ class _Elsewhere:
             _say_end(learner)
 
 
-def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int | None) -> _Elsewhere | None:    # None: here
-    "Can it be left to so many? Asked before anything is changed."
+def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int | None) -> _Elsewhere | None:
+    "Can it be left to so many? Asked before anything is changed; None: it trains here."
     if processes is None: return None
     setup, given = learner.setup, learner.given
     check_processes(processes, setup.state.runtime.device.type)
@@ -914,8 +916,9 @@ def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int | 
     setup.check_team(processes)
     travel = lambda callbacks: [one for one in callbacks if not isinstance(one, Control)]      # it steers from here
     trackers = [*learner.config.training.trackers, *learner.own_trackers] if learner.own_trackers else None
-    own = {**vars(given), "metrics": [*given.metrics], "callbacks": travel(given.callbacks), "listeners": travel(callbacks),
-           "trackers": trackers, "data": setup.data if "data" in setup.objects else None}
+    own = {**vars(given), "metrics": [*given.metrics], "callbacks": travel(given.callbacks),
+           "listeners": travel(callbacks), "trackers": trackers,
+           "data": setup.data if "data" in setup.objects else None}
     return _Elsewhere(Relay(processes), pack({key: value for key, value in own.items() if value is not None}))
 
 
@@ -930,8 +933,8 @@ def _train_there(things: Mapping[str, Any], beside: Sequence[Callback]) -> None:
     with _Claim(learner) as claim: _train(learner, callbacks, False, claim, beside=beside)
 
 # %% ../nbs/55_learner.ipynb #e47ed051
-def _train_elsewhere(learner: Learner, kept: Sequence[Callback], saver: SaveCheckpoints, background: bool, claim: _Claim,
-                     elsewhere: _Elsewhere) -> Learner:
+def _train_elsewhere(learner: Learner, kept: Sequence[Callback], saver: SaveCheckpoints, background: bool,
+                     claim: _Claim, elsewhere: _Elsewhere) -> Learner:
     "The run is written here as far as it has come, and taken up by the processes."
     leave(learner.setup, learner.record, kept, elsewhere.relay.n)
     learner.record.hold.release()

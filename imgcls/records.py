@@ -273,7 +273,8 @@ def say_processes(
     if before in (None, now) or state.epoch >= state.n_epochs: return
     told = f"{before} process{'es' * (before > 1)} before, {now} from here"
     state.history.note(state.step, state.epoch, "processes", told, now)
-    note = f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point allows"
+    note = (f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point "
+            "allows")
     if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #816f4602
@@ -287,7 +288,7 @@ def leave(
     "`last.pt`, for processes that take up the run."
     run, state = record.run, setup.state
     for callback in sorted(callbacks, key=lambda callback: callback.order):
-        if isinstance(callback, (HeadFirst, FollowNetwork)): callback.on_fit_start(state)      # what is trained is settled here
+        if isinstance(callback, (HeadFirst, FollowNetwork)): callback.on_fit_start(state)   # what is trained
     now = {**belongs_to(setup, record.summary.environment), **state_dict(state, callbacks), "processes": processes}
     before = load_last(run) if run.last.exists() else None
     if before is not None: now["processes"] = before.get("processes", 1)

@@ -11,7 +11,7 @@ however it ends, the processes save and end too; an error of a process is the er
 # %% auto #0
 __all__ = ['LINE', 'PATIENCE', 'pack', 'unpack', 'Outbox', 'Telling', 'work_here', 'serve', 'Relay', 'Started']
 
-# %% ../nbs/54a_relaying.ipynb #10dbf5e3
+# %% ../nbs/54a_relaying.ipynb #41606370
 import io
 import os
 import queue
@@ -37,7 +37,7 @@ from .settings import get_logger
 from .steering import Control
 from .training import Callback, Events, Order, State, TrainingInterrupted, interruptible
 
-# %% ../nbs/54a_relaying.ipynb #542343ec
+# %% ../nbs/54a_relaying.ipynb #4da4cf5f
 @checked
 def pack(
     things: Mapping[str, Any],      # by name; a list is looked at one by one
@@ -49,8 +49,9 @@ def pack(
     for name, one in ((name, one) for name, values in parts.items() for one in values):
         try: _packed(one)
         except Exception as error:
-            raise ConfigError(f"`{name}` cannot be sent to other processes: {type(one).__name__} holds what cannot be pickled "
-                              f"({type(error).__name__}: {error}). Make that where it is used, or train in one process.") from error
+            raise ConfigError(f"`{name}` cannot be sent to other processes: {type(one).__name__} holds what cannot be "
+                              f"pickled ({type(error).__name__}: {error}). Make that where it is used, or train in "
+                              "one process.") from error
     raise ConfigError(f"These cannot be sent to other processes: {', '.join(things)} ({problem}).") from problem
 
 
@@ -60,7 +61,7 @@ def _packed(thing: Any) -> bytes:
     torch.save(thing, parcel, pickle_module=cloudpickle)
     return parcel.getvalue()
 
-# %% ../nbs/54a_relaying.ipynb #96339859
+# %% ../nbs/54a_relaying.ipynb #a4a3b7f8
 @checked
 def unpack(
     parcel: bytes,              # from `pack`, of a process that one trusts: it may run code
@@ -68,7 +69,7 @@ def unpack(
     "What was sent, on the CPU."
     return torch.load(io.BytesIO(parcel), map_location="cpu", weights_only=False)
 
-# %% ../nbs/54a_relaying.ipynb #b78b3d23
+# %% ../nbs/54a_relaying.ipynb #f4d41ded
 class Outbox:
     "Sends, in order, from a thread of its own."
     most = 50           # messages that wait; then only what is important is added
@@ -102,9 +103,9 @@ class Outbox:
 
     def _send(self) -> None:
         while (message := self._waiting.get()) is not None:
-            with suppress(OSError, ValueError): self._line.send(message)    # nobody is there: training goes on to its end
+            with suppress(OSError, ValueError): self._line.send(message)    # nobody is there: training goes on
 
-# %% ../nbs/54a_relaying.ipynb #8074e6f2
+# %% ../nbs/54a_relaying.ipynb #501788b9
 class Telling(Callback):
     "Tells another process what happens here."
     order = Order.SHOW
@@ -121,7 +122,7 @@ class Telling(Callback):
 
     def on_fit_start(self, state: State) -> None:
         self._state, self._n_events = state, -1
-        if self._why is not None: state.stop(self._why, by_hand=True)       # it was asked for before there was anything to stop
+        if self._why is not None: state.stop(self._why, by_hand=True)       # it was asked for before it began
         self.tell(state, "on_fit_start")
 
     def on_epoch_start(self, state: State) -> None: self.tell(state, "on_epoch_start")
@@ -155,12 +156,12 @@ class Telling(Callback):
 
     def _changed(self, state: State) -> None: self.tell(state, "changed")
 
-# %% ../nbs/54a_relaying.ipynb #eca23e8c
+# %% ../nbs/54a_relaying.ipynb #e2f5d1ed
 @patch
 def tell(
     self: Telling,
     state: State,
-    event: str,             # of the loop; 'changed' or 'saved': the control has done something; 'steps': what has gathered
+    event: str,             # of the loop; 'changed', 'saved': by the control; 'steps': what has gathered
     **more: Any,            # plain values
 ) -> None:
     "All that has happened since it was told last."
@@ -184,7 +185,7 @@ def _tell_if_due(self: Telling, state: State) -> None:
 
 _TOLD = ("epoch", "batch", "step", "n_epochs", "phase", "stop_reason", "by_hand", "idle")      # fields of the state
 
-# %% ../nbs/54a_relaying.ipynb #cbe2b547
+# %% ../nbs/54a_relaying.ipynb #d44770c2
 LINE = "IMGCLS_LINE"        # in the environment: the port where the kernel listens, and a key that proves who calls
 
 
@@ -199,7 +200,7 @@ def _print_nowhere() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2): os.dup2(nowhere, stream)
 
-# %% ../nbs/54a_relaying.ipynb #8f121061
+# %% ../nbs/54a_relaying.ipynb #89207bdf
 def serve(
     line: Connection,               # to the kernel
     rank: int,                      # of this process
@@ -213,7 +214,8 @@ def serve(
         things = unpack(line.recv_bytes())
         threading.Thread(target=_listen, args=(line, telling, gone), name="imgcls orders", daemon=True).start()
         with _warnings_to(outbox, rank): things.pop("work")(things, [] if rank else [telling, telling.control])
-    except KeyboardInterrupt: pass          # somebody asked for it
+    except TrainingInterrupted: pass        # somebody asked for it
+    except KeyboardInterrupt: code = 130    # twice
     except BaseException as error:
         code = 1
         outbox.put("error", rank=rank, when=time.time(), lost=isinstance(error, Lost), error=_packed_error(error),
@@ -253,7 +255,7 @@ def _listen(line: Connection, telling: Telling, gone: Callable[[], None] | None)
         telling.stop("the process that started it has ended")
         if gone is not None: gone()
 
-# %% ../nbs/54a_relaying.ipynb #29532707
+# %% ../nbs/54a_relaying.ipynb #5a90cfea
 class Relay:
     "A training in other processes, as it is seen from here."
 
@@ -272,7 +274,7 @@ class Relay:
         self._begun, self._come, self._number, self._paused = False, 0, 0, False
         self._their_reason, self._until = None, None
 
-# %% ../nbs/54a_relaying.ipynb #e3808986
+# %% ../nbs/54a_relaying.ipynb #b2aca415
 @patch
 def fit(
     self: Relay,
@@ -312,7 +314,7 @@ def _conclude(self: Relay, problem: BaseException | None) -> None:
     if not self._begun: self._events.start(state)
     self._events.end(state)
 
-# %% ../nbs/54a_relaying.ipynb #6414be41
+# %% ../nbs/54a_relaying.ipynb #aee12898
 @patch
 def _follow(self: Relay, parcel: bytes) -> BaseException | None:       # what went wrong there
     "From the start of the processes to the end of the last one."
@@ -326,8 +328,9 @@ def _follow(self: Relay, parcel: bytes) -> BaseException | None:       # what we
         finally: processes.close(bool(self._ended))
     own = [error for error in self._errors if not error["lost"]]
     if self._errors: return _made_again(min(own or self._errors, key=lambda error: error["when"]))
-    if self._ended: return None
-    return Lost(f"The {self.n} processes have ended without a word (exit code {processes.poll()}). {processes.said()}".strip())
+    if self._ended and self._ended["status"] != "failed": return None
+    code, last = processes.poll(), processes.said()
+    return Lost(f"The {self.n} processes have ended without a word (exit code {code}). {last}".strip())
 
 
 @contextmanager
@@ -354,7 +357,7 @@ def _listening(relay: Relay, parcel: bytes) -> Iterator[str]:       # port and k
         listener.close()
         for line in relay._lines: line.close()
 
-# %% ../nbs/54a_relaying.ipynb #82e51761
+# %% ../nbs/54a_relaying.ipynb #4d649147
 PATIENCE = 60.0         # seconds in which processes whose launcher has ended may save
 
 
@@ -396,7 +399,7 @@ def _order(self: Relay, asked: Mapping[str, Any], lines: Sequence[Connection] | 
     for line in [*self._lines] if lines is None else lines:
         with suppress(OSError): line.send((self._number, dict(asked)))
 
-# %% ../nbs/54a_relaying.ipynb #e2968bb8
+# %% ../nbs/54a_relaying.ipynb #aace6f6a
 @patch
 def _hear(self: Relay, line: Connection, message: dict[str, Any]) -> None:
     kind = message["kind"]
@@ -419,7 +422,8 @@ def _play(self: Relay, told: dict[str, Any]) -> None:
         events.on_batch_end(state)
     for _ in range(told["validated"]): events.on_val_batch_end(state)
     if state.stop_reason is None: self._their_reason = at["stop_reason"]
-    for name, value in {**at, "stop_reason": state.stop_reason or at["stop_reason"]}.items(): setattr(state, name, value)
+    at = {**at, "stop_reason": state.stop_reason or at["stop_reason"]}
+    for name, value in at.items(): setattr(state, name, value)
     if told["events"] is not None: state.history.take_events(told["events"])
     event = told["event"]
     if event in ("changed", "saved"): return self._show_control(told, event == "saved")
@@ -438,7 +442,7 @@ def _show_control(self: Relay, told: dict[str, Any], saved: bool) -> None:
     if latest: self._paused = told["paused"]
     self.control.was_done(self.state, told["paused"] if latest else self.control.paused, told["waiting"], saved)
 
-# %% ../nbs/54a_relaying.ipynb #e4f7046e
+# %% ../nbs/54a_relaying.ipynb #cd52661a
 class _There(Exception):
     "Where it happened, in the other process."
     def __str__(self) -> str: return f"\n{self.args[0]}"
@@ -452,7 +456,7 @@ def _made_again(told: dict[str, Any]) -> BaseException:
     error.__cause__ = _There(f"In process {told['rank']}:\n{told['traceback']}")
     return error
 
-# %% ../nbs/54a_relaying.ipynb #3ca965e7
+# %% ../nbs/54a_relaying.ipynb #669abca5
 class Started:
     "Processes started by torch's launcher."
 
@@ -465,9 +469,9 @@ class Started:
         code = f"import sys; from imgcls.launching import launch; sys.exit(launch({n}, ['-c', {work!r}]))"
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], env={**os.environ, LINE: address, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
-            errors="replace")
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, LINE: address, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+            text=True, errors="replace")
         self._tail: deque[str] = deque(maxlen=10)
         self._readers = [threading.Thread(target=self._print, args=names, daemon=True)
                          for names in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))]

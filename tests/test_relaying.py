@@ -1,4 +1,4 @@
-"A run on two processes, started, shown and steered by a learner: what comes out, what a person can do, and what is left."
+"A run on two processes, started, shown and steered by a learner: what comes out, and what is left."
 import os
 import signal
 import threading
@@ -26,7 +26,7 @@ class Forked:
 
     def __init__(self, n: int, address: str):
         os.environ[LINE] = address
-        self.pids, self.codes = together.start(n, self.work, Path()), {}
+        self.pids, self.codes, self.told = together.start(n, self.work, Path()), {}, False
         del os.environ[LINE]
 
     def work(self, _: Path) -> None:
@@ -38,8 +38,9 @@ class Forked:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended: self.codes[pid] = os.waitstatus_to_exitcode(status)
         left, failed = {*self.pids} - {*self.codes}, [code for code in self.codes.values() if code]
-        if failed:
+        if failed and not self.told:
             for pid in left: os.kill(pid, signal.SIGTERM)
+            self.told = True
         return None if left else (failed or [0])[0]
 
     def said(self) -> str: return ""
@@ -128,8 +129,9 @@ def test_stopped_by_hand_and_resumed(forked: Path, straight: dict[str, Any], bac
         learn.control.stop("enough")
     thread = threading.Thread(target=person, daemon=True)
     thread.start()
-    said = "enough" if background else "SIGINT"
-    with pytest.raises(TrainingInterrupted, match=rf"\({said}\)\. Saved to stopped-{background}\. learn\.resume\(\) goes on"):
+    why = "enough" if background else "SIGINT"
+    said = rf"\({why}\)\. Saved to stopped-{background}\. learn\.resume\(\) goes on"
+    with pytest.raises(TrainingInterrupted, match=said):
         learn.fit(processes=2, background=background).wait()
     thread.join(30)
     assert (learn.state.status, learn.run.summary().status) == ("interrupted", "interrupted")
