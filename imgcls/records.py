@@ -11,7 +11,7 @@ be made from the config is named in its files."""
 
 # %% auto #0
 __all__ = ['Record', 'begin_record', 'describe', 'write_config', 'belongs_to', 'checkpoint_of', 'about_weights', 'reopen',
-           'take_up', 'say_processes', 'leave', 'settle_in', 'check_given']
+           'take_up', 'say_processes', 'check_given', 'leave', 'settle_in']
 
 # %% ../nbs/52_records.ipynb #78fac10f
 import os
@@ -277,38 +277,6 @@ def say_processes(
             "allows")
     if note not in summary.notes: summary.notes.append(note)
 
-# %% ../nbs/52_records.ipynb #816f4602
-@checked
-def leave(
-    setup: Setup,                   # in its run, held
-    record: Record,
-    callbacks: Sequence[Callback],  # whose states are saved
-    processes: int,                 # how many go on
-) -> None:
-    "`last.pt`, for processes that take up the run."
-    run, state = record.run, setup.state
-    for callback in sorted(callbacks, key=lambda callback: callback.order):
-        if isinstance(callback, (HeadFirst, FollowNetwork)): callback.on_fit_start(state)   # what is trained
-    now = {**belongs_to(setup, record.summary.environment), **state_dict(state, callbacks), "processes": processes}
-    before = load_last(run) if run.last.exists() else None
-    if before is not None: now["processes"] = before.get("processes", 1)
-    if before is not None and (before["step"], before["batch"]) == (state.step, state.batch):
-        now["train_metrics"] = before["train_metrics"]         # here they are added up
-    CheckpointFiles(run).write(plain(now))
-    record.hold.note()
-
-# %% ../nbs/52_records.ipynb #21473344
-@checked
-def settle_in(
-    setup: Setup,                   # reopened, nothing trained yet
-    record: Record,                 # begun by another process
-) -> None:
-    "Where it is computed is known only now."
-    summary, state = record.summary, setup.state
-    kept = {key: summary.environment[key] for key in ("starting_weights",) if key in summary.environment}
-    summary.device, summary.environment = str(state.runtime.device), {**_environment(setup), **kept}
-    if state.writes: record.run.snapshot(summary.environment)
-
 # %% ../nbs/52_records.ipynb #51121ebe
 _MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir"}     # and may differ, too
 
@@ -386,3 +354,35 @@ def _check_same_network(here: Mapping[str, Tensor], there: Mapping[str, Tensor])
              for name in dict.fromkeys([*here, *there]) if shape(here, name) != shape(there, name)]
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     if wrong: raise CheckpointError(f"The checkpoint is of another network: {'; '.join(wrong[:3])}{more}.")
+
+# %% ../nbs/52_records.ipynb #816f4602
+@checked
+def leave(
+    setup: Setup,                   # in its run, held
+    record: Record,
+    callbacks: Sequence[Callback],  # whose states are saved
+    processes: int,                 # how many go on
+) -> None:
+    "`last.pt`, for processes that take up the run."
+    run, state = record.run, setup.state
+    for callback in sorted(callbacks, key=lambda callback: callback.order):
+        if isinstance(callback, (HeadFirst, FollowNetwork)): callback.on_fit_start(state)   # what is trained
+    now = {**belongs_to(setup, record.summary.environment), **state_dict(state, callbacks), "processes": processes}
+    before = load_last(run) if run.last.exists() else None
+    if before is not None: now["processes"] = before.get("processes", 1)
+    if before is not None and (before["step"], before["batch"]) == (state.step, state.batch):
+        now["train_metrics"] = before["train_metrics"]         # here they are added up
+    CheckpointFiles(run).write(plain(now))
+    record.hold.note()
+
+# %% ../nbs/52_records.ipynb #21473344
+@checked
+def settle_in(
+    setup: Setup,                   # reopened, nothing trained yet
+    record: Record,                 # begun by another process
+) -> None:
+    "Where it is computed is known only now."
+    summary, state = record.summary, setup.state
+    kept = {key: summary.environment[key] for key in ("starting_weights",) if key in summary.environment}
+    summary.device, summary.environment = str(state.runtime.device), {**_environment(setup), **kept}
+    if state.writes: record.run.snapshot(summary.environment)
