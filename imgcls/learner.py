@@ -324,7 +324,7 @@ def fit(
     n_epochs, callbacks = _checked_fit(n_epochs, epochs, lr), check_callbacks(callbacks)
     with _Claim(self) as claim:
         _recover(self)
-        elsewhere = _prepared(self, callbacks, processes)
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         goal = self.planned if n_epochs is None else self.state.epoch + int(n_epochs)
         if goal <= self.state.epoch: return _nothing_to_do(self, f"Nothing to do: {_all_trained(self, goal)}")
         self.setup.check_epochs(goal)
@@ -364,7 +364,7 @@ def resume(
                                         f"{_epochs(self.planned)}.")
         if state.epoch >= state.n_epochs:
             return _nothing_to_do(self, f"Nothing to resume: {_all_trained(self, state.n_epochs)}")
-        elsewhere = _prepared(self, callbacks, processes)
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         self.history.note(state.step, state.epoch, Event.RESUMED)
         return _train(self, callbacks, background, claim, elsewhere)
 
@@ -389,7 +389,7 @@ def fine_tune(
     _check_idle(self)
     _check_tunable(self, frozen)
     with _Claim(self) as claim:
-        elsewhere = _prepared(self, callbacks, processes)
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         factor, setup = _rate_below(self, backbone_lr_factor), self.setup
         asked = {"training.frozen_epochs": frozen_epochs is not None or frozen == training.frozen_epochs,
                  "optimizer.backbone_lr_factor": backbone_lr_factor is not None or factor is None}
@@ -907,9 +907,8 @@ class _Elsewhere:
             _say_end(learner)
 
 
-def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int | None) -> _Elsewhere | None:
+def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int) -> _Elsewhere | None:
     "Can it be left to so many? Asked before anything is changed; None: it trains here."
-    if processes is None: return None
     setup, given = learner.setup, learner.given
     check_processes(processes, setup.state.runtime.device.type)
     if processes == 1: return None
