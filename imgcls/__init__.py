@@ -46,6 +46,7 @@ Modules:
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
+- `imgcls.huggingface`: What do the rows of a dataset mean?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.imbalance`: When do some classes have so many more images than others that it must be said?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
@@ -88,6 +89,7 @@ Modules:
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
 - `imgcls.relaying`: It trains in other processes. How do I see it here, and how do I steer it?
+- `imgcls.remote`: May an image lie on another machine?
 - `imgcls.reproduce_command`: Does a run, made once more, give the same weights?
 - `imgcls.reproduction`: Does a run, made once more from its folder, give the same weights?
 - `imgcls.run_commands`: How are runs listed, compared, deleted and looked at from a shell?
@@ -104,6 +106,7 @@ Modules:
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
 - `imgcls.stages`: What does each step of a pipeline do to one image?
 - `imgcls.steering`: How does a person change a training while it runs?
+- `imgcls.storage`: Where do the bytes of an image lie?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
@@ -116,6 +119,7 @@ Modules:
 - `imgcls.trying`: What does it say of an image of mine?
 - `imgcls.turns`: Who may use what the whole process shares, and when?
 - `imgcls.verification`: How do I know that stopping costs nothing?
+- `imgcls.webdataset`: What do the members of shards mean?
 - `imgcls.weights`: What is in a file of weights, and what of it was taken?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 

@@ -438,7 +438,7 @@ def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> N
     check(not own, "A loss must have no parameters to train: only the network's are trained and saved", listed(own),
           "Fixed numbers are buffers: self.register_buffer(...).")
 
-
+# %% ../nbs/51_assembly.ipynb #11ba935b
 def _device_of(team: Team, device: str, chosen: TrainingConfig) -> str:
     "Each process has a device of its own."
     _check_shares(team.size, device, chosen)
@@ -470,8 +470,8 @@ def _check_alike(team: Team, config: ExperimentConfig, data: ImageData, network:
     every = team.gather(said)
     for what, ours in every[0].items():
         for rank, theirs in enumerate(every):
-            check(theirs[what] == ours, f"All processes must begin with the same. Process {rank} differs from process 0 "
-                  f"in {what}", f"{theirs[what][:200]}, not {ours[:200]}", error=DataError)
+            check(theirs[what] == ours, f"All processes must begin with the same. Process {rank} differs from process "
+                  f"0 in {what}", f"{theirs[what][:200]}, not {ours[:200]}", error=DataError)
 
 # %% ../nbs/51_assembly.ipynb #b49aa0bf
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:

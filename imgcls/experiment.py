@@ -77,7 +77,6 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("num_epochs", "batch_size", "accumulate"):
             check(getattr(self, name) > 0, f"`{name}` must be > 0", getattr(self, name))
-        check(0 < self.process_timeout < math.inf, "`process_timeout` must be > 0 seconds", self.process_timeout)
         check(self.frozen_epochs >= 0, "`frozen_epochs` must be >= 0", self.frozen_epochs)
         parse_every(self.checkpoint_every)
         gradient_steps(self.gradient_norms)
@@ -85,8 +84,6 @@ class TrainingConfig:
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
         _check_mixing(self)
-        check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
-              self.ema_decay, "Try 0.99.")
         _check_tools(self)
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
@@ -117,6 +114,9 @@ def _check_sizes(schedule: Sequence[Sequence[int]]) -> None:
 # %% ../nbs/50_experiment.ipynb #50823ffd
 def _check_tools(chosen: TrainingConfig) -> None:
     "Averages of the weights, and SAM."
+    check(0 < chosen.process_timeout < math.inf, "`process_timeout` must be > 0 seconds", chosen.process_timeout)
+    check(chosen.ema_decay is None or 0 < chosen.ema_decay < 1, "`ema_decay` must be in (0, 1)", chosen.ema_decay,
+          "Try 0.99.")
     for name in ("swa_epochs", "swa_lr", "sam_rho"):
         value = getattr(chosen, name)
         check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)

@@ -22,17 +22,18 @@ from functools import cache
 from typing import Any
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import ConfigError, ImgclsError, check, checked, extra
 
+# %% ../nbs/05b_processes.ipynb #486c3828
+class Lost(ImgclsError, RuntimeError):
+    "Another process of the team has ended, or is silent."
+
 # %% ../nbs/05b_processes.ipynb #7e2db85f
 SILENCE = 600.0     # seconds that a process waits for the others to speak
 PATIENCE = 1800.0   # and for work of unknown length: reading a list of images, writing a run's folder
-
-
-class Lost(ImgclsError, RuntimeError):
-    "Another process of the team has ended, or is silent."
 
 
 class Team:
@@ -149,29 +150,35 @@ class Processes(Team):
         self._spoken(lambda: distributed.all_gather(heard, tensor.contiguous(), group=self._tensors))
         return heard
 
-    def fail(self, error: BaseException) -> None:
-        if isinstance(error, Lost) or self._lost: return
-        with suppress(Exception): self._board.set(f"{_BOARD}{self.rank}", f"{type(error).__name__}: {error}")
-
-    def _left_word(self) -> list[str]:
-        "What processes that failed have left on the board that all can read, as long as it is there."
-        found = []
-        for rank in range(self.size):
-            with suppress(Exception):
-                key = f"{_BOARD}{rank}"
-                if self._board.check([key]): found.append(f"process {rank}: {self._board.get(key).decode()}")
-        return found
-
-    def _spoken(self, exchange: Callable[[], Any], seconds: float | None = None) -> None:
-        try: exchange()
-        except RuntimeError as error:       # of torch.distributed
-            self._lost, why = True, "; ".join(self._left_word())
-            late = "imed out" in str(error)
-            silent = f"It has said nothing for {seconds or self.silence:g} s."
-            why = why or (silent if late else "It has ended without a word.")
-            raise Lost(f"Another of the {self.size} processes is gone, so this one ends. {why}") from error
-
     def __reduce__(self) -> Any: return team_here, ()       # a copy of a network speaks through the same team
+
+# %% ../nbs/05b_processes.ipynb #89626aa1
+@patch
+def fail(self: Processes, error: BaseException) -> None:
+    if isinstance(error, Lost) or self._lost: return
+    with suppress(Exception): self._board.set(f"{_BOARD}{self.rank}", f"{type(error).__name__}: {error}")
+
+
+@patch
+def _left_word(self: Processes) -> list[str]:
+    "What processes that failed have left on the board that all can read, as long as it is there."
+    found = []
+    for rank in range(self.size):
+        with suppress(Exception):
+            key = f"{_BOARD}{rank}"
+            if self._board.check([key]): found.append(f"process {rank}: {self._board.get(key).decode()}")
+    return found
+
+
+@patch
+def _spoken(self: Processes, exchange: Callable[[], Any], seconds: float | None = None) -> None:
+    try: exchange()
+    except RuntimeError as error:       # of torch.distributed
+        self._lost, why = True, "; ".join(self._left_word())
+        late = "imed out" in str(error)
+        silent = f"It has said nothing for {seconds or self.silence:g} s."
+        why = why or (silent if late else "It has ended without a word.")
+        raise Lost(f"Another of the {self.size} processes is gone, so this one ends. {why}") from error
 
 
 _BOARD = "imgcls/failed/"       # a key for each process

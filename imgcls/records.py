@@ -278,7 +278,8 @@ def say_processes(
     if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #51121ebe
-_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir"}     # and may differ, too
+_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir", "data.tar",
+          "data.huggingface"}       # and may differ, too
 
 
 def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:

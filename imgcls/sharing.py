@@ -73,8 +73,8 @@ class Gradients:
             self._trained = trained
         late = sum(here and not used for here, used in zip(has, self._used, strict=True))
         check(not late, "Which parameters get gradients must not change from step to step where several processes "
-              "train together", f"{late} more than in the first step", "Freeze what is not used, or train in one process.",
-              ImgclsError)
+              "train together", f"{late} more than in the first step",
+              "Freeze what is not used, or train in one process.", ImgclsError)
         used = [p for p, used in zip(parameters, self._used, strict=True) if used]
         for p in used:
             if p.grad is None: p.grad = torch.zeros_like(p)

@@ -42,8 +42,8 @@ def digits(n_train: int = 50, n_val: int = 21, **options: Any) -> ImageData:
     chosen = chosen.sample(frac=1, random_state=1).head(n_train + n_val).reset_index(drop=True)
     split = ["train" if i < n_train else "val" for i in range(len(chosen))]
     looks = {"train": {"random_horizontal_flip": False, "random_rotation": 10.0}}
-    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off", num_workers=0,
-                                    **options)
+    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off",
+                                    num_workers=0, **options)
 
 
 EVERYTHING = {"batch_size": 16, "accumulate": 2, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "clip_norm": 0.5,
