@@ -180,7 +180,7 @@ def hand_on(self: Control) -> dict[str, Any]:       # pause; lr_factor, save and
     if self._why is not None: asked["stop"], self._why = self._why, None
     return asked
 
-
+# %% ../nbs/42_steering.ipynb #b3262e7d
 @patch
 def ask(
     self: Control,
@@ -192,7 +192,7 @@ def ask(
     if "save" in asked: self.save()
     if "stop" in asked: self.stop(asked["stop"])
 
-
+# %% ../nbs/42_steering.ipynb #11bdeef5
 @patch
 def was_done(
     self: Control,
