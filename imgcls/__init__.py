@@ -88,6 +88,7 @@ Modules:
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
+- `imgcls.relaying`: It trains in other processes. How do I see it here, and how do I steer it?
 - `imgcls.remote`: May an image lie on another machine?
 - `imgcls.reproduce_command`: Does a run, made once more, give the same weights?
 - `imgcls.reproduction`: Does a run, made once more from its folder, give the same weights?

@@ -59,9 +59,12 @@ class Answering:
     ) -> str:
         "The rule."
         best, data = self.setup.state.history.best(), self.setup.data
-        if weights is None: return "best" if self.run is not None and best is not None else "current"
+        here, chosen = not self.setup.elsewhere, self.run is not None and best is not None
+        if weights is None: weights = "best" if chosen else "current" if here else "last"
         check(weights in WEIGHTS, f"`weights` must be one of {', '.join(WEIGHTS)}, or None", weights,
               near_miss(weights, WEIGHTS).strip())
+        check(weights != "current" or here, "Other processes train these weights now, and here are older ones", weights,
+              "Try weights='last'.")
         if weights == "current": return weights
         check(self.run is not None, f"`weights={weights!r}` needs a run", "no fit yet", "Call fit() first.")
         if weights == "last": return weights
@@ -80,7 +83,8 @@ def network(
 ) -> tuple[nn.Module, Origin]:          # the network, or a copy with these weights; which weights they are
     "The network that answers; ask inside `preserve_rng`, so that training waits."
     setup, weights = self.setup, self.which(weights)
-    if weights == "current" or (weights == "best" and _is_at_its_best(setup.state)): saved = _as_now(setup)
+    at_best = weights == "best" and not setup.elsewhere and _is_at_its_best(setup.state)
+    if weights == "current" or at_best: saved = _as_now(setup)
     elif weights == "best": saved = _saved_best(self)
     else: saved = _saved(self, weights)
     average = average_in(saved["callbacks"], saved["network"])

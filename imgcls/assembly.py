@@ -31,8 +31,8 @@ from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, Follo
 from .callbacks import Resizing, Scheduling, StopOnNaN, callback_builder, lr_factor, size_at
 from .checkpointing import weights_hash
 from .config import diff, find_keys, free_keys, override, parse_yaml, to_dict
-from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, listed
-from .core import near_miss
+from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, extra
+from .core import listed, near_miss
 from .data import OF_WEIGHTS, ImageData
 from .datasets import ONE_CLASS
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
@@ -423,7 +423,7 @@ def make_state(
         train_metrics=build_metrics(names, n_outputs, several), val_metrics=build_metrics(names, n_outputs, several),
         trained=trained_names(network), team=team, writes=team.rank == 0)
     if team.size > 1:
-        _check_slices(state, chosen)
+        _check_slices(state, chosen, team.size)
         _check_alike(team, config, data, network)
     state.history.monitor = _checked_monitor(chosen.monitor, state, MONITOR if several else TrainingConfig.monitor)
     followed = config.scheduler.plateau_monitor
@@ -441,16 +441,20 @@ def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> N
 # %% ../nbs/51_assembly.ipynb #11ba935b
 def _device_of(team: Team, device: str, chosen: TrainingConfig) -> str:
     "Each process has a device of its own."
-    check(chosen.batch_size >= team.size, f"`batch_size` is that of all processes together: of {team.size} it must be "
-          f"at least {team.size}", chosen.batch_size)
-    check(":" not in device, f"Each of the {team.size} processes has a GPU of its own", device, "Say device='cuda'.")
+    _check_shares(team.size, device, chosen)
     return str(team.device)
 
 
-def _check_slices(state: State, chosen: TrainingConfig) -> None:
+def _check_shares(n: int, device: str, chosen: TrainingConfig) -> None:
+    check(chosen.batch_size >= n, f"`batch_size` is that of all processes together: of {n} it must be at least {n}",
+          chosen.batch_size)
+    check(":" not in device, f"Each of the {n} processes has a GPU of its own", device, "Say device='cuda'.")
+
+
+def _check_slices(state: State, chosen: TrainingConfig, n: int) -> None:
     "BatchNorm learns nothing from one image, and the last batch of an epoch may be short."
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.network.modules())
-    last, n = state.train_batches.size_of(len(state.train_batches) - 1), state.team.size
+    last = state.train_batches.size_of(len(state.train_batches) - 1)
     check(chosen.sync_batchnorm or not norms or last >= 2 * n, f"The last batch of an epoch has {last} images, too few "
           f"for {n} processes that each normalize their own (`sync_batchnorm`)", chosen.sync_batchnorm,
           "Say sync_batchnorm=True, or another batch_size.")
@@ -600,6 +604,8 @@ class Setup:
     by_itself: tuple[str, ...] = ()     # keys of `changed` that `fine_tune` chose, and nobody said
     waiting: dict[str, Any] = field(default_factory=dict)       # saved states of callbacks that are not here yet
     heard: list[Callback] | None = None     # whose states the last training kept; None: it has not trained here
+    before: int | None = None       # how many processes have trained it up to here; None: nobody has
+    elsewhere: bool = False         # is it trained by other processes now? then the weights here are older ones
 
     @property
     def objects(self) -> dict[str, str]:
@@ -748,6 +754,21 @@ def plan_phases(
     self.state.optimizer = _optimizer(self.state.network, self.config, self.given)
     set_base_lr(self.state.optimizer, lr, self.config.optimizer)
     self.callbacks = _callbacks(self.config, self.data, self.state, self.given)
+
+# %% ../nbs/51_assembly.ipynb #5510dfbb
+@patch
+@checked
+def check_team(
+    self: Setup,
+    n: int,                     # processes, > 1
+) -> None:
+    "Can so many processes share its batches? An error if not, before any of them is started."
+    extra("accelerate", "accelerate")
+    chosen, state = self.config.training, self.state
+    check(state.team.size == 1, "`processes` is for a training that is begun by one process", f"{state.team.size} are "
+          "here", "Leave it out.")
+    _check_shares(n, find_settings().device if chosen.device == "auto" else chosen.device, chosen)
+    _check_slices(state, chosen, n)
 
 # %% ../nbs/51_assembly.ipynb #cf873231
 @patch

@@ -20,7 +20,7 @@ import numbers
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
-from .launching import note_started
+from .launching import check_processes, note_started
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .memory import OutOfMemory
@@ -64,14 +64,15 @@ from .plots import PALETTE, image_grid
 from .predictions import Prediction, Predictions
 from .predictor import NetworkError, Predictor
 from .progress import progress_callbacks
-from .records import Record, about_weights, begin_record, belongs_to, check_given, reopen, take_up
-from .records import write_config
+from .records import Record, about_weights, begin_record, belongs_to, check_given, leave, reopen
+from .records import say_processes, settle_in, take_up, write_config
+from .relaying import Relay, pack, unpack
 from .runs import Run, check_run_name
 from .runtime import where
 from .seeding import deterministic_mode, permutation, preserve_rng
 from .settings import find_settings, get_logger, log_file, setup_logging
 from .steering import Background, Control, ControlPanel, Mistakes
-from .summaries import Summary
+from .summaries import Summary, now
 from .tracking import GradientNorms, Tracker, TrackerLike, Tracking, build_trackers, check_trackers
 from .training import Callback, State, TrainingInterrupted
 from .transforms import told
@@ -317,17 +318,19 @@ def fit(
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
     lr: Any = None,                         # another base learning rate from here on, a number > 0; None: as it is
     epochs: int | None = None,              # the same as `n_epochs`
+    processes: int | None = None,           # that train it together, > 0, started for this; None: this one
 ) -> Learner:                               # itself
     "Train, and show how it goes."
     n_epochs, callbacks = _checked_fit(n_epochs, epochs, lr), check_callbacks(callbacks)
     with _Claim(self) as claim:
         _recover(self)
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         goal = self.planned if n_epochs is None else self.state.epoch + int(n_epochs)
         if goal <= self.state.epoch: return _nothing_to_do(self, f"Nothing to do: {_all_trained(self, goal)}")
         self.setup.check_epochs(goal)
         if lr is not None: self.setup.set_lr(float(lr), begun=self.run is not None)
         self.setup.set_epochs(goal)
-        return _train(self, callbacks, background, claim)
+        return _train(self, callbacks, background, claim, elsewhere)
 
 
 def _checked_fit(n_epochs: int | None, epochs: int | None, lr: Any) -> int | None:
@@ -349,6 +352,7 @@ def resume(
     self: Learner,
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
+    processes: int | None = None,           # that train it together, > 0, started for this; None: this one
 ) -> Learner:                               # itself
     "Go on with a training that was interrupted, to its end, bit for bit as if it had never stopped."
     callbacks = check_callbacks(callbacks)
@@ -360,8 +364,9 @@ def resume(
                                         f"{_epochs(self.planned)}.")
         if state.epoch >= state.n_epochs:
             return _nothing_to_do(self, f"Nothing to resume: {_all_trained(self, state.n_epochs)}")
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         self.history.note(state.step, state.epoch, Event.RESUMED)
-        return _train(self, callbacks, background, claim)
+        return _train(self, callbacks, background, claim, elsewhere)
 
 # %% ../nbs/55_learner.ipynb #6424aa03
 @patch
@@ -374,6 +379,7 @@ def fine_tune(
     backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
     callbacks: Iterable[Callback] = (),     # more listeners, this time only
     background: bool = False,               # in a thread, with buttons to steer, and return at once?
+    processes: int | None = None,           # that train it together, > 0, started for this; None: this one
 ) -> Learner:                               # itself
     "Train a network that was trained before: the head first, then everything, the layers below it more slowly."
     _checked_fit(epochs, None, lr)
@@ -383,6 +389,7 @@ def fine_tune(
     _check_idle(self)
     _check_tunable(self, frozen)
     with _Claim(self) as claim:
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
         factor, setup = _rate_below(self, backbone_lr_factor), self.setup
         asked = {"training.frozen_epochs": frozen_epochs is not None or frozen == training.frozen_epochs,
                  "optimizer.backbone_lr_factor": backbone_lr_factor is not None or factor is None}
@@ -390,7 +397,7 @@ def fine_tune(
         setup.plan_phases(frozen, epochs, factor, (*setup.by_itself, *by_itself))
         _note_tuning(self)
         if lr is not None: self.setup.set_lr(float(lr), begun=False)
-        return _train(self, callbacks, background, claim)
+        return _train(self, callbacks, background, claim, elsewhere)
 
 
 def _check_tunable(learner: Learner, frozen: int) -> None:
@@ -488,8 +495,9 @@ def _check_idle(learner: Learner) -> None:
                           "learn.wait() waits for it, learn.control.stop() ends it.")
 
 # %% ../nbs/55_learner.ipynb #147736a0
-def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, claim: _Claim) -> Learner:
-    "The loop, in the learner's run folder."
+def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, claim: _Claim,
+           elsewhere: "_Elsewhere | None" = None, beside: Sequence[Callback] = ()) -> Learner:
+    "The loop, in the learner's run folder, here or elsewhere; `beside`: listeners whose state is not saved."
     setup = learner.setup
     if learner.record is not None: check_contents(setup.data, learner.run.folder/"data.csv")
     else:
@@ -497,6 +505,7 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
         if own: _try_network(setup)
         learner.record = begin_record(setup, learner.runs, learner.name)
     run, record, writes = learner.run, learner.record, setup.state.writes
+    if elsewhere is None: say_processes(setup, record.summary)
     if writes:
         write_config(setup, run)
         note_started(run)
@@ -504,11 +513,12 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
+    if elsewhere is not None: return _train_elsewhere(learner, kept, saver, background, claim, elsewhere)
     norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
     tracking = Tracking(learner.trackers() if writes else [], run.name, to_dict(setup.config), run=run,
                         gradients=next(iter(norms), None))
     listeners = [*kept, *norms, tracking, saver,
-                 KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
+                 KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver), *beside]
     check(not background or setup.state.team.size == 1, "`background` is for a training in one process", background,
           "In a notebook: learn.fit(processes=2).")
     if not writes:                          # it trains, and another one writes and talks
@@ -529,23 +539,33 @@ def _try_network(setup: Setup) -> None:
         except NetworkError: raise
         except Exception: pass          # it will happen again in training, which says where
 
-
-def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.Event | None = None) -> None:
+# %% ../nbs/55_learner.ipynb #93742e62
+def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.Event | None = None,
+              loop: Callable[[], Any] | None = None) -> None:
+    "`loop`: trains elsewhere; None: here."
     run = learner.run
-    with (training_turn(), log_file(run.log_path) if learner.state.writes else nullcontext(), preserve_rng(),
-          deterministic_mode(learner.config.deterministic)):
+    with ExitStack() as stack:
+        if loop is None:
+            log = log_file(run.log_path) if learner.state.writes else nullcontext()
+            for one in (training_turn(), log, preserve_rng(), deterministic_mode(learner.config.deterministic)):
+                stack.enter_context(one)
         if began is not None: began.set()
-        try: training.fit(learner.state, callbacks, claimed=True)
+        try: training.fit(learner.state, callbacks, claimed=True) if loop is None else loop()
         except TrainingInterrupted as error:
             error.message += f" Saved to {run.name}. {_way_on(learner)}."
             raise
         except OutOfMemory as error:
-            error.add_note(_with_less_memory(learner))
+            _add_note(error, _with_less_memory(learner))
             raise
         except Exception as error:
             get_logger().opt(exception=True).debug(f"Training failed: {error}")
-            error.add_note(f"The run {run.name!r} keeps its last checkpoint: {_way_on(learner)}.")
+            _add_note(error, f"The run {run.name!r} keeps its last checkpoint: {_way_on(learner)}.")
             raise
+
+
+def _add_note(error: Exception, note: str) -> None:
+    "An error of another process brings its notes along."
+    if note not in getattr(error, "__notes__", ()): error.add_note(note)
 
 # %% ../nbs/55_learner.ipynb #5112c932
 def _with_less_memory(learner: Learner) -> str:
@@ -803,16 +823,19 @@ def plot_history(
     return self.history.plot()
 
 # %% ../nbs/55_learner.ipynb #390cb1f6
-def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCheckpoints, claim: _Claim) -> Learner:
+def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCheckpoints, claim: _Claim,
+                  elsewhere: "_Elsewhere | None" = None) -> Learner:
     "The loop in a thread; returns when that has begun."
     if learner.background is not None and learner.background.error is not None:
         error = learner.background.error
         get_logger().warning(f"The last training in the background ended with {type(error).__name__}: {error}")
-    shown, control, failed = _steering(learner, saver)
+    shown, control, failed = _steering(learner, saver, mistakes=elsewhere is None)
     began, tables = threading.Event(), []           # tables: those shown while it trains; see `_ipython_display_`
 
     def work() -> None:
-        try: _run_loop(learner, [*listeners, *shown, control, ControlFile(learner.run.control_path, control)], began)
+        every = [*listeners, *shown, control, ControlFile(learner.run.control_path, control)]
+        loop = None if elsewhere is None else lambda: elsewhere.train(learner, shown, control)
+        try: _run_loop(learner, every, began, loop)
         finally:
             began.set()
             claim.release()
@@ -827,15 +850,15 @@ def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCh
 
 
 def _steering(
-    learner: Learner, saver: SaveCheckpoints,
+    learner: Learner, saver: SaveCheckpoints, mistakes: bool = True,
 ) -> tuple[list[Callback], Control, Callable[[BaseException], None] | None]:
     "What shows a training in the background, what steers it, and who is told of an error."
     if (learner.progress or where()) != "notebook":
         return progress_callbacks(learner.progress, background=True), Control(saver.save), None
-    mistakes = Mistakes(learner.class_names, lambda images: learner.data.colours(images, "val"))
-    panel = ControlPanel(mistakes, saver.save, lr_factor(learner.history))
+    found = Mistakes(learner.class_names, lambda images: learner.data.colours(images, "val")) if mistakes else None
+    panel = ControlPanel(found, saver.save, lr_factor(learner.history))
     panel.open()
-    return [mistakes, panel], panel.control, panel.failed
+    return [*([found] if found else []), panel], panel.control, panel.failed
 
 # %% ../nbs/55_learner.ipynb #3d923d9a
 @patch
@@ -867,6 +890,74 @@ def _ipython_display_(self: Learner) -> None:
     handle = display(as_shown(), raw=True, display_id=True)
     self._tables.append(lambda: handle.update(as_shown(), raw=True))
     if not _trains_behind(self): self._tables[-1]()         # it has ended meanwhile
+
+# %% ../nbs/55_learner.ipynb #fbe8ace6
+class _Elsewhere:
+    "A training that is left to processes."
+
+    def __init__(self, relay: Relay, own: bytes): self.relay, self.own = relay, own
+
+    def train(self, learner: Learner, shown: Sequence[Callback], control: Control) -> None:
+        "Show it until it has ended."
+        learner.setup.elsewhere = True
+        parcel = pack({"work": _train_there, "run": str(learner.run.folder), "own": self.own})
+        try: self.relay.fit(learner.state, shown, control, parcel, lambda: _take_back(learner))
+        finally:
+            learner.setup.elsewhere = False
+            _say_end(learner)
+
+
+def _prepared(learner: Learner, callbacks: Sequence[Callback], processes: int) -> _Elsewhere | None:
+    "Can it be left to so many? Asked before anything is changed; None: it trains here."
+    setup, given = learner.setup, learner.given
+    check_processes(processes, setup.state.runtime.device.type)
+    if processes == 1: return None
+    setup.check_team(processes)
+    travel = lambda callbacks: [one for one in callbacks if not isinstance(one, Control)]      # it steers from here
+    trackers = [*learner.config.training.trackers, *learner.own_trackers] if learner.own_trackers else None
+    own = {**vars(given), "metrics": [*given.metrics], "callbacks": travel(given.callbacks),
+           "listeners": travel(callbacks), "trackers": trackers,
+           "data": setup.data if "data" in setup.objects else None}
+    return _Elsewhere(Relay(processes), pack({key: value for key, value in own.items() if value is not None}))
+
+
+def _train_there(things: Mapping[str, Any], beside: Sequence[Callback]) -> None:
+    "What each process does."
+    setup_logging("ERROR")
+    own = unpack(things["own"])
+    callbacks, data = own.pop("listeners"), own.pop("data", None)
+    learner = Learner.from_run(things["run"], data, progress="pipe", **own)
+    setup_logging("ERROR")                  # warnings are told to the kernel, the rest stands in the run's log
+    if not learner.state.step: settle_in(learner.setup, learner.record)
+    with _Claim(learner) as claim: _train(learner, callbacks, False, claim, beside=beside)
+
+# %% ../nbs/55_learner.ipynb #e47ed051
+def _train_elsewhere(learner: Learner, kept: Sequence[Callback], saver: SaveCheckpoints, background: bool,
+                     claim: _Claim, elsewhere: _Elsewhere) -> Learner:
+    "The run is written here as far as it has come, and taken up by the processes."
+    leave(learner.setup, learner.record, kept, elsewhere.relay.n)
+    learner.record.hold.release()
+    if background: return _train_behind(learner, (), saver, claim, elsewhere)
+    control = next((one for one in kept if isinstance(one, Control)), None) or Control()
+    _run_loop(learner, (), loop=lambda: elsewhere.train(learner, progress_callbacks(learner.progress), control))
+    return learner
+
+
+def _take_back(learner: Learner) -> None:
+    "What the processes have left."
+    record = learner.record
+    record.hold.note()
+    take_up(learner.setup, load_last(record.run))
+    record.summary, learner.setup.elsewhere = record.run.summary(), False
+
+
+def _say_end(learner: Learner) -> None:
+    "Processes that were killed could not say it."
+    summary, state = learner.record.summary, learner.state
+    if summary.status != "running": return
+    summary.status, summary.ended = state.status, now()
+    if state.error is not None: summary.error = f"{type(state.error).__name__}: {state.error}"
+    learner.run.write_summary(summary)
 
 # %% ../nbs/55_learner.ipynb #6956c654
 @patch

@@ -11,12 +11,12 @@ be made from the config is named in its files."""
 
 # %% auto #0
 __all__ = ['Record', 'begin_record', 'describe', 'write_config', 'belongs_to', 'checkpoint_of', 'about_weights', 'reopen',
-           'take_up', 'check_given']
+           'take_up', 'say_processes', 'check_given', 'leave', 'settle_in']
 
 # %% ../nbs/52_records.ipynb #78fac10f
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from typing import Any
 from torch import Tensor
 
 from .assembly import Given, Setup, assemble, settle
+from .callbacks import FollowNetwork, HeadFirst
+from .checkpointing import plain
 from .config import diff, dump_yaml, free_keys, from_dict, override, to_dict
 from .core import CheckpointError, DataError, changed_sources, check, checked, write_atomic
 from .data import OBJECTS, DataConfig, ImageData, check_contents, data_from_config, load_manifest
 from .data import save_manifest
 from .describing import describe_data
 from .experiment import ExperimentConfig, load_experiment, own_code
-from .keeping import load_last, restore
+from .keeping import CheckpointFiles, load_last, restore
 from .networks import count_parameters
 from .processes import processes_said
 from .runs import Hold, Onlooker, Run, run_name, writing
@@ -39,7 +41,7 @@ from .seeding import preserve_rng
 from .settings import find_settings, get_logger
 from .sources import save_sources, sources_mark
 from .summaries import Summary
-from .training import state_dict
+from .training import Callback, state_dict
 
 # %% ../nbs/52_records.ipynb #2514786b
 @dataclass
@@ -233,7 +235,6 @@ def reopen(
     setup.planned = saved.get("planned", saved["n_epochs"]) if as_saved else config.training.num_epochs
     _check_fits(setup, saved)
     take_up(setup, saved)
-    _say_processes(setup, record.summary, saved.get("processes", 1))
     if setup.state.status == "interrupted" and record.summary.status in ("stopped", "failed"):
         setup.state.status = record.summary.status
     return setup, record
@@ -243,17 +244,6 @@ def _unlike_the_defaults(config: ExperimentConfig) -> dict[str, Any]:
     "What a config sets, but for the data, whose learner says it."
     return {key: new for key, (_, new) in diff(ExperimentConfig(), config).items()
             if not key.startswith(("data.", "transforms."))}
-
-
-def _say_processes(setup: Setup, summary: Summary, before: int) -> None:
-    "Another number of processes: the same images in the same order, and sums that are rounded in other places."
-    state, now = setup.state, setup.state.team.size
-    if now == before or state.epoch >= state.n_epochs: return
-    told = f"{before} process{'es' * (before > 1)} before, {now} from here"
-    state.history.note(state.step, state.epoch, "processes", told, now)
-    note = (f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point "
-            "allows")
-    if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #c10024e7
 @checked
@@ -265,10 +255,27 @@ def take_up(
     with preserve_rng(): restore(setup.state, saved, setup.callbacks)
     state = setup.state
     setup.config = override(setup.config, {"training.num_epochs": saved["n_epochs"]})
+    setup.before = saved.get("processes", 1) if saved["step"] else None
     state.in_step, state.status = False, "completed" if state.epoch >= state.n_epochs else "interrupted"
     here = {callback.name for callback in setup.callbacks}
     setup.heard = None
     setup.waiting = {name: kept for name, kept in saved["callbacks"].items() if name not in here}
+
+# %% ../nbs/52_records.ipynb #aedf8925
+@checked
+def say_processes(
+    setup: Setup,                   # about to be trained here
+    summary: Summary,               # gets a note where others trained it before
+) -> None:
+    "Another number of processes: the same images in the same order, and sums that are rounded in other places."
+    state, before, now = setup.state, setup.before, setup.state.team.size
+    setup.before = now
+    if before in (None, now) or state.epoch >= state.n_epochs: return
+    told = f"{before} process{'es' * (before > 1)} before, {now} from here"
+    state.history.note(state.step, state.epoch, "processes", told, now)
+    note = (f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point "
+            "allows")
+    if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #51121ebe
 _MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir", "data.tar",
@@ -335,6 +342,7 @@ def _check_fits(setup: Setup, saved: Mapping[str, Any]) -> None:
     for path, (before, now) in changed_sources(saved["environment"].get("own_code", {})).items():
         get_logger().warning(f"The source of {path} has changed since this run was made (SHA-256 {before} then, {now} "
                              "now): what follows may differ from a run that never stopped.")
+    if not saved["step"]: return            # nothing was computed before
     changed = exactness_differences(saved["environment"], _environment(setup))
     for key, (before, now) in changed.items():
         get_logger().warning(f"{key} was {before!r} when this run was made and is {now!r} now: what follows "
@@ -347,3 +355,35 @@ def _check_same_network(here: Mapping[str, Tensor], there: Mapping[str, Tensor])
              for name in dict.fromkeys([*here, *there]) if shape(here, name) != shape(there, name)]
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     if wrong: raise CheckpointError(f"The checkpoint is of another network: {'; '.join(wrong[:3])}{more}.")
+
+# %% ../nbs/52_records.ipynb #816f4602
+@checked
+def leave(
+    setup: Setup,                   # in its run, held
+    record: Record,
+    callbacks: Sequence[Callback],  # whose states are saved
+    processes: int,                 # how many go on
+) -> None:
+    "`last.pt`, for processes that take up the run."
+    run, state = record.run, setup.state
+    for callback in sorted(callbacks, key=lambda callback: callback.order):
+        if isinstance(callback, (HeadFirst, FollowNetwork)): callback.on_fit_start(state)   # what is trained
+    now = {**belongs_to(setup, record.summary.environment), **state_dict(state, callbacks), "processes": processes}
+    before = load_last(run) if run.last.exists() else None
+    if before is not None: now["processes"] = before.get("processes", 1)
+    if before is not None and (before["step"], before["batch"]) == (state.step, state.batch):
+        now["train_metrics"] = before["train_metrics"]         # here they are added up
+    CheckpointFiles(run).write(plain(now))
+    record.hold.note()
+
+# %% ../nbs/52_records.ipynb #21473344
+@checked
+def settle_in(
+    setup: Setup,                   # reopened, nothing trained yet
+    record: Record,                 # begun by another process
+) -> None:
+    "Where it is computed is known only now."
+    summary, state = record.summary, setup.state
+    kept = {key: summary.environment[key] for key in ("starting_weights",) if key in summary.environment}
+    summary.device, summary.environment = str(state.runtime.device), {**_environment(setup), **kept}
+    if state.writes: record.run.snapshot(summary.environment)

@@ -170,6 +170,41 @@ def _note(self: Control, state: State, may_save: bool, event: Event, text: str =
     else: self._to_save = True
     self._changed(state)
 
+# %% ../nbs/42_steering.ipynb #df9c409b
+@patch
+def hand_on(self: Control) -> dict[str, Any]:       # pause; lr_factor, save and stop where they were asked for
+    "What was asked for; another `Control` does it."
+    asked: dict[str, Any] = {"pause": self.paused}
+    if self._factor is not None: asked["lr_factor"], self._factor = self._factor, None
+    if self._to_save: asked["save"], self._to_save = True, False
+    if self._why is not None: asked["stop"], self._why = self._why, None
+    return asked
+
+# %% ../nbs/42_steering.ipynb #b3262e7d
+@patch
+def ask(
+    self: Control,
+    asked: Mapping[str, Any],           # by `hand_on`; what is not there stays as it is
+) -> None:
+    "Ask for what another `Control` was asked for."
+    if "lr_factor" in asked: self.set_lr_factor(asked["lr_factor"])
+    if "pause" in asked: (self.pause if asked["pause"] else self.resume)()
+    if "save" in asked: self.save()
+    if "stop" in asked: self.stop(asked["stop"])
+
+# %% ../nbs/42_steering.ipynb #11bdeef5
+@patch
+def was_done(
+    self: Control,
+    state: State,                       # with the events of the other one
+    paused: bool,                       # does the other one pause, or will?
+    waiting: bool,                      # does it pause now?
+    saved: bool = False,                # was it a checkpoint that was asked for? else a change
+) -> None:
+    "Show what another `Control` has done."
+    self.paused, self.waiting = paused, waiting
+    (self._saved if saved else self._changed)(state)
+
 # %% ../nbs/42_steering.ipynb #05931cc1
 class Replay(Callback):
     "Makes the live changes of another run at the same steps."
