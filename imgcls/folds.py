@@ -248,6 +248,17 @@ def _fold_job(job: Job, place: Path, fold: Fold, division: int) -> Job:
 # %% ../nbs/58_folds.ipynb #84dab2aa
 explain_function(cross_validate)
 
+# %% ../nbs/58_folds.ipynb #f6179fd7
+@patch
+@checked
+def plot(
+    self: CrossValidation,
+    metric: str | None = None,      # None: the first one
+    ax: "Axes | None" = None,       # where to draw; None: new axes
+) -> "Axes":                        # shows itself
+    "A point a fold, and the mean with its interval."
+    return _dots(self, metric, f"{self.in_words(metric)}\n{len(self)} folds, with their overlap", ax)
+
 # %% ../nbs/58_folds.ipynb #7e12f26e
 @patch(as_prop=True)
 def evaluation(self: CrossValidation) -> "Evaluation | MultiLabelEvaluation":   # of every image but those of test
@@ -296,7 +307,7 @@ class Judges:
         raise ConfigError("Each image was judged by another network, so there is no single one to ask. "
                           "load_predictor(folds.evaluation.origin.whom.of[path]) is the one that judged an image.")
 
-# %% ../nbs/58_folds.ipynb #f6179fd7
+# %% ../nbs/58_folds.ipynb #94c98112
 @patch
 def ensemble(
     self: CrossValidation,
@@ -348,17 +359,6 @@ def _pairs(measured: Measured) -> list[tuple[Any, ...]]:
 def _judged(run: Run, split: str) -> tuple[str, ...]:
     import pandas as pd
     return tuple(sorted(pd.read_csv(run.predictions_path(split), usecols=["path"])["path"]))
-
-# %% ../nbs/58_folds.ipynb #94c98112
-@patch
-@checked
-def plot(
-    self: CrossValidation,
-    metric: str | None = None,      # None: the first one
-    ax: "Axes | None" = None,       # where to draw; None: new axes
-) -> "Axes":                        # shows itself
-    "A point a fold, and the mean with its interval."
-    return _dots(self, metric, f"{self.in_words(metric)}\n{len(self)} folds, with their overlap", ax)
 
 # %% ../nbs/58_folds.ipynb #5e8791db
 @dataclass(frozen=True, repr=False)

@@ -139,9 +139,7 @@ def images_of(
     "What it is trained on."
     known = {} if known is None else known
     chosen, key = settled(job), "given"
-    if job.data is None:
-        divided = replace(chosen.data, split_seed=division_seed(chosen))
-        key = repr((to_dict(divided), to_dict(chosen.transforms)))
+    if job.data is None: key = repr((to_dict(chosen.data), to_dict(chosen.transforms), division_seed(chosen)))
     if key not in known:
         known.clear()                       # pictures of one kind at a time
         known[key] = _found(job, chosen) if job.data is None else job.data
