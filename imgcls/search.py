@@ -248,7 +248,7 @@ class Pruning(Callback):
         if self.pruned: self._end(state)                # killed between that and the end
 
     def on_epoch_end(self, state: State) -> None:
-        self._report(state.epoch, state.history.last().get(state.history.monitor, math.nan))
+        self._report(state.epoch, state.history.last.get(state.history.monitor, math.nan))
         if not self.prunes or state.epoch >= state.n_epochs: return
         with suppress(*_away()): self.pruned = self.trial.should_prune()
         if self.pruned: self._end(state)
@@ -260,7 +260,7 @@ class Pruning(Callback):
                 self.trial.report(value, epoch)
 
     def _end(self, state: State) -> None:
-        row, name = state.history.last(), state.history.monitor
+        row, name = state.history.last, state.history.monitor
         state.stop(f"pruned: {name.replace('_', ' ')} {row.get(name, math.nan):.4f} after epoch {state.epoch} is behind other "
                    "trials")
 
@@ -304,6 +304,7 @@ class Trials:
         pruner: Any = None,                 # Optuna's; None: no trial is ended early
         sampler: Any = None,                # Optuna's; None: TPE, seeded anew for each trial
         heartbeat: int = 60,                # seconds between signs of life, > 0; after two without one a trial is taken over
+        mark: str = "",                     # what the study is about, told from others of its name; "": nobody asks
     ):
         check(heartbeat > 0, "`heartbeat` must be > 0 seconds", heartbeat)
         self.place, self.space, self.seed, self.heartbeat = place, dict(space), seed, heartbeat
@@ -316,15 +317,22 @@ class Trials:
         self._copy, self._again, self._stop = None, 0.0, threading.Event()
         with _one_at_a_time(place):
             self.storage = open_storage(place, storage, heartbeat)
-            with _quietly(), _said("The study cannot be opened"):
-                self.study = _optuna().create_study(storage=self.storage, study_name=self.name, pruner=self.pruner,
-                                                    direction=self.direction, load_if_exists=True)
+            with _quietly(), _said("The study cannot be opened"): self._open(mark)
 
     def __enter__(self) -> "Trials":
         threading.Thread(target=self._beat, name="imgcls-heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None: self._stop.set()
+
+    def _open(self, mark: str) -> None:
+        self.study = _optuna().create_study(storage=self.storage, study_name=self.name, pruner=self.pruner,
+                                            direction=self.direction, load_if_exists=True)
+        there = self.study.user_attrs.get("mark") or mark
+        same = self.study.direction.name.lower() == self.direction and (not mark or there == mark)
+        check(same, "The storage holds another study of this name, with other settings, images or values", self.name,
+              "Give another `name`.")
+        if mark and "mark" not in self.study.user_attrs: self.study.set_user_attr("mark", mark)
 
     @property
     def beats(self) -> bool:
@@ -536,9 +544,11 @@ def tell(
 ) -> None:
     "A result. While the storage is away, it is kept and told later."
     self._mine.pop(trial.run, None)
-    if self._copy is not None and trial.row is None: _tell_row(self._copy, trial.asked.number, status, value)
-    self._owed.append({"run": trial.run, "row": trial.row, "params": trial.asked.params, "status": status, "value": value,
-                       "error": error})
+    one = {"run": trial.run, "row": trial.row, "params": trial.asked.params, "status": status, "value": value, "error": error}
+    if self._copy is not None:
+        if trial.row is None: _tell_row(self._copy, trial.asked.number, status, value)
+        else: self._copy.add_trial(self._made(one))
+    self._owed.append(one)
     self.flush()
 
 
@@ -575,10 +585,16 @@ def _settle(self: Trials, one: Mapping[str, Any]) -> None:
         if one["error"]: self.storage.set_trial_user_attr(own[0]._trial_id, "error", one["error"])
         return _tell_row(self.study, own[0].number, one["status"], one["value"])
     if one["run"] in _live(rows): return        # whoever takes it finds the run complete
+    self.study.add_trial(self._made(one))
+
+
+@patch
+def _made(self: Trials, one: Mapping[str, Any]) -> Any:
+    "A row of a result."
     make, state = _optuna().trial, {"failed": "FAIL"}.get(one["status"], one["status"].upper())
     marks = {"run": one["run"], **({"error": one["error"]} if one["error"] else {})}
-    self.study.add_trial(make.create_trial(state=make.TrialState[state], value=one["value"], params=one["params"],
-                                           distributions=self.distributions, user_attrs=marks))
+    return make.create_trial(state=make.TrialState[state], value=one["value"], params=one["params"],
+                             distributions=self.distributions, user_attrs=marks)
 
 # %% ../nbs/58a_search.ipynb #0b0c3814
 @patch
@@ -608,7 +624,9 @@ def _lost(self: Trials, error: Exception) -> None:
                              "results are in the folders of the runs, and the storage is told when it is back.")
         with _quietly():
             self._copy = _optuna().create_study(direction=self.direction, pruner=self.pruner)
-            self._copy.add_trials([row for row in self._known if row.state.is_finished()])
+            told = {one["run"] for one in self._owed}
+            self._copy.add_trials([row for row in self._known if row.state.is_finished() and run_of(row) not in told])
+            for one in self._owed: self._copy.add_trial(self._made(one))
     self._again = time.monotonic() + _WAIT
 
 

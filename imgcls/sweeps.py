@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
-from .config import find_keys
+from .config import find_keys, free_keys, leaves
 from .core import CheckpointError, ConfigError, DataError, check, checked, explain_function, extra
 from .core import near_miss
 from .data import ImageData
@@ -219,7 +220,7 @@ def sweep(
             **said_of(job, images)}
     place = begin_study(name, usual_name(_usual(found), job), said, runs, ("trials", "storage"), bool(job.objects))
     job = replace(job, splits=("val",), way_on=f"sweep(..., name={place.name!r}) goes on")
-    ledger = Trials(place, found, higher, chosen.seed, storage, None, _pruner(prune), sampler, heartbeat)
+    ledger = Trials(place, found, higher, chosen.seed, storage, None, _pruner(prune), sampler, heartbeat, _mark(said, chosen))
     if cells is not None: ledger.enqueue(cells)
     with ledger: _train(ledger, job, wanted, engine)
     return Sweep(place, ledger, monitor, higher, job)
@@ -266,7 +267,15 @@ def _compared(job: Job) -> tuple[str, bool]:
           "Try monitor='val_accuracy'.")
     return name, known
 
-# %% ../nbs/58b_sweeps.ipynb #bc9a7c91
+# %% ../nbs/58b_sweeps.ipynb #0b112a98
+def _mark(said: Mapping[str, Any], chosen: ExperimentConfig) -> str:
+    "What the study is about, wherever its images lie."
+    free = free_keys(ExperimentConfig)
+    knobs = {key: value for key, value in leaves(chosen).items() if not key.startswith("data.") and key not in free}
+    about = repr([said["space"], said["monitor"], said["images"], sorted(knobs.items())])
+    return blake2b(about.encode(), digest_size=8).hexdigest()
+
+
 _POLL = 2.0     # seconds between two looks at what other processes do
 
 
