@@ -229,7 +229,7 @@ def train_job(
         if learner.run is None: learner.fit(callbacks=listeners)
         elif learner.state.status not in _ENDS: learner.resume(listeners)
         else: listeners = learner.setup.hear(listeners)
-        with log_file(learner.run.log_path): write_reports(learner, splits=job.splits or None)
+        with log_file(learner.run.log_path): write_reports(learner, splits=job.splits or None, pictures=False)
         kept = {one.name: one.state_dict() for one in listeners}
         return Done(job, learner.run_summary.status, kept)
 

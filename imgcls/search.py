@@ -122,7 +122,7 @@ class Choice:
     def __post_init__(self):
         check(len(self.values) > 0, "A choice must have a value", self.values)
         texts = [*map(_label, self.values)]
-        twice = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
+        twice = [text for i, text in enumerate(texts) if texts.index(text) < i]
         check(not twice, "The values of a choice must differ", twice)
 
     name = "choice"

@@ -98,10 +98,10 @@ def _apart(config: Any, pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]
     for pair in pairs:
         key, _, text = pair.partition("=")
         key = key.strip().lstrip("-")
-        found = space_from_text(text)
-        lists = found is not None and text.lstrip().startswith("[") and any(
-            isinstance(leaves(base).get(dotted), tuple) for dotted in find_keys(base, key, ALIASES))
-        if found is None or lists: settings.append(f"{key}={text}")
+        whole = text.lstrip().startswith("[") and any(isinstance(leaves(base).get(dotted), tuple)
+                                                      for dotted in find_keys(base, key, ALIASES))
+        found = None if whole else space_from_text(text)
+        if found is None: settings.append(f"{key}={text}")
         elif key in space: raise CommandError(f"{key} is given twice.")
         else: space[key] = found
     return space, settings
