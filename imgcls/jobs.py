@@ -161,8 +161,10 @@ def _found(job: Job, chosen: ExperimentConfig) -> ImageData:
 def settled(
     job: Job,
 ) -> ExperimentConfig:      # of its images only what the config says of them
-    "Its config with all that was changed."
-    return load_experiment(load_experiment(job.config, job.overrides)[0], job.changes)[0]
+    "Its config with all that was changed; read once."
+    if "_settled" not in vars(job):
+        vars(job)["_settled"] = load_experiment(load_experiment(job.config, job.overrides)[0], job.changes)[0]
+    return vars(job)["_settled"]
 
 # %% ../nbs/57a_jobs.ipynb #f207e87c
 def division_seed(
