@@ -156,8 +156,9 @@ class StudyConfig:
 
     def __post_init__(self):
         for name, maker in (("trial", "sweep"), ("fold", "cross_validate"), ("division", "cross_validate")):
-            check(self.study_name is not None or getattr(self, name) is None, f"`{name}` is said by a study of its runs",
-                  getattr(self, name), f"{maker}(config, ...) makes one.")
+            fits = self.study_name is not None or getattr(self, name) is None
+            check(fits, f"`{name}` is said by a study of its runs", getattr(self, name),
+                  f"{maker}(config, ...) makes one.")
 
 # %% ../nbs/50_experiment.ipynb #52bef571
 @dataclass(frozen=True, kw_only=True)

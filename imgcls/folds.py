@@ -116,13 +116,14 @@ class Measured:
     def metrics(self) -> "DataFrame":       # a row a metric: mean, low, high (95 %), sd, sd_low, sd_high
         "Means over the runs with their intervals, and how far apart the runs lie."
         import pandas as pd
-        rows = {name: [self.table[name].mean(), *self.interval(self.table[name].to_numpy()), self.table[name].std(ddof=1),
+        rows = {name: [self.table[name].mean(), *self.interval(self.table[name].to_numpy()),
+                       self.table[name].std(ddof=1),
                        *spread_interval(self.table[name].to_numpy())] for name in self.table}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "sd", "sd_low", "sd_high"])
 
     def __len__(self) -> int: return len(self.runs)
 
-    def in_words(self, metric: str | None = None) -> str:       # 'accuracy 0.9321 [0.9123, 0.9519]'; None: the first one
+    def in_words(self, metric: str | None = None) -> str:  # 'accuracy 0.9321 [0.9123, 0.9519]'; None: the first one
         "The mean of a metric with its interval."
         name = self.table.columns[0] if metric is None else metric
         row = self.metrics.loc[name]
@@ -140,7 +141,8 @@ def _html(measured: Measured, head: str, notes: Sequence[str]) -> str:
     rows = measured.metrics
     shown = pd.DataFrame({
         "mean, 95 % interval": [with_interval(row["mean"], (row.low, row.high)) for _, row in rows.iterrows()],
-        "standard deviation": [with_interval(row.sd, (row.sd_low, row.sd_high)) for _, row in rows.iterrows()]}, rows.index)
+        "standard deviation": [with_interval(row.sd, (row.sd_low, row.sd_high)) for _, row in rows.iterrows()]
+    }, rows.index)
     return (tag("p", escaped(head)) + html_table(shown) + html_table(measured.table)
             + "".join(tag("p", escaped(note)) for note in notes))
 
@@ -180,13 +182,13 @@ class CrossValidation(Measured):
     def interval(self, values: np.ndarray) -> tuple[float, float]: return corrected_interval(values, *self.sizes)
 
     def __repr__(self) -> str:
-        times = f"{self.repeats} divisions into " if self.repeats > 1 else ""
-        return (f"{times}{self.k} folds of {self.place.name}: val {self.in_words()} (mean of {len(self.runs)} trainings; "
-                f"{_without_correction(self)})")
+        times = f", {self.repeats} divisions into " if self.repeats > 1 else ", "
+        return (f"Study {self.place.name!r}{times}{self.k} folds: val {self.in_words()} (mean of {len(self.runs)} "
+                f"trainings; {_without_correction(self)})")
 
     def _repr_html_(self) -> str:
-        return _html(self, repr(self), ["The interval is that of the mean for trainings and images like these, with the "
-                                        "overlap of the folds (Nadeau and Bengio 2003).", *_not_judged(self)])
+        return _html(self, repr(self), ["The interval is that of the mean for trainings and images like these, with "
+                                        "the overlap of the folds (Nadeau and Bengio 2003).", *_not_judged(self)])
 
 
 def _without_correction(found: CrossValidation) -> str:
@@ -346,7 +348,8 @@ def difference(
     for one in (first, second):
         check(name in one.table, f"{one.place.name} must have measured it", name, f"There are: {', '.join(one.table)}.")
     check(_pairs(first) == _pairs(second), "Both must be of the same images, folds and seeds, in pairs",
-          f"{len(first)} and {len(second)} runs that are not alike", "The same k, repeats, seeds and data for both.", DataError)
+          f"{len(first)} and {len(second)} runs that are not alike", "The same k, repeats, seeds and data for both.",
+          DataError)
     gaps = second.table[name].to_numpy() - first.table[name].to_numpy()
     return Difference(name, float(gaps.mean()), first.interval(gaps), len(gaps), (first.place.name, second.place.name))
 
@@ -383,12 +386,12 @@ class Seeds(Measured):
     def __repr__(self) -> str:
         name = self.table.columns[0]
         row = self.metrics.loc[name]
-        return (f"{len(self)} seeds of {self.place.name}: {self.split} {self.in_words()}, standard deviation "
+        return (f"Study {self.place.name!r}, {len(self)} seeds: {self.split} {self.in_words()}, standard deviation "
                 f"{with_interval(row.sd, (row.sd_low, row.sd_high))}")
 
     def _repr_html_(self) -> str:
-        return _html(self, repr(self), ["One set of images, so the intervals are about luck in training, not about other "
-                                        "images.", *self.notes])
+        about = "One set of images, so the intervals are about luck in training, not about other images."
+        return _html(self, repr(self), [about, *self.notes])
 
 # %% ../nbs/58_folds.ipynb #21fd7162
 @patch

@@ -97,8 +97,8 @@ def as_job(
     if isinstance(config, ImageData):
         check(data is None, "The images must be given once", "as the first argument, and as `data`")
         config, data = None, config
-    check(not isinstance(config, Learner), "A study needs a config, or an ImageData: it makes its learners itself", config,
-          "Try (learn.data, config=...) without `data.` and `transforms.`, or the config that the learner was made from.")
+    check(not isinstance(config, Learner), "A study needs a config, or an ImageData: it makes its learners itself",
+          config, "Give what the learner was made from: learn.data and its settings, or the config.")
     own, changes, overrides = dict(own or {}), dict(changes or {}), tuple(overrides)
     for key in ("name", "runs"):
         check(key not in own, f"`{key}` is an argument of its own here", own.get(key), f"Say {key}=...")
@@ -112,8 +112,9 @@ def as_job(
 _THEIRS = {**dict.fromkeys(("cv", "n_splits", "n_folds", "folds", "fold"), "The number of folds is `k`."),
            **dict.fromkeys(("n_repeats", "n_seeds"), "How often is `repeats` of cross_validate, `seeds` of repeat."),
            **dict.fromkeys(("n_trials", "max_trials", "n_iter"), "How many is `trials`."),
-           **dict.fromkeys(("direction", "metric", "scoring", "objective"), "What is compared is `monitor`, a column of the "
-                           "history such as 'val_loss'; whether more of it is better is known of each metric."),
+           **dict.fromkeys(("direction", "metric", "scoring", "objective"),
+                           "What is compared is `monitor`, a column of the history such as 'val_loss'; whether more of "
+                           "it is better is known of each metric."),
            **dict.fromkeys(("study_name", "study"), "The study's name is `name`."),
            **dict.fromkeys(("n_jobs", "processes"), "Start the same call in several processes: they share the study.")}
 
@@ -128,8 +129,8 @@ def _check_late(chosen: ExperimentConfig, overrides: tuple[str, ...], changes: M
     check(not overrides, "Beside an ImageData settings are keywords", overrides[:1], "Write lr=0.01.")
     late = [key for key in changes if any(dotted.startswith(("data.", "transforms."))
                                           for dotted in find_keys(chosen, key, ALIASES))]
-    check(not late, "A setting of the images is said where they are made", late, "Try ImageData.from_folder(..., size=64), "
-          "or a config instead of an ImageData.")
+    check(not late, "A setting of the images is said where they are made", late,
+          "Try ImageData.from_folder(..., size=64), or a config instead of an ImageData.")
 
 # %% ../nbs/57a_jobs.ipynb #32a96e31
 def images_of(
@@ -275,7 +276,8 @@ def _check_same(job: Job) -> None:
     there, here = leaves(load_experiment(job.run.config_path)[0]), leaves(settled(job))
     keys = {dotted for key in job.changes for dotted in find_keys(settled(job), key, ALIASES)}
     keys -= {"model.weights", "data.split_seed", *free_keys(ExperimentConfig)}
-    unlike = [f"{key} is {there.get(key)!r} there, {here[key]!r} here" for key in sorted(keys) if there.get(key) != here[key]]
+    unlike = [f"{key} is {there.get(key)!r} there, {here[key]!r} here" for key in sorted(keys)
+              if there.get(key) != here[key]]
     check(not unlike, f"The run {job.place.name!r} in {job.place.parent.name!r} must be this one", "; ".join(unlike),
           "Give the study another name.")
 
@@ -329,7 +331,7 @@ def train_all(
 ) -> list[Done]:                    # in the order of the jobs, all completed or stopped
     "All of them to their end; what another process trains is waited for, and the first error is raised."
     ended, left, told, train = {}, list(jobs), False, engine_of(engine)
-    with tqdm(total=len(jobs), desc=what, leave=False, delay=2, disable=where() == "pipe") as bar:
+    with tqdm(total=len(jobs), desc=what, leave=False, delay=2, disable=where() in ("pipe", "shell")) as bar:
         while left:
             for done in train(iter(left)):
                 if done.status == "failed": raise done.error
@@ -337,7 +339,8 @@ def train_all(
                 bar.update(len(ended) - bar.n)
             left = [job for job in left if job.place not in ended]
             if left and not told:
-                get_logger().info(f"{', '.join(job.place.name for job in left)}: another process trains there. Waiting for it.")
+                names = ", ".join(job.place.name for job in left)
+                get_logger().info(f"{names}: another process trains there. Waiting for it.")
             if left: time.sleep(1)
             told = True
     return [ended[job.place] for job in jobs]
@@ -382,8 +385,8 @@ def _named_study(place: Path, said: Mapping[str, Any], may: tuple[str, ...]) -> 
     if not place.exists(): return _new_study(place, said)
     unlike = _unlike(place, said, may)
     if not unlike: return _gone_on(place)
-    raise ConfigError(f"The folder {place.name!r} holds something else: {'; '.join(unlike[:4])}. Give another `name`, or "
-                      "say what was said then.")
+    raise ConfigError(f"The folder {place.name!r} holds something else: {'; '.join(unlike[:4])}. Give another `name`, "
+                      "or say what was said then.")
 
 
 def _gone_on(place: Path) -> Path:
@@ -396,7 +399,8 @@ def said_of(
     images: ImageData,      # that it is trained on
 ) -> dict[str, Any]:        # plain values
     "What runs made from it have in common, for `begin_study`."
-    return {"config": to_dict(settled(job)), "images": images.fingerprint, **({"objects": job.objects} if job.objects else {})}
+    return {"config": to_dict(settled(job)), "images": images.fingerprint,
+            **({"objects": job.objects} if job.objects else {})}
 
 # %% ../nbs/57a_jobs.ipynb #bfb0a1c4
 def usual_name(

@@ -11,7 +11,7 @@ stops no training, and is told what it missed when it comes back."""
 
 # %% auto #0
 __all__ = ['ASKED', 'Range', 'uniform', 'loguniform', 'integers', 'Choice', 'choice', 'check_space', 'combinations',
-           'space_from_text', 'Pruning', 'Trial', 'Trials', 'open_storage', 'run_of']
+           'space_from_text', 'Pruning', 'Trial', 'Trials', 'open_storage', 'in_plain', 'run_of']
 
 # %% ../nbs/58a_search.ipynb #9512e1eb
 import itertools
@@ -60,7 +60,7 @@ class Range:
         for end in (self.low, self.high):
             fits = isinstance(end, kind) and not isinstance(end, bool) and math.isfinite(end)
             check(fits, f"The ends of {self.name} must be {'whole ' * self.whole}numbers", end)
-        check(self.low < self.high, f"The range {name} must rise", (self.low, self.high), "The smaller end comes first.")
+        check(self.low < self.high, f"The range {name} must rise", self.ends, "The smaller end comes first.")
         check(not self.log or self.low > 0, f"The range {name} must be above 0: it is of orders of magnitude", self.low)
         check(self.step is None or (self.step > 0 and not self.log), "`step` must be > 0, and without log", self.step)
 
@@ -174,9 +174,9 @@ def _part(key: Any, values: Any) -> Range | Choice:
     check(isinstance(key, str), "A key of `space` must be a text", key)
     if isinstance(values, Range | Choice): return values
     if isinstance(values, list): return Choice(tuple(values))
-    check(not isinstance(values, tuple), f"`{key}` must be a range or a list of values", values,
-          f"For a range uniform{values!r} or loguniform{values!r}, for a choice {[*values]!r}." if isinstance(values, tuple)
-          else "")
+    if isinstance(values, tuple):
+        raise ConfigError(f"`{key}` must be a range or a list of values. Got {values!r}. For a range uniform{values!r} "
+                          f"or loguniform{values!r}, for a choice {[*values]!r}.")
     hint = f"What does not vary is no part of the space: sweep(config, space, {key.rpartition('.')[2]}={values!r})."
     raise ConfigError(f"`{key}` must be a range or a list of values. Got {values!r} ({type(values).__name__}). {hint}")
 
@@ -189,8 +189,9 @@ def _check_knob(key: str, dotted: str, images_given: bool) -> None:
     check(not dotted.startswith("study.") and dotted not in free_keys(ExperimentConfig),
           "A knob of a space must change the result", key)
     check(dotted != "training.monitor", "Trials are compared by one number: `monitor` cannot vary", key)
-    check(not images_given or not dotted.startswith(("data.", "transforms.")), "A setting of the images can vary where a "
-          "config says which they are", key, "Give a config instead of an ImageData.")
+    check(not images_given or not dotted.startswith(("data.", "transforms.")),
+          "A setting of the images can vary where a config says which they are", key,
+          "Give a config instead of an ImageData.")
 
 
 def _check_values(key: str, part: Range | Choice, space: Mapping[str, Range | Choice], base: ExperimentConfig) -> None:
@@ -225,8 +226,8 @@ def space_from_text(
     maker = makers.get(found[1])
     check(maker is not None, "A space must be one of uniform, loguniform, integers and choice", found[1])
     words = parse_yaml(f"[{found[2] if found[3] is None else found[3]}]", text)
-    named = dict(pair for word in words if isinstance(word, str) and found[1] != "choice" for pair in [word.split("=", 1)]
-                 if len(pair) == 2)
+    pairs = [word.split("=", 1) for word in words if isinstance(word, str) and found[1] != "choice"]
+    named = dict(pair for pair in pairs if len(pair) == 2)
     values = [word for word in words if not (isinstance(word, str) and word.partition("=")[0] in named)]
     return maker(*values, **{name.strip(): parse_yaml(value, text) for name, value in named.items()})
 
@@ -250,7 +251,7 @@ class Pruning(Callback):
     def on_epoch_end(self, state: State) -> None:
         self._report(state.epoch, state.history.last.get(state.history.monitor, math.nan))
         if not self.prunes or state.epoch >= state.n_epochs: return
-        with suppress(*_away()): self.pruned = self.trial.should_prune()
+        with suppress(*_away()): self.pruned = bool(self.trial.should_prune())    # NumPy's, of some rules
         if self.pruned: self._end(state)
 
     def _report(self, epoch: int, value: float) -> None:
@@ -261,8 +262,8 @@ class Pruning(Callback):
 
     def _end(self, state: State) -> None:
         row, name = state.history.last, state.history.monitor
-        state.stop(f"pruned: {name.replace('_', ' ')} {row.get(name, math.nan):.4f} after epoch {state.epoch} is behind other "
-                   "trials")
+        state.stop(f"pruned: {name.replace('_', ' ')} {row.get(name, math.nan):.4f} after epoch {state.epoch} is "
+                   "behind other trials")
 
     def state_dict(self) -> dict[str, Any]: return {"pruned": self.pruned}
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: self.pruned = bool(saved.get("pruned"))
@@ -303,7 +304,7 @@ class Trials:
         name: str | None = None,            # in the storage; None: that of the folder
         pruner: Any = None,                 # Optuna's; None: no trial is ended early
         sampler: Any = None,                # Optuna's; None: TPE, seeded anew for each trial
-        heartbeat: int = 60,                # seconds between signs of life, > 0; after two without one a trial is taken over
+        heartbeat: int = 60,  # seconds between signs of life, > 0; after two without one a trial is taken over
         mark: str = "",                     # what the study is about, told from others of its name; "": nobody asks
     ):
         check(heartbeat > 0, "`heartbeat` must be > 0 seconds", heartbeat)
@@ -359,13 +360,18 @@ def open_storage(
     if storage is None: storage = f"sqlite:///{place/'study.db'}"
     if not isinstance(storage, str): return storage
     check("://" in storage, "`storage` must be a URL", storage, f"Try 'sqlite:///{storage}'.")
-    with _quietly(), _said(f"The storage {_plain_url(storage)!r} cannot be opened"):
+    with _quietly(), _said(f"The storage {in_plain(storage)!r} cannot be opened"):
         if not re.match(r"\w+(\+\w+)?://", storage) or storage.startswith("redis"): return storages.get_storage(storage)
         waits = {"engine_kwargs": {"connect_args": {"timeout": 60}}} if storage.startswith("sqlite") else {}
         return storages.RDBStorage(storage, heartbeat_interval=heartbeat, grace_period=2 * heartbeat, **waits)
 
-
-def _plain_url(url: str) -> str: return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", url)
+# %% ../nbs/58a_search.ipynb #f3c0f010
+def in_plain(
+    storage: Any,           # a URL, or a storage of Optuna's, or None
+) -> str | None:            # without a password
+    "What may be said of a storage."
+    if storage is None or not isinstance(storage, str): return storage and type(storage).__name__
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", storage)
 
 
 @contextmanager
@@ -413,8 +419,11 @@ def _live(rows: Sequence[Any]) -> dict[str, Any]:
     "Run -> its row, the one that says most; a row without a name counts by its number."
     ranks = ("waiting", "running", "fail", "pruned", "complete")
     found: dict[str, Any] = {}
-    for row in sorted(filter(_counts, rows), key=lambda row: ranks.index(_state(row))): found[run_of(row) or f"#{row.number}"] = row
+    for row in sorted(filter(_counts, rows), key=lambda row: ranks.index(_state(row))): found[_key(row)] = row
     return found
+
+
+def _key(row: Any) -> str: return run_of(row) or f"#{row.number}"
 
 # %% ../nbs/58a_search.ipynb #8ee035e1
 @patch
@@ -457,7 +466,7 @@ def _sampler(self: Trials, n: int) -> Any:
 @patch
 def _named(self: Trials, asked: Any) -> Trial:
     "With the folder that its row says, or the next one."
-    before = {run_of(row) or f"#{row.number}" for row in self.study.get_trials(deepcopy=False)
+    before = {_key(row) for row in self.study.get_trials(deepcopy=False)
               if row.number < asked.number and _counts(row)}
     run = asked.user_attrs.get("run") or f"trial_{len(before)}"
     trial = Trial(run, {key: part.value(asked.params[key]) for key, part in self.space.items()}, asked.number, asked)
@@ -472,7 +481,7 @@ def _is_wanted(self: Trials, trial: Trial, wanted: int) -> bool:
     "Not one too many, and nobody has it."
     others = [row for row in self.study.get_trials(deepcopy=False) if row.number != trial.row and _counts(row)]
     taken = any(run_of(row) == trial.run and _state(row) != "waiting" for row in others)
-    before = {run_of(row) or f"#{row.number}" for row in others if row.number < trial.row} - {trial.run}
+    before = {_key(row) for row in others if row.number < trial.row} - {trial.run}
     resumed = any(line["run"] == trial.run for line in self._asked())
     return not taken and (resumed or len(before) < wanted)
 
@@ -544,7 +553,8 @@ def tell(
 ) -> None:
     "A result. While the storage is away, it is kept and told later."
     self._mine.pop(trial.run, None)
-    one = {"run": trial.run, "row": trial.row, "params": trial.asked.params, "status": status, "value": value, "error": error}
+    one = {"run": trial.run, "row": trial.row, "params": trial.asked.params, "status": status, "value": value,
+           "error": error}
     if self._copy is not None:
         if trial.row is None: _tell_row(self._copy, trial.asked.number, status, value)
         else: self._copy.add_trial(self._made(one))
@@ -620,8 +630,9 @@ def _lost(self: Trials, error: Exception) -> None:
     "The storage is away; it is said once."
     first = (str(error).strip().splitlines() or [""])[0][:200]
     if self._copy is None:
-        get_logger().warning(f"The storage of the study cannot be reached ({type(error).__name__}: {first}). Training goes on; "
-                             "results are in the folders of the runs, and the storage is told when it is back.")
+        get_logger().warning(f"The storage of the study cannot be reached ({type(error).__name__}: {first}). Training "
+                             "goes on; results are in the folders of the runs, and the storage is told when it is "
+                             "back.")
         with _quietly():
             self._copy = _optuna().create_study(direction=self.direction, pruner=self.pruner)
             told = {one["run"] for one in self._owed}

@@ -24,27 +24,27 @@ from .cli import EMPTY, CommandError, command_parser, ended, refuse_missing, sho
 def sweep_parser() -> argparse.ArgumentParser:
     "What `imgcls-sweep` understands."
     parser = command_parser(
-        "imgcls-sweep", "Train with many settings, and compare. The same command goes on with a study that was interrupted; started "
-        "several times, its processes share the study.",
+        "imgcls-sweep", "Train with many settings, and compare. The same command goes on with a study that was "
+        "interrupted; started several times, its processes share the study.",
         ["imgcls-sweep digits 'lr=loguniform(1e-4,1e-1)' 'optimizer.type=[sgd,adamw]' --trials 20",
          "imgcls-sweep base.yaml lr=loguniform:1e-4,1e-1 num_epochs=5      # without quotes",
          "imgcls-sweep base.yaml 'augment=[none,light,strong]' --trials all  # every combination, once",
          "imgcls-sweep base.yaml lr=loguniform:1e-4,1e-1 --name rates --storage postgresql://...  # on each machine",
-         "imgcls-sweep digits lr=uniform:0.001,0.1 --measure_again 5      # then the winner, with seeds that did not choose it"],
-        epilog="Ranges: uniform(a,b), loguniform(a,b), integers(a,b,step=n), choice(x,y,...). Lists: [x,y,...], of a key that takes "
-               "one value; of others choice([1,2],[3,4]).")
+         "imgcls-sweep digits lr=uniform:0.001,0.1 --measure_again 5       # then the winner, with other seeds"],
+        epilog="Ranges: uniform(a,b), loguniform(a,b), integers(a,b,step=n), choice(x,y,...). Lists: [x,y,...], of a "
+               "key that takes one value; of others choice([1,2],[3,4]).")
     parser.add_argument("words", nargs="+", metavar="CONFIG | KEY=VALUES",
                         help="YAML files or a preset; settings such as num_epochs=5; ranges and lists of what is tried")
-    parser.add_argument("--trials", metavar="N", help="how many, of all processes together; all: every combination of lists; "
-                        "without it 50")
+    parser.add_argument("--trials", metavar="N", help="how many, of all processes together; all: every combination of "
+                        "lists; without it 50")
     parser.add_argument("--name", help="of the study; without it one is made from the keys")
-    parser.add_argument("--storage", metavar="URL", help="where the trials are listed, a URL that Optuna takes; without it "
-                        "a file in the study's folder")
+    parser.add_argument("--storage", metavar="URL", help="where the trials are listed, a URL that Optuna takes; "
+                        "without it a file in the study's folder")
     parser.add_argument("--runs", metavar="FOLDER", help="the folder of all runs; without it the workspace's")
-    parser.add_argument("--no_pruning", action="store_true", help="train every trial to its end, also one that is behind")
-    parser.add_argument("--heartbeat", type=int, metavar="SECONDS", help="between signs of life; after two without one a "
-                        "trial is taken over by another process; without it 60")
-    parser.add_argument("--measure_again", type=int, metavar="SEEDS", help="then train the winner with so many other seeds")
+    parser.add_argument("--no_pruning", action="store_true", help="train each trial to its end, also one that is behind")
+    parser.add_argument("--heartbeat", type=int, metavar="SECONDS", help="between signs of life; after two without one "
+                        "a trial is taken over by another process; without it 60")
+    parser.add_argument("--measure_again", type=int, metavar="SEEDS", help="then train the winner with so many others")
     parser.add_argument("--engine", metavar="NAME", help="who trains; without it this process, one trial after another")
     return parser
 
@@ -73,7 +73,8 @@ def _sweep(arguments: argparse.Namespace, configs: Sequence[str], pairs: Sequenc
     config = configs[0] if len(configs) == 1 else [*configs] or None
     space, settings = _apart(config, pairs)
     if not space:
-        raise CommandError("Nothing varies. Say what: 'lr=loguniform(1e-4,1e-1)', in quotes, or 'optimizer.type=[sgd,adamw]'.")
+        raise CommandError("Nothing varies. Say what: 'lr=loguniform(1e-4,1e-1)', in quotes, or "
+                           "'optimizer.type=[sgd,adamw]'.")
     found = sweep(config, space, *settings, **_options(arguments))
     table = found.table.reset_index()
     show_table({name: [None if value != value else value for value in table[name].tolist()] for name in table})

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,14 @@ from .jobs import STUDY, Done, Engine, Job, as_job, begin_study, engine_of, imag
 from .jobs import said_of, settled, usual_name
 from .listing import differences as run_differences
 from .markup import escaped, html_table, tag
-from .plots import picture_html
 from .predictions import with_interval
-from .runs import Run
-from .search import Choice, Pruning, Range, Trial, Trials, check_space, combinations, run_of
+from .runs import Run, runs_in
+from .search import Choice, Pruning, Range, Trial, Trials, check_space, combinations, in_plain, run_of
 from .settings import find_settings, get_logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 # %% ../nbs/58b_sweeps.ipynb #073a9c1e
@@ -63,6 +64,8 @@ class Sweep:
         "Optuna's own."
         return self.trials.study
 
+    def __len__(self) -> int: return len(self.ranked)       # trials that came to their end
+
     def run(self, name: str) -> Run:
         "The run of a trial, by its name: 'trial_7'."
         names = [run_of(row) for row in self.trials.rows()]
@@ -74,7 +77,7 @@ _STATUSES = {"complete": "completed", "pruned": "pruned", "fail": "failed", "run
 
 
 @patch(as_prop=True)
-def table(self: Sweep) -> "DataFrame":      # a row a trial; status, the number with its 95 % interval, values, epochs, note
+def table(self: Sweep) -> "DataFrame":  # a row a trial; status, the number with its 95 % interval, values, epochs, note
     "Every trial, with the interval that its own evaluation has."
     import pandas as pd
     rows = {run_of(row): _described(self, row) for row in self.trials.rows() if run_of(row)}
@@ -143,17 +146,18 @@ def curse(self: Sweep) -> str:
     if not len(ranked): return "No trial has come to its end."
     first, number = ranked.iloc[0], self.monitor.replace("_", " ")
     if again is not None and again.split == "test":
-        return (f"{self.best} was chosen at {number} {first[self.monitor]:.4f}. Measured again, with {len(again)} seeds that "
-                f"did not choose it, on the test split, which did not either: {again.in_words()}.")
+        return (f"{self.best} was chosen at {number} {first[self.monitor]:.4f}. Measured again, with {len(again)} "
+                f"seeds that did not choose it, on the test split, which did not either: {again.in_words()}.")
     near = ranked[(ranked.high >= first[self.monitor]) if self.higher else (ranked.low <= first[self.monitor])]
     tied = f" For {len(near) - 1} others it lies within their interval: they may be as good." if len(near) > 1 else ""
     if again is not None:
-        return (f"{self.best} was chosen at {number} {first[self.monitor]:.4f}. Measured again with {len(again)} seeds that did "
-                f"not choose it: {again.in_words()}. The images are those that chose it, as there is no test split, so "
-                f"this still flatters.{tied}")
+        return (f"{self.best} was chosen at {number} {first[self.monitor]:.4f}. Measured again with {len(again)} seeds "
+                f"that did not choose it: {again.in_words()}. The images are those that chose it, as there is no "
+                f"test split, so this still flatters.{tied}")
     if len(ranked) == 1: return "One trial has come to its end: nothing was chosen yet."
     return (f"{self.best} is the best of {len(ranked)} on the images that chose it, so its {number} of "
-            f"{first[self.monitor]:.4f} flatters.{tied} .measure_again() tells how good it is with other seeds, on test.")
+            f"{first[self.monitor]:.4f} flatters.{tied} .measure_again() tells how good it is on test, with other "
+            "seeds.")
 
 # %% ../nbs/58b_sweeps.ipynb #ecf32b2d
 @patch
@@ -215,12 +219,12 @@ def sweep(
     images = images_of(job)
     check("val" in images.datasets, "Trials are compared on a val split", [*images.datasets], error=DataError)
     monitor, higher = _compared(job)
-    said = {"kind": "sweep", "monitor": monitor, "higher": higher, "space": {key: repr(part) for key, part in found.items()},
-            "trials": wanted, "storage": storage if storage is None or isinstance(storage, str) else type(storage).__name__,
-            **said_of(job, images)}
+    said = {"kind": "sweep", "monitor": monitor, "higher": higher, "trials": wanted, "storage": in_plain(storage),
+            "space": {key: repr(part) for key, part in found.items()}, **said_of(job, images)}
     place = begin_study(name, usual_name(_usual(found), job), said, runs, ("trials", "storage"), bool(job.objects))
     job = replace(job, splits=("val",), way_on=f"sweep(..., name={place.name!r}) goes on")
-    ledger = Trials(place, found, higher, chosen.seed, storage, None, _pruner(prune), sampler, heartbeat, _mark(said, chosen))
+    ledger = Trials(place, found, higher, chosen.seed, storage, None, _pruner(prune), sampler, heartbeat,
+                    _mark(said, chosen))
     if cells is not None: ledger.enqueue(cells)
     with ledger: _train(ledger, job, wanted, engine)
     return Sweep(place, ledger, monitor, higher, job)
@@ -292,8 +296,8 @@ def _train(ledger: Trials, job: Job, wanted: int, engine: Engine) -> None:
         for trial in begun.values(): ledger.give_back(trial)
         raise
     if owed := ledger.flush():
-        get_logger().warning(f"{owed} results could not be told to the storage. They are in {ledger.place}; the same call tells "
-                             "them when the storage is back.")
+        get_logger().warning(f"{owed} results could not be told to the storage. They are in {ledger.place}; the same "
+                             "call tells them when the storage is back.")
 
 
 def _jobs(ledger: Trials, job: Job, wanted: int, begun: dict[Path, Trial]) -> Iterator[Job]:
@@ -361,9 +365,10 @@ def again(self: Sweep) -> Seeds | None:     # None: it was not measured again
     place = self.place/_again(self)
     try: split = read_study(place)["split"]
     except (ConfigError, KeyError): return None
-    found = [run for folder in place.glob("seed_*") for run in [Run(folder)] if run.exists and split in run.summary().final]
+    found = [run for run in runs_in(place) if split in run.summary().final]
     seeds = sorted((int(run.name.removeprefix("seed_")), run.folder) for run in found)
-    return Seeds(place, tuple(Run(folder) for _, folder in seeds), tuple(n for n, _ in seeds), split) if len(seeds) > 1 else None
+    if len(seeds) < 2: return None
+    return Seeds(place, tuple(Run(folder) for _, folder in seeds), tuple(n for n, _ in seeds), split)
 
 # %% ../nbs/58b_sweeps.ipynb #b3c3be7d
 @patch
@@ -381,37 +386,46 @@ def differences(
 @patch
 def plot(self: Sweep) -> "Axes":            # shows itself
     "The value of each trial, and the best so far."
-    return _drawn(self, "plot_optimization_history", 1)
+    value = [f"{value:.4f}, {self.best}" for value in self.ranked[self.monitor][:1]]
+    return _drawn(self, "plot_optimization_history", 1, f"best {self.monitor.replace('_', ' ')} {''.join(value)}")
 
 
 @patch
 def plot_importance(self: Sweep) -> "Axes":     # shows itself
     "How much of the differences each knob explains."
-    return _drawn(self, "plot_param_importances", 2)
+    return _drawn(self, "plot_param_importances", 2, "share of the differences that each knob explains")
 
 
 @patch
 def plot_parallel(self: Sweep) -> "Axes":   # shows itself
     "A line a trial, through its values."
-    return _drawn(self, "plot_parallel_coordinate", 2)
+    good = "the darker" if self.higher else "the lighter"
+    return _drawn(self, "plot_parallel_coordinate", 2, f"a line a trial, {good} the better")
 
 
-def _drawn(sweep: Sweep, kind: str, least: int) -> "Axes":
+def _drawn(sweep: Sweep, kind: str, least: int, title: str) -> "Axes":
     "Optuna draws with pyplot; the figure is taken from it, so that it shows itself once."
     import warnings
 
     drawer = extra("optuna.visualization.matplotlib", "sweep")
     check(len(sweep.ranked) >= least, f"This picture needs {least} completed trials or more", len(sweep.ranked),
           error=DataError)
-    from matplotlib import pyplot
-    with warnings.catch_warnings():
+    from matplotlib import pyplot, rc_context
+    with rc_context(), warnings.catch_warnings():   # it sets a style, for everything that is drawn afterwards
         warnings.simplefilter("ignore")             # that Optuna's drawing is experimental
-        number = {"target_name": sweep.monitor.replace("_", " ")}
-        axes = getattr(drawer, kind)(sweep.study, **number)
+        axes = getattr(drawer, kind)(sweep.study, target_name=sweep.monitor.replace("_", " "))
+        axes.set_title("")
+        axes.set_title(title, loc="left", fontsize=11)
     figure = axes.get_figure()
     pyplot.close(figure)
-    axes._repr_html_ = figure._repr_html_ = partial(picture_html, figure)
+    axes._repr_png_ = figure._repr_png_ = partial(_png, figure)
     return axes
+
+
+def _png(figure: "Figure") -> bytes:
+    "With all that stands beside the axes."
+    figure.savefig(buffer := BytesIO(), format="png", dpi=70, bbox_inches="tight")
+    return buffer.getvalue()
 
 # %% ../nbs/58b_sweeps.ipynb #dc0c96cd
 @checked

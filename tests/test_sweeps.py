@@ -85,7 +85,8 @@ def ended(folder: Path, name: str, pid: int) -> None:
 
 
 def study() -> None:
-    sweep(CONFIG, SPACE, trials=12, name="rates", prune=None, heartbeat=1, own={"progress": "pipe", "callbacks": [Waits()]})
+    sweep(CONFIG, SPACE, trials=12, name="rates", prune=None, heartbeat=1, own={"progress": "pipe",
+                                                                                "callbacks": [Waits()]})
 
 
 def history(run: Run) -> History:
