@@ -44,7 +44,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_pruning", action="store_true", help="train each trial to its end, also one that is behind")
     parser.add_argument("--heartbeat", type=int, metavar="SECONDS", help="between signs of life; after two without one "
                         "a trial is taken over by another process; without it 60")
-    parser.add_argument("--measure_again", type=int, metavar="SEEDS", help="then train the winner with so many others")
+    parser.add_argument("--measure_again", type=int, metavar="N", help="then train the winner with so many other seeds")
     parser.add_argument("--engine", metavar="NAME", help="who trains; without it this process, one trial after another")
     return parser
 
