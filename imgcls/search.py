@@ -621,8 +621,8 @@ def give_back(
         self.study.tell(trial.row, state=_optuna().trial.TrialState.FAIL)
         if queue: self.study.enqueue_trial(trial.asked.params, user_attrs={"run": trial.run})
 
-# %% ../nbs/58a_search.ipynb #8a028b40
-_WAIT = 15.0        # seconds before a storage that was away is tried again
+# %% ../nbs/58a_search.ipynb #2e6ac729
+_RETRY = 15.0        # seconds before a storage that was away is tried again
 
 
 @patch
@@ -638,7 +638,7 @@ def _lost(self: Trials, error: Exception) -> None:
             told = {one["run"] for one in self._owed}
             self._copy.add_trials([row for row in self._known if row.state.is_finished() and run_of(row) not in told])
             for one in self._owed: self._copy.add_trial(self._made(one))
-    self._again = time.monotonic() + _WAIT
+    self._again = time.monotonic() + _RETRY
 
 
 @patch

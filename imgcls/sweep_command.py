@@ -41,7 +41,7 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage", metavar="URL", help="where the trials are listed, a URL that Optuna takes; "
                         "without it a file in the study's folder")
     parser.add_argument("--runs", metavar="FOLDER", help="the folder of all runs; without it the workspace's")
-    parser.add_argument("--no_pruning", action="store_true", help="train each trial to its end, also one that is behind")
+    parser.add_argument("--no_pruning", action="store_true", help="train each trial to its end, also what is behind")
     parser.add_argument("--heartbeat", type=int, metavar="SECONDS", help="between signs of life; after two without one "
                         "a trial is taken over by another process; without it 60")
     parser.add_argument("--measure_again", type=int, metavar="N", help="then train the winner with so many other seeds")

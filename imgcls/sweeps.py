@@ -125,7 +125,7 @@ def best_run(self: Sweep) -> Run:           # as for `load_predictor`, `Learner.
     "The run of the best trial."
     return self.run(self.best)
 
-
+# %% ../nbs/58b_sweeps.ipynb #04500c8c
 @patch(as_prop=True)
 def best_params(self: Sweep) -> dict[str, Any]:     # key of the space -> value
     "The values of the best trial."
@@ -138,7 +138,7 @@ def best_config(self: Sweep) -> ExperimentConfig:   # as for `train`
     "Every key of the best trial."
     return load_experiment(self.best_run.config_path)[0]
 
-# %% ../nbs/58b_sweeps.ipynb #04500c8c
+# %% ../nbs/58b_sweeps.ipynb #9da86dc6
 @patch(as_prop=True)
 def curse(self: Sweep) -> str:
     "A sentence on how far the winner's number can be trusted."
@@ -357,7 +357,7 @@ def measure_again(
 
 def _again(sweep: Sweep) -> str: return f"{sweep.best}_again"
 
-
+# %% ../nbs/58b_sweeps.ipynb #093ec7c3
 @patch(as_prop=True)
 def again(self: Sweep) -> Seeds | None:     # None: it was not measured again
     "The winner, as it was measured again."
@@ -402,7 +402,7 @@ def plot_parallel(self: Sweep) -> "Axes":   # shows itself
     good = "the darker" if self.higher else "the lighter"
     return _drawn(self, "plot_parallel_coordinate", 2, f"a line a trial, {good} the better")
 
-
+# %% ../nbs/58b_sweeps.ipynb #da1fc347
 def _drawn(sweep: Sweep, kind: str, least: int, title: str) -> "Axes":
     "Optuna draws with pyplot; the figure is taken from it, so that it shows itself once."
     import warnings
