@@ -246,7 +246,7 @@ def _ended(job: Job) -> Done | None:
     except ImgclsError: return None
     wanted = job.splits or [*summary.dataset_sizes]
     if summary.status not in _ENDS or not {*wanted} <= {*summary.final}: return None
-    return Done(job, summary.status, load_checkpoint(job.run.last)["callbacks"])
+    return Done(job, summary.status, load_checkpoint(job.run.last)["callbacks"] if job.listeners else {})
 
 # %% ../nbs/57a_jobs.ipynb #bc25bb02
 _AGAIN = ("network", "loss", "optimizer", "metrics", "callbacks")       # objects that a run needs again
@@ -408,8 +408,8 @@ def usual_name(
     job: Job,
 ) -> str:                   # folds_lr_0.1
     "What a study is called if nobody says: its kind, and what was changed."
-    changed = load_experiment(job.config, job.overrides)[1] | load_experiment(job.config, job.changes)[1]
-    name = run_name(changed, free_keys(ExperimentConfig))
+    base, said = load_experiment(job.config, job.overrides)
+    name = run_name(said | load_experiment(base, job.changes)[1], free_keys(ExperimentConfig))
     return kind if name == "base" else f"{kind}_{name}"[:MAX_NAME - 8]
 
 # %% ../nbs/57a_jobs.ipynb #237959c3

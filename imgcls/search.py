@@ -315,6 +315,7 @@ class Trials:
         self._mine: dict[str, Trial] = {}           # that are trained by this process
         self._owed: list[dict[str, Any]] = []       # results that the storage does not know
         self._known: list[Any] = []                 # rows, when they were last read
+        self._busy: dict[str, float] = {}           # runs that others turned out to train, and when that was seen
         self._copy, self._again, self._stop = None, 0.0, threading.Event()
         with _one_at_a_time(place):
             self.storage = open_storage(place, storage, heartbeat)
@@ -381,7 +382,7 @@ def _said(what: str) -> Iterator[None]:
     except ImgclsError: raise
     except (*_away(), ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[:1]
-        raise ConfigError(f"{what} ({type(error).__name__}: {first[0] if first else error}).") from error
+        raise ConfigError(f"{what} ({type(error).__name__}: {in_plain(first[0]) if first else ''}).") from None
 
 
 @contextmanager
@@ -447,7 +448,7 @@ def _next(self: Trials, wanted: int) -> Trial | None:
     while True:
         self._known = self.study.get_trials(deepcopy=False)
         live = _live(self._known)
-        if len(live) >= wanted and not any(_state(row) == "waiting" for row in live.values()): return None
+        if len({*live, *self._elsewhere()}) >= wanted and not any(_state(row) == "waiting" for row in live.values()): return None
         self.study.sampler = self._sampler(len(live))
         asked = self.study.ask(self.distributions)
         trial = self._named(asked)
@@ -521,9 +522,16 @@ def _find_dead(self: Trials) -> None:
     lost = {run_of(row): row.params for row in rows if _state(row) == "fail" and run_of(row) and not row.user_attrs.get(
         "dropped") and {*row.params} == {*self.space}}
     lost = {**{line["run"]: line["params"] for line in self._asked()}, **lost}
+    known = {*live, *self._mine, *self._elsewhere(), *(one["run"] for one in self._owed)}
     for run, params in lost.items():
-        if run not in live and run not in self._mine and run not in {one["run"] for one in self._owed}:
+        if run not in known:
             self.study.enqueue_trial(params, user_attrs={"run": run})
+
+
+@patch
+def _elsewhere(self: Trials) -> set[str]:
+    "Runs that another process trains, though it gave no sign of life: a machine that was paused, say."
+    return {run for run, seen in self._busy.items() if time.monotonic() - seen < 2 * self.heartbeat}
 
 
 def _age(row: Any) -> float:
@@ -615,6 +623,7 @@ def give_back(
 ) -> None:
     "It has no result yet."
     self._mine.pop(trial.run, None)
+    if not queue: self._busy[trial.run] = time.monotonic()
     if trial.row is None: return                # its line in the folder is enough
     with suppress(*_away(), ValueError), _quietly():
         if not queue: trial.asked.set_user_attr("dropped", True)
@@ -661,7 +670,8 @@ def others(self: Trials) -> int:        # 0 also where nobody can know
     if not self.beats or time.monotonic() < self._again: return 0
     try: rows = _live(self.study.get_trials(deepcopy=False))
     except _away() as error: return self._lost(error) or 0
-    return sum(_state(row) in ("running", "waiting") for run, row in rows.items() if run not in self._mine)
+    left = {run for run, row in rows.items() if _state(row) in ("running", "waiting")}
+    return len((left | (self._elsewhere() - {*rows})) - {*self._mine})
 
 # %% ../nbs/58a_search.ipynb #44f8795c
 @patch

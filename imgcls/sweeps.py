@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
+from .callbacks import TrainingDiverged
 from .config import find_keys, free_keys, leaves
 from .core import CheckpointError, ConfigError, DataError, check, checked, explain_function, extra
 from .core import near_miss
@@ -35,6 +36,7 @@ from .jobs import STUDY, Done, Engine, Job, as_job, begin_study, engine_of, imag
 from .jobs import said_of, settled, usual_name
 from .listing import differences as run_differences
 from .markup import escaped, html_table, tag
+from .memory import OutOfMemory
 from .predictions import with_interval
 from .runs import Run, runs_in
 from .search import Choice, Pruning, Range, Trial, Trials, check_space, combinations, in_plain, run_of
@@ -279,7 +281,7 @@ def _mark(said: Mapping[str, Any], chosen: ExperimentConfig) -> str:
     about = repr([said["space"], said["monitor"], said["images"], sorted(knobs.items())])
     return blake2b(about.encode(), digest_size=8).hexdigest()
 
-
+# %% ../nbs/58b_sweeps.ipynb #bc9a7c91
 _POLL = 2.0     # seconds between two looks at what other processes do
 
 
@@ -316,9 +318,7 @@ def _number(run: str) -> int: return int(run.split("_")[1])
 def _result(ledger: Trials, trial: Trial, done: Done) -> None:
     "What the study is told."
     if done.status == "busy": return ledger.give_back(trial, queue=False)       # its process tells
-    if done.status == "failed":
-        _raise_if_all_fail(ledger, done.error)
-        return ledger.tell(trial, "failed", error=f"{type(done.error).__name__}: {done.error}")
+    if done.status == "failed": return _failed(ledger, trial, done.error)
     summary = done.job.run.summary()
     value = summary.best.get(summary.monitor)
     if done.callbacks.get("Pruning", {}).get("pruned"): return ledger.tell(trial, "pruned")
@@ -326,13 +326,19 @@ def _result(ledger: Trials, trial: Trial, done: Done) -> None:
     get_logger().info(f"{trial.run}: {summary.monitor.replace('_', ' ')} {value:.4f} with {dict(trial.params)}")
     ledger.tell(trial, "complete", float(value))
 
-
+# %% ../nbs/58b_sweeps.ipynb #64c65103
+_OF_SETTINGS = (TrainingDiverged, OutOfMemory, ConfigError)     # a disk that is full is no fault of a trial's
 _FAILS = 3      # as first results, after which it is no matter of single settings
 
 
-def _raise_if_all_fail(ledger: Trials, error: Exception) -> None:
+def _failed(ledger: Trials, trial: Trial, error: Exception) -> None:
+    "A result too, if the settings are to blame."
+    if not isinstance(error, _OF_SETTINGS):
+        ledger.give_back(trial)
+        raise error
+    ledger.tell(trial, "failed", error=f"{type(error).__name__}: {error}")
     states = [row.state.name for row in ledger.rows() if row.state.is_finished()]
-    if len(states) < _FAILS - 1 or any(state != "FAIL" for state in states): return
+    if states != ["FAIL"] * _FAILS: return
     error.add_note(f"All of the first {_FAILS} trials failed, so the sweep ends here.")
     raise error
 
