@@ -448,7 +448,8 @@ def _next(self: Trials, wanted: int) -> Trial | None:
     while True:
         self._known = self.study.get_trials(deepcopy=False)
         live = _live(self._known)
-        if len({*live, *self._elsewhere()}) >= wanted and not any(_state(row) == "waiting" for row in live.values()): return None
+        waits = any(_state(row) == "waiting" for row in live.values())
+        if len({*live, *self._elsewhere()}) >= wanted and not waits: return None
         self.study.sampler = self._sampler(len(live))
         asked = self.study.ask(self.distributions)
         trial = self._named(asked)
