@@ -47,6 +47,7 @@ Modules:
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
 - `imgcls.history`: What happened while the network learned?
+- `imgcls.huggingface`: What do the rows of a dataset mean?
 - `imgcls.images`: How does any image file become the same kind of picture?
 - `imgcls.imbalance`: When do some classes have so many more images than others that it must be said?
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
@@ -56,6 +57,7 @@ Modules:
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
+- `imgcls.launching`: How are several processes started, and what becomes of the run when one of them ends?
 - `imgcls.layers`: Which blocks does a network consist of, from its input to its head?
 - `imgcls.learner`: How do I train, stop, resume, evaluate and predict?
 - `imgcls.listing`: Which runs are there, and what differs between them?
@@ -83,10 +85,12 @@ Modules:
 - `imgcls.predictions`: What did the network say?
 - `imgcls.predictor`: What does this network see in these images?
 - `imgcls.preprocessing`: How do pretrained weights want their images?
+- `imgcls.processes`: What do processes that do one thing together have to tell each other?
 - `imgcls.progress`: What do you see while it trains?
 - `imgcls.proof`: Does a file answer as the predictor does, where there is no imgcls?
 - `imgcls.quantization`: What do 8-bit weights cost, and what do they gain?
 - `imgcls.records`: What does a training leave in its folder, and how is it taken up again?
+- `imgcls.remote`: May an image lie on another machine?
 - `imgcls.reproduce_command`: Does a run, made once more, give the same weights?
 - `imgcls.reproduction`: Does a run, made once more from its folder, give the same weights?
 - `imgcls.run_commands`: How are runs listed, compared, deleted and looked at from a shell?
@@ -97,18 +101,21 @@ Modules:
 - `imgcls.search`: Which values may a knob take, and who remembers which were tried?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
+- `imgcls.sharing`: How do several processes make one step of one network?
 - `imgcls.sharpness`: Does the loss stay low when the weights are moved a little?
 - `imgcls.sources`: With which script, notebook and modules of yours was a run made?
 - `imgcls.splits`: Which images are learned from, which are used to choose, and which to judge?
 - `imgcls.splitting`: How is a folder divided once and for all, so that nothing is on both sides?
 - `imgcls.stages`: What does each step of a pipeline do to one image?
 - `imgcls.steering`: How does a person change a training while it runs?
+- `imgcls.storage`: Where do the bytes of an image lie?
 - `imgcls.strategies`: How are many images answered faster, and are the answers still the same?
 - `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.sweep_command`: How are many settings tried from a shell, on one machine or on several?
 - `imgcls.sweeps`: Which settings are best, and how good are they really?
+- `imgcls.synchronization`: What does BatchNorm see of a batch that several processes share?
 - `imgcls.tables`: How is an answer a row of a file?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?
 - `imgcls.training`: What happens, step by step, when a network learns?
@@ -116,6 +123,7 @@ Modules:
 - `imgcls.trying`: What does it say of an image of mine?
 - `imgcls.turns`: Who may use what the whole process shares, and when?
 - `imgcls.verification`: How do I know that stopping costs nothing?
+- `imgcls.webdataset`: What do the members of shards mean?
 - `imgcls.weights`: What is in a file of weights, and what of it was taken?
 - `imgcls.widgets`: How does a picture become something to click, and stay a picture where nobody can click?"""
 

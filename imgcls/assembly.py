@@ -29,7 +29,8 @@ from .balance import BETA, TAU, AdjustedLoss, effective_weights
 from .blocks import add_gradient_checkpointing, add_stochastic_depth
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, HeadFirst, Mix
 from .callbacks import Resizing, Scheduling, StopOnNaN, callback_builder, lr_factor, size_at
-from .config import find_keys, override, parse_yaml, to_dict
+from .checkpointing import weights_hash
+from .config import diff, find_keys, free_keys, override, parse_yaml, to_dict
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked, listed
 from .core import near_miss
 from .data import OF_WEIGHTS, ImageData
@@ -43,11 +44,13 @@ from .networks import ModelConfig, begin_network, evaluating, head_of, networks,
 from .networks import trained_names
 from .optimizers import base_lr_of, build_optimizer, build_schedule, known_parts, set_base_lr
 from .preprocessing import preprocessing_of
+from .processes import Team, join_team
 from .runs import Run
-from .runtime import Runtime
+from .runtime import Runtime, resolve_device
 from .seeding import preserve_rng
 from .settings import find_settings
 from .sharpness import SAM
+from .synchronization import synchronize
 from .training import Callback, State
 from .transforms import PHASES, NormalizeConfig, TransformsConfig
 from .weights import Loaded
@@ -394,16 +397,20 @@ def make_state(
     "The network, its optimizer and its batches, as the loop wants them."
     chosen, image, several = config.training, first_image(data), data.kind.several
     device = find_settings().device if chosen.device == "auto" else chosen.device
+    team = join_team(resolve_device(device).type, chosen.process_timeout)
+    if team.size > 1: device = _device_of(team, device, chosen)
     runtime = Runtime.create(device, chosen.precision, chosen.channels_last, chosen.compile)
     network, taken = given.network, None
     if network is None: network, taken = begin_network(config.model, data.n_classes, config.seed, len(image))
     if taken is not None and loaded is not None: loaded.append(_checked_weights(taken, config, data))
     if given.network is None: _work_on_blocks(network, config.model)
     runtime.prepare(network)
+    if chosen.sync_batchnorm and team.size > 1: synchronize(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(_weighted(config, data), data.class_counts(), several, len(data.datasets["train"]))
     _check_trainable(network, loss, chosen)
-    options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory}
+    options = {"seed": config.seed, "num_workers": config.data.num_workers, "pin_memory": runtime.pin_memory,
+               "part": (team.rank, team.size)}
     recalls = ["balanced_accuracy"] if chosen.balance else []
     names = ["loss", *data.kind.metrics, *recalls, *chosen.metrics, *given.metrics]
     n_outputs = config.model.num_classes or data.n_classes
@@ -414,7 +421,10 @@ def make_state(
         data.batches("val", chosen.batch_size, **options) if "val" in data.datasets else None,
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
         train_metrics=build_metrics(names, n_outputs, several), val_metrics=build_metrics(names, n_outputs, several),
-        trained=trained_names(network))
+        trained=trained_names(network), team=team, writes=team.rank == 0)
+    if team.size > 1:
+        _check_slices(state, chosen)
+        _check_alike(team, config, data, network)
     state.history.monitor = _checked_monitor(chosen.monitor, state, MONITOR if several else TrainingConfig.monitor)
     followed = config.scheduler.plateau_monitor
     if followed: _checked_monitor(followed, state, "", "plateau_monitor")
@@ -427,6 +437,37 @@ def _check_trainable(network: nn.Module, loss: Any, chosen: TrainingConfig) -> N
     own = [name for name, p in loss.named_parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
     check(not own, "A loss must have no parameters to train: only the network's are trained and saved", listed(own),
           "Fixed numbers are buffers: self.register_buffer(...).")
+
+# %% ../nbs/51_assembly.ipynb #11ba935b
+def _device_of(team: Team, device: str, chosen: TrainingConfig) -> str:
+    "Each process has a device of its own."
+    check(chosen.batch_size >= team.size, f"`batch_size` is that of all processes together: of {team.size} it must be "
+          f"at least {team.size}", chosen.batch_size)
+    check(":" not in device, f"Each of the {team.size} processes has a GPU of its own", device, "Say device='cuda'.")
+    return str(team.device)
+
+
+def _check_slices(state: State, chosen: TrainingConfig) -> None:
+    "BatchNorm learns nothing from one image, and the last batch of an epoch may be short."
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.network.modules())
+    last, n = state.train_batches.size_of(len(state.train_batches) - 1), state.team.size
+    check(chosen.sync_batchnorm or not norms or last >= 2 * n, f"The last batch of an epoch has {last} images, too few "
+          f"for {n} processes that each normalize their own (`sync_batchnorm`)", chosen.sync_batchnorm,
+          "Say sync_batchnorm=True, or another batch_size.")
+
+# %% ../nbs/51_assembly.ipynb #d8c5680a
+def _check_alike(team: Team, config: ExperimentConfig, data: ImageData, network: nn.Module) -> None:
+    "All processes must have the same to do: a difference would be learned from, and nobody would notice."
+    free = free_keys(ExperimentConfig)
+    knobs = {key: value for key, (_, value) in diff(ExperimentConfig(), config).items() if key not in free}
+    said = {"the images (names, classes, splits)": data.fingerprint, "the config": repr(sorted(knobs.items())),
+            "the weights to begin with": weights_hash(network.state_dict()),
+            "the version of torch": str(torch.__version__)}
+    every = team.gather(said)
+    for what, ours in every[0].items():
+        for rank, theirs in enumerate(every):
+            check(theirs[what] == ours, f"All processes must begin with the same. Process {rank} differs from process "
+                  f"0 in {what}", f"{theirs[what][:200]}, not {ours[:200]}", error=DataError)
 
 # %% ../nbs/51_assembly.ipynb #b49aa0bf
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:

@@ -29,7 +29,8 @@ from .networks import train_mode
 from .optimizers import OptimizerConfig, base_lr_of, set_learning_rate
 from .seeding import seed_all
 from .settings import get_logger
-from .training import Callback, Order, State, batches_from
+from .synchronization import share_statistics
+from .training import Callback, Order, State, agree, batches_from, begin_part
 
 # %% ../nbs/34a_averaging.ipynb #55af4221
 @torch.no_grad()
@@ -50,10 +51,13 @@ def update_batch_norm(
     try:
         for i, (images, _) in enumerate(state.runtime.moved(batches_from(state.train_batches, epoch, 0))):
             seed_all(state.seed, "batch norm", epoch, i)
+            begin_part(state, "batch norm", epoch, i, batch=i)
             with state.runtime.autocast(): network(images)
+            if may_stop: agree(state)
             if may_stop and state.stop_reason: return False
     finally:
         for norm, momentum in zip(norms, momenta, strict=True): norm.momentum = momentum
+    if state.team.size > 1: share_statistics(network, state.team, 1 / state.team.size)
     return True
 
 # %% ../nbs/34a_averaging.ipynb #6cbb8e34

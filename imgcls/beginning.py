@@ -38,6 +38,7 @@ from .runs import writing
 from .settings import find_settings
 from .splits import split_table
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, PHASES, TransformsConfig
+from .webdataset import is_shards
 
 # %% ../nbs/57_beginning.ipynb #f854492f
 class Advice(NamedTuple):
@@ -60,10 +61,15 @@ def _where(data: str | Path, columns: Mapping[str, str | None], home: Path) -> t
     "The config of the images, and how the file says it."
     file = next((file for file in (Path(data), home/data) if os.path.isfile(file)), None)
     said = {name: value for name, value in columns.items() if value != getattr(DataConfig(), name)}
+    if is_shards(data):
+        shards = Path(data) if Path(data).parent.is_dir() else home/data
+        named = [Advice(f"data.{name}", value, "as you said") for name, value in said.items()]
+        return DataConfig(tar=str(data), on_bad_image="skip", **said), [_named(shards, home, "data.tar"), *named]
     if file is None:
         check(not said, "Columns are those of a CSV file", said, f"{str(data)!r} is none.", ConfigError)
         return DataConfig(data_dir=str(data), on_bad_image="skip"), []
-    check(file.suffix.lower() in (".csv", ".txt"), "`data` must be a folder of images, or a CSV file", str(data),
+    check(file.suffix.lower() in (".csv", ".txt"), "`data` must be a folder of images, a CSV file, or shards (*.tar)",
+          str(data),
           "Give the folder that the images lie in.", DataError)
     named = [Advice(f"data.{name}", value, "as you said") for name, value in said.items()]
     return DataConfig(csv=str(file), on_bad_image="skip", **said), [_named(file, home, "data.csv"), *named]

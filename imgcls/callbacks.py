@@ -34,6 +34,7 @@ from .networks import count_parameters, freeze_backbone, train_mode, trained_nam
 from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names, known_parts
 from .optimizers import set_learning_rate
 from .predictor import NetworkError
+from .processes import slice_of
 from .settings import get_logger
 from .training import Callback, Order, State
 
@@ -153,7 +154,7 @@ class StopOnNaN(Callback):
                                  "and no best.pt.")
 
     def on_batch_end(self, state: State) -> None:
-        if time.monotonic() < self._next: return
+        if time.monotonic() < self._next or state.team.rank: return     # of several processes one looks
         self._look(state)
         self._next = time.monotonic() + self.seconds
 
@@ -286,7 +287,19 @@ class Mix(Callback):
         if self.epochs is not None and state.epoch >= self.epochs: return
         if self.probability < 1 and float(torch.rand(())) >= self.probability: return
         which = int(torch.randint(len(self.mixes), ())) if len(self.mixes) > 1 else 0
-        state.images, state.targets = self.mixes[which](state.images, state.targets)
+        alone = state.team.size == 1
+        images, targets = (state.images, state.targets) if alone else _with_the_one_before(state)
+        images, targets = self.mixes[which](images, targets)
+        state.images, state.targets = (images, targets) if alone else (images[1:], targets[1:])
+
+
+def _with_the_one_before(state: State) -> tuple[Tensor, Tensor]:
+    "Each image is blended with the one before it in the batch, also another process's; the first with the last."
+    team, n = state.team, state.train_batches.size_of(state.batch)
+    first = slice_of(n, team.rank, team.size).start
+    ends = [team.collect(one[-1:]) for one in (state.images, state.targets)]
+    holder = next(rank for rank in range(team.size) if (first - 1) % n in slice_of(n, rank, team.size))
+    return tuple(torch.cat([rows[holder], own]) for rows, own in zip(ends, (state.images, state.targets), strict=True))
 
 # %% ../nbs/34_callbacks.ipynb #697e027b
 def size_at(

@@ -20,7 +20,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -35,6 +35,7 @@ from .folders import SPLITS, survey
 from .images import decode, natural
 from .markup import CUT, escaped, table, tag
 from .multilabel import split_labels
+from .webdataset import is_shards
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -546,7 +547,7 @@ def _report(name: str, root: Path, seen: _Evidence) -> DataReport:
 # %% ../nbs/18b_checking.ipynb #09d5826c
 @checked
 def check_folder(
-    path: str | Path,           # a folder of classes, divided or not, in whatever state; or a CSV of paths and labels
+    path: str | Path,           # a folder of classes, in whatever state; a CSV of paths and labels; or shards: *.tar
     bits: int = NEAR_BITS,      # of 64, by which near copies may differ, 0 to 16
     mirrored: bool = True,      # is a mirror image a copy?
     label_separator: str | None = None,     # of a CSV: what stands between the labels of an image; None: it has one
@@ -555,6 +556,7 @@ def check_folder(
     "Look at all images of a folder, also where training would refuse it."
     check(str(path), "`path` must name a folder or a file", path)
     import pandas as pd
+    if is_shards(path): return _check_listed(path, str(path), lambda: ImageTable.from_tar(str(path)), bits, mirrored)
     if os.path.isfile(path): return _check_csv(Path(path), bits, mirrored, label_separator, label_columns)
     check(label_separator is None and label_columns is None, "Several labels an image are said of a CSV file: a folder "
           "is one class", str(path), error=DataError)
@@ -574,9 +576,14 @@ def _refusal(folder: str | Path) -> str:
 
 def _check_csv(file: Path, bits: int, mirrored: bool, separator: str | None,
                columns: Sequence[str] | None) -> DataReport:
+    def read() -> ImageTable: return ImageTable.from_csv(file, label_separator=separator, label_columns=columns)
+    return _check_listed(file, str(file), read, bits, mirrored)
+
+
+def _check_listed(file: str | Path, name: str, read: Callable[[], ImageTable], bits: int, mirrored: bool) -> DataReport:
     import pandas as pd
-    try: table = ImageTable.from_csv(file, label_separator=separator, label_columns=columns)
+    try: table = read()
     except DataError as error:
-        nothing = pd.DataFrame(columns=["path", "label", "split"])
-        return _report(str(file), file.parent, _evidence(nothing, file.parent, bits, mirrored, refused=str(error)))
-    return check_table(table, str(file), bits, mirrored)
+        nothing, folder = pd.DataFrame(columns=["path", "label", "split"]), Path(file).parent
+        return _report(name, folder, _evidence(nothing, folder, bits, mirrored, refused=str(error)))
+    return check_table(table, name, bits, mirrored)

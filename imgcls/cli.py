@@ -13,7 +13,7 @@ can't steer the terminal."""
 # %% auto #0
 __all__ = ['SHELLS', 'EMPTY', 'FLAGS', 'command_parser', 'label_options', 'labels_said', 'CommandError', 'refuse_missing',
            'refuse_unwritable', 'ended', 'say', 'write', 'show_log', 'show_table', 'cell_text', 'train_parser',
-           'every_key', 'overrides_of', 'train_command', 'verify_command']
+           'every_key', 'overrides_of', 'train_command', 'verify_command', 'main']
 
 # %% ../nbs/63_cli.ipynb #ea776644
 import argparse
@@ -27,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from typing import IO, Any
 
 from . import __version__
@@ -176,7 +177,7 @@ def ended(
             if sys.stdout is not None: sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:              # of a training too, which names the signal
-        say(str(error) or "Interrupted.")
+        if os.environ.get("RANK", "0") == "0": say(str(error) or "Interrupted.")     # of several processes one speaks
         return 128 + (getattr(error, "signal", None) or signal.SIGINT)
     except BrokenPipeError:                         # whoever read has seen enough: imgcls-predict ... | head
         _nowhere()
@@ -207,6 +208,7 @@ def _terminated() -> Iterator[None]:
 # %% ../nbs/63_cli.ipynb #e13acaec
 def _in_words(command: str, error: Exception) -> str:
     "An error for a person."
+    if "WORLD_SIZE" in os.environ: command += f", process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
     core = sys.modules.get("imgcls.core")           # not loaded: none of its errors
     ours = (CommandError, core.ImgclsError) if core else (CommandError,)
     if isinstance(error, ours): said = str(error)
@@ -343,6 +345,7 @@ _EXAMPLES = (
     "imgcls-train --config base.yaml mine.yaml --lr 0.01         # files from left to right, then flags",
     "imgcls-train --config mine.yaml optimizer.type=adamw        # any key of the config",
     "imgcls-train --resume base                                  # go on with a run",
+    "imgcls-train --config digits --processes 2                  # several processes train together",
     "imgcls-train --retrain base --data_dir more --lr 0.001      # a new run from its weights",
 )
 
@@ -363,6 +366,7 @@ def train_parser() -> argparse.ArgumentParser:
     begin = run.add_mutually_exclusive_group()
     begin.add_argument("--resume", metavar="RUN", help="go on with a run: its name, folder or last.pt")
     begin.add_argument("--retrain", metavar="RUN", help="a new run that begins with the weights of this one")
+    run.add_argument("--processes", type=int, metavar="N", help="that train together, on GPUs one for each; else 1")
     run.add_argument("--print_config", action="store_true", help="print what would be trained, and end")
     for name, flags in FLAGS.items():
         for flag, meaning in flags.items():
@@ -464,15 +468,42 @@ def train_command(
     except ValueError as error: parser.error(str(error))
     if arguments.print_config and (arguments.resume or arguments.retrain):
         parser.error("--print_config shows the config of a new training; that of a run is its config.yaml.")
-    return ended("imgcls-train", arguments, lambda: _train(arguments, overrides), results=arguments.print_config)
+    work = lambda: _train(arguments, overrides)
+    if arguments.processes is not None:
+        if arguments.processes < 1: parser.error(f"--processes must be at least 1. Got {arguments.processes}.")
+        if "WORLD_SIZE" in os.environ: parser.error("--processes starts several, and this process is one of several.")
+        if arguments.processes > 1 and not arguments.print_config:
+            work = lambda: _train_together(arguments, overrides, words)
+    return ended("imgcls-train", arguments, work, results=arguments.print_config)
 
 
-def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _train_together(arguments: argparse.Namespace, overrides: Sequence[str], words: Sequence[str]) -> int:
+    "The same command in several processes."
+    config = _named_files(arguments)
+    show_log()
+    from imgcls.experiment import load_experiment
+    from imgcls.launching import check_processes, launch
+    from imgcls.runtime import resolve_device
+    from imgcls.settings import find_settings
+    device = "auto"
+    if not (arguments.resume or arguments.retrain): device = load_experiment(config, overrides)[0].training.device
+    check_processes(arguments.processes, resolve_device(find_settings().device if device == "auto" else device).type)
+    at = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--processes")
+    rest = [*words[:at], *words[at + (1 if "=" in words[at] else 2):]]
+    return launch(arguments.processes, ["-m", "imgcls.cli", "train", *rest])
+
+
+def _named_files(arguments: argparse.Namespace) -> Any:
+    "What the words name is there; the config."
     config = _apart(arguments.config or [])[0]
     for file in config: refuse_missing(file, "--config")
     for flag in ("resume", "retrain", "data_dir"): refuse_missing(getattr(arguments, flag), f"--{flag}")
+    return config[0] if len(config) == 1 else config or None
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = _named_files(arguments)
     show_log()
-    config = config[0] if len(config) == 1 else config or None
     if arguments.print_config:
         from imgcls.config import dump_yaml
         from imgcls.experiment import load_experiment
@@ -505,3 +536,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     report = learner.verify_resume(arguments.steps, arguments.at, arguments.num_workers)
     write(f"{report}\n")
     return 0 if report else 1
+
+# %% ../nbs/63_cli.ipynb #2a6069c3
+def main(
+    argv: Sequence[str] | None = None,      # a command without 'imgcls-', and its arguments; None: those of the shell
+) -> int:                                   # exit code
+    "`python -m imgcls.cli train ...` is `imgcls-train ...`."
+    words = sys.argv[1:] if argv is None else [*argv]
+    known = {entry.name.removeprefix("imgcls-"): entry for entry in entry_points(group="console_scripts")
+             if entry.name.startswith("imgcls-")}
+    if not words or words[0] not in known:
+        got = repr(words[0]) if words else "none"
+        say(f"imgcls.cli: The first word must be a command: {', '.join(sorted(known))}. Got {got}.")
+        return 2
+    sys.argv = [f"imgcls-{words[0]}", *words[1:]]
+    return known[words[0]].load()()
+
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())        # a notebook has no file

@@ -232,7 +232,17 @@ def _series_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     like_one = origin in _LISTS and hasattr(value, "__len__") and hasattr(value, "__iter__")
     if not (isinstance(value, origin) or like_one): return False
     known = isinstance(value, (list, tuple, set, frozenset))        # others may be large, or end when walked through
-    return not (known and inner) or all(fits(v, inner[0]) for v in value)
+    if not (known and inner): return True
+    if not _by_class(inner[0]): return all(fits(v, inner[0]) for v in value)
+    first = {type(one): one for one in value}       # of a million texts one is looked at
+    return all(fits(one, inner[0]) for one in first.values())
+
+
+@functools.cache
+def _by_class(hint: Any) -> bool:
+    "Does the class of a value say whether it fits?"
+    if get_origin(hint) in (Union, types.UnionType): return all(map(_by_class, get_args(hint)))
+    return isinstance(hint, type) and get_origin(hint) is None and hint.__module__ in ("builtins", "pathlib", "numbers")
 
 
 def _union_fits(value: Any, inner: tuple[Any, ...]) -> bool: return any(fits(value, kind) for kind in inner)

@@ -2,7 +2,7 @@
 
 `ImageData` is what a learner is given: the three splits of one set of images, their class names, and
 what is done to each image before the network sees it. It comes from folders, a CSV file, a DataFrame,
-or from datasets of your own.
+shards of WebDataset, a dataset of Hugging Face, or from datasets of your own.
 
 Guaranteed: every image file was decoded once before training starts; class 3 is the same class in every
 split; looking at the data changes nothing; a run goes on with the images it was started with, byte for byte, or
@@ -56,6 +56,7 @@ from .manifests import check_copy, check_unchanged, is_manifest, load_splits, me
 from .manifests import save_splits as write_splits, write_manifest
 from .multilabel import check_separator, seems_joined
 from .plots import image_grid, stretched
+from .remote import fetch_folder, is_url
 from .samples import write_digits, write_photos, write_scenes
 from .seeding import preserve_rng, seeded
 from .settings import MAX_WORKERS, find_settings, get_logger
@@ -76,14 +77,17 @@ class DataConfig:
     "Which images, and how they are divided."
     data_dir: str | None = None         # folder, from here or in the data folder; None: beside the CSV, or the digits
     csv: str | None = None              # table of paths and labels instead of class folders
+    tar: str | tuple[str, ...] | dict[str, Any] | None = None   # shards instead: 'shards/*.tar'; a list; split: pattern
+    huggingface: str | None = None      # a dataset of Hugging Face instead: a folder of save_to_disk, or a name
     dataset: str | None = None          # a class of yours instead of files, by import path: mymodule.MyData
-    path_column: str = "path"           # the CSV's column of paths
+    path_column: str = "path"           # the CSV's column of paths; of a Hugging Face dataset, that of images
     path_suffix: str = ""               # what is missing at the end of the CSV's paths: '.jpg'
-    label_column: str = "label"         # the CSV's column of classes
+    label_column: str = "label"         # the CSV's column of classes; in shards cls, json, txt, folder, or a field
     label_separator: str | None = None  # between the labels of an image, in the CSV: ' '; None: it has one class
     label_columns: tuple[str, ...] | None = None    # CSV columns of 0 and 1, one a class, instead of label_column
     split_column: str = "split"         # the CSV's column of splits, if it has one
     group_column: str | None = None     # CSV column whose equal rows stay together (patient); None: none
+    class_names: tuple[str, ...] | None = None  # of the numbers 0, 1, ... in shards; None: labels are names
     val_ratio: float = 0.15             # share for validation where there is no val, in [0, 1)
     test_ratio: float = 0.15            # share for testing where there is neither val nor test, in [0, 1)
     split_seed: int | None = None       # of the division; None: the experiment's seed
@@ -111,6 +115,7 @@ class DataConfig:
         _check_separator(self.label_separator)
         check(self.label_columns is None or self.label_column == "label", "Labels come from `label_column` or from "
               "`label_columns`: say one", self.label_column)
+        _check_one_source(self)
         if self.dataset is not None: named_dataset(self)
         elif self.csv is None: _check_no_columns(self)
         check(self.dataset is not None or not self.arguments, "Arguments are for a `dataset` with an import path",
@@ -136,8 +141,25 @@ _COLUMNS = {"path_column": "path", "path_suffix": "", "label_column": "label", "
             "group_column": None, "label_separator": None, "label_columns": None}       # what is said of a CSV file
 
 
+_SOURCES = ("csv", "tar", "huggingface", "dataset")
+_OTHERS = {"tar": {"label_column", "group_column", "label_separator"},     # what is said of other sources, too
+           "huggingface": {"path_column", "label_column", "group_column"}}
+
+
+def _check_one_source(config: DataConfig) -> None:
+    said = [name for name in _SOURCES if getattr(config, name) is not None]
+    check(len(said) < 2, "Images come from one place", said, "Keep one of these keys.")
+    for name in {"tar", "huggingface"} & {*said}:
+        check(config.data_dir is None, f"`data_dir` has no meaning beside `{name}`", config.data_dir)
+    check(config.class_names is None or config.tar is not None,
+          "`class_names` are those of the numbers in shards (`tar`)",
+          config.class_names, "Elsewhere classes are found in the data, '2' before '10'.")
+
+
 def _check_no_columns(config: DataConfig) -> None:
+    source = next((name for name in _OTHERS if getattr(config, name) is not None), None)
     for name, default in _COLUMNS.items():
+        if name in _OTHERS.get(source, ()): continue
         value = getattr(config, name)
         what = "is a column of" if name.endswith("_column") else f"is said of the {name.partition('_')[0]}s in"
         check(value == default, f"`{name}` {what} `csv`, which is not given", value, "Set csv='table.csv'.")
@@ -327,11 +349,12 @@ def batches(
     shuffle: bool = False,      # a new order in each epoch?
     pin_memory: bool = False,   # page-locked memory, for a GPU?
     balanced: bool = False,     # are the classes drawn equally often, some images several times? Needs `shuffle`
+    part: tuple[int, int] = (0, 1),     # which process of how many: it gets its slice of every batch
 ) -> Batches:
     "A split in batches."
     if num_workers is None: num_workers = self.num_workers
     return Batches(self.dataset(split), batch_size, seed, shuffle, num_workers, pin_memory, split,
-                   self.config.worker_timeout, self.targets(split) if balanced else None)
+                   self.config.worker_timeout, self.targets(split) if balanced else None, part)
 
 # %% ../nbs/19_data.ipynb #747152bf
 @patch(as_prop=True)
@@ -403,12 +426,19 @@ def find_table(
     "Find and list the images that a config names."
     home = Path(data_home)
     if config.csv is not None: return _listed_table(config, home)
+    if config.tar is not None:
+        return ImageTable.from_tar(config.tar, config.label_column, config.group_column, config.class_names,
+                                   config.label_separator, home, config.on_bad_image == "skip")
+    if config.huggingface is not None:
+        return ImageTable.from_huggingface(config.huggingface, _image_column(config), config.label_column,
+                                           config.group_column)
     return ImageTable.from_folder(_find_folder("digits" if config.data_dir is None else config.data_dir, home))
 
 
 def _listed_table(config: DataConfig, home: Path) -> ImageTable:
     "What a CSV file lists; the list that a run wrote down is taken to the letter."
-    file = next((p for p in (Path(config.csv), home/config.csv) if os.path.isfile(p)), Path(config.csv))
+    file = config.csv if is_url(config.csv) else next(
+        (p for p in (Path(config.csv), home/config.csv) if os.path.isfile(p)), Path(config.csv))
     columns = (config.path_column, config.label_column, config.split_column)
     if is_manifest(file) and columns == ("path", "label", "split") and config.label_columns is None and (
             not config.path_suffix):
@@ -416,16 +446,21 @@ def _listed_table(config: DataConfig, home: Path) -> ImageTable:
         check(config.label_separator in (None, table.label_separator), f"{str(file)!r} says itself what stands between "
               "labels: leave `label_separator` away", config.label_separator, error=DataError)
         return table
-    root = None if config.data_dir is None else _find_folder(config.data_dir, home)
+    start = config.data_dir
+    root = start if start is None or is_url(start) else _find_folder(start, home)
     return ImageTable.from_csv(file, *columns, root, config.label_separator, config.label_columns,
                                config.path_suffix)
+
+
+def _image_column(config: DataConfig) -> str | None: return None if config.path_column == "path" else config.path_column
 
 
 _SAMPLES = {"digits": write_digits, "photos": write_photos}
 
 
 def _find_folder(root: str | Path, home: Path) -> Path:
-    "Here, in the data folder, or among the samples."
+    "Here, in the data folder, among the samples, or a copy of a URL."
+    if is_url(root): return Path(fetch_folder(root))
     for folder in (Path(os.path.expanduser(root)), home/root):
         if os.path.isdir(folder): return folder
     name = str(root)
@@ -443,7 +478,8 @@ def load_table(
     seed: int,                  # the experiment's; used where `config.split_seed` is None
 ) -> ImageTable:                # with splits
     "Find, list and divide the images that a config names."
-    return _divided(find_table(config, data_home), config, seed)
+    divided = _divided if config.huggingface is None else _divided_rows
+    return divided(find_table(config, data_home), config, seed)
 
 # %% ../nbs/19_data.ipynb #aa22a57c
 def _divided(table: ImageTable, config: DataConfig, seed: int, group_column: str | None = None) -> ImageTable:
@@ -457,6 +493,12 @@ def _divided(table: ImageTable, config: DataConfig, seed: int, group_column: str
     return split_table(table, config.val_ratio, config.test_ratio,
                        seed if config.split_seed is None else config.split_seed,
                        group_column=group_column or config.group_column)
+
+
+def _divided_rows(table: ImageTable, config: DataConfig, seed: int) -> ImageTable:
+    "The same for rows of a dataset, by their numbers: the files that hold them lie elsewhere on each machine."
+    numbered = replace(table, frame=table.frame.assign(path=[f"row {i}" for i in range(len(table))]))
+    return replace(table, frame=table.frame.assign(split=_divided(numbered, config, seed).frame["split"]))
 
 # %% ../nbs/19_data.ipynb #82f51dba
 @checked
@@ -667,6 +709,58 @@ def from_dataframe(
     data.group_column = group_column
     return _not_said(data, transforms, size)
 
+# %% ../nbs/19_data.ipynb #59f760af
+@patch(cls_method=True)
+@checked
+def from_tar(
+    cls: ImageData,
+    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or split -> these
+    size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
+    seed: int = 42,                 # of the split, where the shards' names say none
+    transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
+    train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
+    eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
+    **options: Any,                 # of DataConfig: label_column, class_names, group_column, val_ratio, ...
+) -> ImageData:
+    "Images in WebDataset's shards, read where they lie."
+    config = _config("from_tar", seed, options, tar=_as_written(shards))
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
+    data = data_from_config(config, look, seed, train_transform=train_transform, eval_transform=eval_transform)
+    return _not_said(data, transforms, size)
+
+
+def _as_written(shards: Any) -> Any:
+    "What names shards as a config can hold it."
+    if isinstance(shards, Mapping): return {str(split): _as_written(part) for split, part in shards.items()}
+    if isinstance(shards, (list, tuple)): return [_as_written(part) for part in shards]
+    check(isinstance(shards, (str, os.PathLike)), "`shards` must be a pattern like 'train-*.tar', a list of them, or a "
+          "mapping of splits to them", shards)
+    return os.fspath(shards)
+
+# %% ../nbs/19_data.ipynb #1daf2e30
+@patch(cls_method=True)
+@checked
+def from_huggingface(
+    cls: ImageData,
+    dataset: Any,                   # a Dataset, a DatasetDict, a folder of save_to_disk, or a name
+    size: int | Sequence[int] | None = None,    # pixels: side, or height, width; None: 224, or as weights want
+    seed: int = 42,                 # of the split, where the dataset is not divided
+    transforms: TransformsConfig | Mapping[str, Any] | None = None,     # None: resize, flip, normalize
+    augment: Any = None,            # 'none', 'light', 'standard', 'strong', or A.Compose([...]); None: flips
+    train_transform: Callable[[Any], Tensor] | None = None,     # your own: PIL image -> float tensor
+    eval_transform: Callable[[Any], Tensor] | None = None,      # your own, for val, test and predict
+    **options: Any,                 # of DataConfig: path_column (images), label_column, group_column, val_ratio, ...
+) -> ImageData:
+    "Images of a dataset of Hugging Face, read where they lie."
+    named = isinstance(dataset, (str, os.PathLike))
+    config = _config("from_huggingface", seed, options,
+                     **({"huggingface": os.fspath(dataset)} if named else {"data_dir": OBJECTS}))
+    look = _transforms(transforms, size, config.mode, _alone(augment, train_transform))
+    table = ImageTable.from_huggingface(dataset, _image_column(config), config.label_column, config.group_column)
+    data = data_from_table(_divided_rows(table, config, seed), config, look, train_transform, eval_transform)
+    return _not_said(data, transforms, size)
+
 # %% ../nbs/19_data.ipynb #755d9ca3
 _WORDS = {
     "val_ratio=0.2 takes a fifth for validation.": "valid_pct val_pct val_split validation_split valid_size val_size "
@@ -688,6 +782,7 @@ _WORDS = {
     "each class.": "label_col label_cols y_col label",
     "path_suffix='.jpg' is what is missing at the end of every path.": "suff suffix ext extension",
     "path_column='path' names the column of images.": "fn_col x_col path_col file_column",
+    "path_column='image' names the column of images.": "image_column image_col image_key",
     "split_column='split' names the column that says train, val or test.": "valid_col split_col val_column",
     "group_column='patient' keeps equal rows of it together.": "groups group",
     "The first argument says where the images are.": "folder path directory data_dir image_dir img_dir fnames csv "
@@ -703,7 +798,7 @@ _START = {"from_csv": "data_dir='images' says where relative paths start.",
 _HINTS = {word: hint for hint, words in _WORDS.items() for word in words.split()}
 
 
-def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> DataConfig:
+def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: Any) -> DataConfig:
     "What somebody said of his data, in our words."
     takes, columns = _arguments(way), options.get("label_columns")
     if hasattr(columns, "tolist"): options = {**options, "label_columns": columns.tolist()}     # an Index, an array
@@ -721,8 +816,9 @@ def _config(way: str, seed: int, options: Mapping[str, Any], **fixed: str) -> Da
 def _arguments(way: str) -> list[str]:
     "What can be said to one of the ways in: its own arguments, and the keys of the config that make sense there."
     own = [name for name in inspect.signature(getattr(ImageData, way)).parameters if name != "options"]
-    elsewhere = {"csv", "dataset", "arguments", "split_seed", *own}
-    if way != "from_csv": elsewhere |= {"data_dir", *_COLUMNS}
+    elsewhere = {*_SOURCES, "arguments", "split_seed", *own}
+    if way != "from_tar": elsewhere.add("class_names")
+    if way != "from_csv": elsewhere |= {"data_dir", *_COLUMNS} - _OTHERS.get(way.removeprefix("from_"), set())
     return own + [field.name for field in fields(DataConfig) if field.name not in elsewhere]
 
 # %% ../nbs/19_data.ipynb #fdd06f4e
@@ -797,7 +893,7 @@ def _explain_ways() -> None:
     lines = [line.partition("  # ") for line in linecache.getlines(code.co_filename)[:code.co_firstlineno - 1]]
     meanings = {key.partition(":")[0].strip(): meaning.strip() for key, _, meaning in lines}
     values = {f.name: f.default for f in fields(DataConfig)}
-    for way in ("from_folder", "from_csv", "from_dataframe"):
+    for way in ("from_folder", "from_csv", "from_dataframe", "from_tar", "from_huggingface"):
         made = getattr(ImageData, way).__func__
         keys = [key for key in _arguments(way) if key in values and key not in inspect.signature(made).parameters]
         told = "\n".join(f"    {key} = {values[key]!r}: {meanings[key]}" for key in keys)
@@ -995,8 +1091,9 @@ def _table_of(data: ImageData, what: str) -> ImageTable:
     others = [split for split, dataset in data.datasets.items() if not (
         data.table is not None and isinstance(dataset, ImageDataset) and dataset.paths == data.table.paths(split))]
     if not others: return data.table
-    raise DataError(f"{what} are for images that come from a folder, a CSV file or a DataFrame. Got datasets of your "
-                    f"own: {listed(others)}. Mend the labels, or divide the images, where these are made.")
+    raise DataError(f"{what} are for images that come from a folder, a table, shards or a dataset of Hugging Face. Got "
+                    f"datasets of your own: "
+                    f"{listed(others)}. Mend the labels, or divide the images, where these are made.")
 
 
 def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:
@@ -1006,7 +1103,8 @@ def _redone(data: ImageData, table: ImageTable, note: str) -> ImageData:
         plain = table.dataset(split)
         alike = data.dataset(split) if split in data.datasets else data.eval_dataset("train")
         datasets[split] = alike.with_images(plain.paths, plain.targets)
-    config = replace(data.config, data_dir=OBJECTS, csv=None, **_COLUMNS)   # no longer what a folder or a file says
+    nowhere = {**dict.fromkeys(_SOURCES), "data_dir": OBJECTS, "class_names": None, **_COLUMNS}
+    config = replace(data.config, **nowhere)        # no longer what a folder or a file says
     again = ImageData(datasets, data.class_names, table, config, data.transforms, data.own_transforms,
                       data._eval_transform, [*data.notes, note], data.seen)
     again.group_column, again.unsaid = data.group_column, data.unsaid
@@ -1031,7 +1129,8 @@ def check(
     mirrored: bool = True,      # is a mirror image a copy?
 ) -> DataReport:                # shows itself; false where there is an error
     "Look for copies, rare classes and odd images."
-    source = next((place for place in (self.config.csv, self.config.data_dir) if place not in (None, OBJECTS)), None)
+    places = (self.config.csv, self.config.tar, self.config.huggingface, self.config.data_dir)
+    source = next((str(place) for place in places if place not in (None, OBJECTS)), None)
     return check_table(_table_of(self, "Checks"), source, bits, mirrored)
 
 # %% ../nbs/19_data.ipynb #a7f40ec2

@@ -36,10 +36,12 @@ def check_parser() -> argparse.ArgumentParser:
                             ["imgcls-check photos                       # a folder of classes, divided or not",
                              "imgcls-check photos --html check.html     # with pictures",
                              "imgcls-check index.csv                    # a table of paths and labels",
-                             "imgcls-check scenes.csv --label_separator ' '   # several labels an image"],
+                             "imgcls-check scenes.csv --label_separator ' '   # several labels an image",
+                             "imgcls-check 'shards/train-*.tar'         # WebDataset's shards"],
                             epilog="Exit code: 0; 1 where images cannot be read, lie in several splits, or training "
                                    "would refuse the data.")
-    parser.add_argument("data", metavar="DATA", help="a folder of classes, or a CSV with path, label and perhaps split")
+    parser.add_argument("data", metavar="DATA",
+                        help="a folder of classes, a CSV with path, label and perhaps split, or shards: 'shards/*.tar'")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures and all names")
     parser.add_argument("--bits", type=int, metavar="N",
                         help="of 64, by which near copies may differ, 0 to 16; 10 is measured")
@@ -94,7 +96,8 @@ def split_parser() -> argparse.ArgumentParser:
                              "imgcls-split photos divided --copy                    # OUT/train/class/..., ...",
                              "imgcls-split scans.csv divided --group_column patient",
                              "imgcls-split scans divided --group_pattern '(patient\\d+)_'"])
-    parser.add_argument("raw", metavar="RAW", help="a folder of classes, or a CSV with path and label; left as it is")
+    parser.add_argument("raw", metavar="RAW",
+                        help="a folder of classes, a CSV with path and label, or shards: 'shards/*.tar'; left as it is")
     parser.add_argument("out", metavar="OUT", help="the folder to make; it must not be there, or be empty")
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--ratios", type=float, nargs="+", metavar="X",

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -50,9 +50,13 @@ from tqdm import tqdm
 
 from .core import DataError, Images, RawImage, check, checked, listed, near_miss, shown
 from .folders import SPLITS, SPLIT_NAMES, check_utf8, scan
+from .huggingface import list_rows, open_dataset
 from .images import EXTENSIONS, load_image, load_pixels, natural
 from .multilabel import DEFAULT_SEPARATOR, are_lists, check_cells, check_separator, labels_in_cell
 from .multilabel import labels_in_columns, seems_joined, split_labels
+from .remote import copies_folder, copy_of, fetch, fetch_again, is_url
+from .storage import is_there
+from .webdataset import Labelling, find_shards, list_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +112,8 @@ class ImageTable:
         "The rows of a split."
         if split is None: return self.frame
         if split in self.splits: return self.frame[self.frame["split"] == split]
-        raise DataError(f"There is no split {split!r} here.{near_miss(split, self.splits)} "
-                        f"There is: {listed(self.splits) or 'none'}.")
+        raise DataError(f"There is no split {split!r} here.{near_miss(split, self.splits)} There is: "
+                        f"{listed(self.splits) or 'none'}.")
 
     @checked
     def paths(
@@ -117,7 +121,7 @@ class ImageTable:
         split: str | None = None,   # 'train', 'val' or 'test'; None: every row
     ) -> list[str]:                 # ready to open
         "The files of a split, in the table's order."
-        return [os.path.join(self.root, path) for path in self.rows(split)["path"]]
+        return [*map(os.path.join, itertools.repeat(os.fspath(self.root)), self.rows(split)["path"].tolist())]
 
 # %% ../nbs/11_datasets.ipynb #fe2c60f1
 @patch
@@ -312,17 +316,19 @@ def from_folder(
 @checked
 def from_csv(
     cls: ImageTable,
-    file: str | Path,               # comma-separated, UTF-8, with a header
+    file: str | Path,               # comma-separated, UTF-8, with a header; or its URL
     path_column: str = "path",      # holds the image's path
     label_column: str = "label",    # holds its class, or its classes with a separator between them
     split_column: str = "split",    # holds train, val or test; the column `split` may be missing
-    root: str | Path | None = None,  # where relative paths start; None: the CSV's folder
+    root: str | Path | None = None,  # where relative paths start, a folder or a URL; None: the CSV's folder
     label_separator: str | None = None,     # between the labels of an image; None: it has one
     label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
     path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
 ) -> ImageTable:                    # in the file's order
     "Read a table of paths and labels."
-    file, columns = Path(file), None if label_columns is None else list(label_columns)
+    columns = None if label_columns is None else list(label_columns)
+    if is_url(file): file, root = fetch([file])[0], str(file).rpartition("/")[0] if root is None else root
+    file = Path(file)
     frame = _read_frame(file, [path_column, label_column, split_column, *(columns or [])])
     try:
         return cls.from_dataframe(frame, path_column, label_column, split_column, file.parent if root is None else root,
@@ -373,34 +379,42 @@ def read_text(
 def from_dataframe(
     cls: ImageTable,
     frame: "pd.DataFrame",            # one row an image
-    path_column: str = "path",      # holds the image's path
+    path_column: str = "path",      # holds the image's path, or its URL
     label_column: str = "label",    # holds its class; whole numbers become text; or lists of its classes
     split_column: str = "split",    # holds train, val or test; the column `split` may be missing
-    root: str | Path = ".",         # where relative paths start
+    root: str | Path = ".",         # where relative paths start: a folder or a URL
     label_separator: str | None = None,     # between the labels of an image; None: it has one, or a list of them
     label_columns: Sequence[str] | None = None,     # a column of 0 and 1 for each class, instead of `label_column`
     path_suffix: str = "",          # what is missing at the end of every path: '.jpg'
 ) -> ImageTable:                    # in the frame's order
     "Take paths and labels from a DataFrame; its other columns are kept."
+    table = _read_off(cls, frame, path_column, label_column, split_column, root, label_separator, label_columns,
+                      path_suffix)
+    check_files(table)
+    return table
+
+
+def _read_off(cls: type, frame: "pd.DataFrame", path_column: str, label_column: str, split_column: str,
+              root: str | Path,
+              label_separator: str | None, label_columns: Sequence[str] | None, path_suffix: str) -> ImageTable:
+    "What a frame says; whether the files are there is another question."
     import pandas as pd
     label_columns = None if label_columns is None else list(label_columns)     # an Index has no truth value
     if label_columns is None: _check_columns(frame, path_column, label_column, split_column)
     else: _check_no_label_column(frame, path_column, label_column, split_column, label_columns)
     check_utf8([str(root)], "folders")
-    root = Path(os.path.abspath(root))
+    cells, root = _local(frame[path_column], path_suffix, root)
     labels, separator = _labels_in(frame, label_column, label_columns, label_separator)
     split = frame[split_column] if split_column in frame else pd.Series(None, frame.index, dtype=object)
-    ours = {"path": [_relative(path, root, row) + path_suffix for row, path in enumerate(frame[path_column], 1)],
+    ours = {"path": [_relative(path, root, row) for row, path in enumerate(cells, 1)],
             "label": labels,
-            "split": pd.Series([_split(name) for name in split], dtype=object)}
+            "split": pd.Series(_splits(split.tolist()), dtype=object)}
     check_utf8(ours["path"], "images")
     check_utf8(list({*ours["label"]}), "classes")
     read = {path_column, label_column, split_column, *ours, *(label_columns or [])}
     others = frame.drop(columns=read & {*frame.columns})
     others = others.reset_index(drop=True)
-    table = cls(pd.concat([pd.DataFrame(ours), others], axis=1), root, label_separator=separator)
-    check_files(table)
-    return table
+    return cls(pd.concat([pd.DataFrame(ours), others], axis=1), root, label_separator=separator)
 
 # %% ../nbs/11_datasets.ipynb #1c216776
 def _check_columns(frame: "pd.DataFrame", path: str, label: str, split: str) -> None:
@@ -445,7 +459,7 @@ def _labels_in(frame: "pd.DataFrame", column: str, columns: Sequence[str] | None
     if columns is not None:
         separator = separator or DEFAULT_SEPARATOR
         return labels_in_columns(frame, columns, separator), separator
-    cells = frame[column]
+    cells = frame[column].tolist()
     check_cells(cells, column, separator)
     if separator is None and not are_lists(cells):
         return [_label(label, f"row {row}") for row, label in enumerate(cells, 1)], None
@@ -470,14 +484,15 @@ def check_files(
 ) -> None:                      # raises `DataError` unless each is a regular file
     "Is every image of a table there?"
     files = [(name, full) for name, full in zip(table.frame["path"], table.paths(), strict=True)
-             if not os.path.isfile(full)]
+             if not is_there(full)]
     if not files: return
+    if fetch_again([full for _, full in files]): return check_files(table)      # copies of URLs that were removed
     gone = [name for name, full in files if not os.path.exists(full)]
     what, wrong = ("do not exist", gone) if gone else ("are not regular files", [name for name, _ in files])
     hint = " Backslashes are no folders on this system." if "\\" in wrong[0] and os.sep == "/" else ""
     if gone: hint = hint or _found_elsewhere(table.root, wrong[0])
-    raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. "
-                    f"Paths start at {str(table.root)!r}.{hint}")
+    raise DataError(f"{len(wrong):,} of {len(table):,} files {what}: {listed(wrong)}. Paths start at "
+                    f"{str(table.root)!r}.{hint}")
 
 
 def _found_elsewhere(root: Path, name: str) -> str:
@@ -492,6 +507,21 @@ def _found_elsewhere(root: Path, name: str) -> str:
     return ""
 
 # %% ../nbs/11_datasets.ipynb #0051bd39
+def _local(cells: "pd.Series", suffix: str, root: str | Path) -> tuple[list[Any], Path]:
+    "Paths with their ending, URLs as copies, which are made now; and where they start, whatever the cache folder is."
+    start = f"{str(root).rstrip('/')}/" if is_url(root) else ""
+    def whole(cell: Any) -> Any:
+        if not isinstance(cell, (str, os.PathLike)) or not str(cell).strip(): return cell
+        path = f"{os.fspath(cell)}{suffix}"
+        return path if not start or is_url(path) or os.path.isabs(path) else start + path
+    found = [whole(cell) for cell in cells.tolist()]
+    urls = [path for path in found if is_url(path)]
+    if not urls: return found, Path(os.path.abspath(root))
+    fetch(list(dict.fromkeys(urls)))
+    top = copy_of(str(root)) if is_url(root) else copies_folder() if len(urls) == len(found) else root
+    return [copy_of(path) if is_url(path) else path for path in found], Path(os.path.abspath(top))
+
+
 def _relative(path: Any, root: Path, row: int) -> str:
     "A path as the table keeps it: relative to the root, with forward slashes, where it can be."
     if not isinstance(path, (str, os.PathLike)) or not str(path).strip():
@@ -520,6 +550,13 @@ def _whole(label: numbers.Real) -> str:
                     "than to learn classes; if they are names of classes: frame.astype({'label': str}).")
 
 
+def _splits(names: list[Any]) -> list[str | None]:
+    "Each name is read once, however many rows say it."
+    try: known = {name: _split(name) for name in dict.fromkeys(names)}
+    except TypeError: return [_split(name) for name in names]           # something that is no key: said of its row
+    return [known[name] for name in names]
+
+
 def _split(name: Any) -> str | None:
     if _is_missing(name) or not str(name).strip(): return None
     known = SPLIT_NAMES.get(str(name).strip().lower())
@@ -533,6 +570,58 @@ def plain_number(
     "What a tensor or an array of one element holds."
     if isinstance(value, Tensor) and value.numel() == 1: return value.item()
     return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.size == 1 else value
+
+# %% ../nbs/11_datasets.ipynb #c5a257fd
+@patch(cls_method=True)
+@checked
+def from_tar(
+    cls: ImageTable,
+    shards: Any,                    # 'train-{000..009}.tar', 'shards/*.tar', a folder, a list; or split -> these
+    label_column: str = "label",    # cls, json, txt, folder, or a field of the JSON; 'label': whichever there is
+    group_column: str | None = None,    # a field of the JSON, kept as a column; None: none
+    class_names: Sequence[str] | None = None,   # of the numbers 0, 1, ...; None: labels are names as they stand there
+    label_separator: str | None = None,     # between the labels of an image; None: it has one, or a list of them
+    home: str | Path | None = None,     # shards are looked for there, too
+    skip: bool = False,             # leave out samples without an image or a label? False: an error
+) -> ImageTable:                    # in the order of the shards
+    "List the images in WebDataset's shards."
+    import pandas as pd
+    check(group_column not in ("path", "label", "split"), "`group_column` must be a field of its own", group_column)
+    how = Labelling(label=label_column, group=group_column, class_names=class_names, skip=skip)
+    found = list_samples(find_shards(shards, home), how)
+    several = any(isinstance(label, list) for label in found.labels)
+    labels = [label if isinstance(label, list) or not several else [label] for label in found.labels]
+    frame = pd.DataFrame({"path": found.paths, "label": pd.Series(labels, dtype=object),
+                          "split": pd.Series(found.splits, dtype=object)})
+    if group_column is not None: frame[group_column] = found.groups
+    try: table = _read_off(cls, frame, "path", "label", "split", found.root, label_separator, None, "")
+    except DataError as error:
+        error.add_note(f"In the shards in {found.root!r}.")
+        raise
+    return replace(table, skipped=dict(found.skipped))
+
+# %% ../nbs/11_datasets.ipynb #db609686
+@patch(cls_method=True)
+@checked
+def from_huggingface(
+    cls: ImageTable,
+    dataset: Any,                   # a Dataset, a DatasetDict, a folder of save_to_disk, or a name
+    image_column: str | None = None,    # None: the only one that holds images
+    label_column: str = "label",    # where there is no 'label': the only one of classes; a list is several labels
+    group_column: str | None = None,    # kept as a column; None: none
+) -> ImageTable:                    # in the order of the splits, and of the rows in each
+    "List the images of a dataset of Hugging Face."
+    import pandas as pd
+    check(group_column not in ("path", "split", label_column), "`group_column` must be a column of its own",
+          group_column)
+    rows = list_rows(open_dataset(dataset), image_column, label_column, group_column)
+    root = os.path.commonpath([os.path.dirname(path) for path in rows.paths])
+    frame = pd.DataFrame({"path": rows.paths, "label": pd.Series(rows.labels, dtype=object),
+                          "split": pd.Series(rows.splits, dtype=object)})
+    if group_column is not None: frame[group_column] = rows.groups
+    twice = frame["path"][frame["path"].duplicated()]
+    check(twice.empty, "A row of a dataset must be there once, in one split", listed(twice), error=DataError)
+    return _read_off(cls, frame, "path", "label", "split", root, None, None, "")
 
 # %% ../nbs/11_datasets.ipynb #625f2cd3
 def class_number(

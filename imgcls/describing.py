@@ -256,8 +256,9 @@ def describe_data(
 
 
 def _source(data: ImageData) -> str:
-    named = data.config.csv or data.config.data_dir or "digits"
-    return "(a table of images passed as an object)" if named == OBJECTS and data.table is not None else named
+    config = data.config
+    named = config.csv or config.tar or config.huggingface or config.data_dir or "digits"
+    return "(a table of images passed as an object)" if named == OBJECTS and data.table is not None else str(named)
 
 
 _OWN = "datasets passed as objects: only they know their files"

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from .core import check, checked
 from .images import ImageError, ImageTooLarge, decode
 from .runtime import where
 from .settings import find_settings
+from .storage import held_bytes
 
 # %% ../nbs/18a_duplicates.ipynb #3b00da00
 class Look(NamedTuple):
@@ -87,7 +89,8 @@ _PAGED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")     # a photograph as MPO holds 
 def _has_more(path: str) -> bool:
     "Of an image that could be decoded: is it the first of several?"
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        held = held_bytes(path)
+        with (open(path, "rb") if held is None else BytesIO(held)) as file, Image.open(file) as image:
             return image.format in _PAGED and bool(getattr(image, "is_animated", False))
     except Exception: return False          # what follows the first one is damaged: nobody sees it
 

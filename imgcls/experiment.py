@@ -50,6 +50,8 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"    # of the forward pass
     channels_last: bool = False         # memory layout that suits convolutions on recent GPUs?
     compile: Compile | None = None      # forward pass in training: a mode of torch.compile; None: not compiled
+    sync_batchnorm: bool = True         # several processes: does BatchNorm see the whole batch? false: each its slice
+    process_timeout: float = field(default=600.0, metadata=FREE)    # seconds of silence after which processes give up
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all
@@ -82,8 +84,6 @@ class TrainingConfig:
             value = getattr(self, name)
             check(value is None or value > 0, f"`{name}` must be > 0 or null", value)
         _check_mixing(self)
-        check(self.ema_decay is None or 0 < self.ema_decay < 1, "`ema_decay` must be in (0, 1)",
-              self.ema_decay, "Try 0.99.")
         _check_tools(self)
         check(self.accumulate == 1 or self.compile in (None, "default"),
               f"`compile` {self.compile} needs `accumulate` 1: CUDA graphs write a batch's gradients over those before",
@@ -114,6 +114,9 @@ def _check_sizes(schedule: Sequence[Sequence[int]]) -> None:
 # %% ../nbs/50_experiment.ipynb #50823ffd
 def _check_tools(chosen: TrainingConfig) -> None:
     "Averages of the weights, and SAM."
+    check(0 < chosen.process_timeout < math.inf, "`process_timeout` must be > 0 seconds", chosen.process_timeout)
+    check(chosen.ema_decay is None or 0 < chosen.ema_decay < 1, "`ema_decay` must be in (0, 1)", chosen.ema_decay,
+          "Try 0.99.")
     for name in ("swa_epochs", "swa_lr", "sam_rho"):
         value = getattr(chosen, name)
         check(value is None or 0 < value < math.inf, f"`{name}` must be > 0 or null", value)

@@ -301,6 +301,29 @@ def note(
     self._events.append({"step": int(step), "epoch": int(epoch), "event": str(event), "text": str(text),
                          "value": None if value is None else float(value)})
 
+# %% ../nbs/30_history.ipynb #51ebf2b5
+@patch(as_prop=True)
+def n_events(self: History) -> int:
+    "How many events there are."
+    return len(self._events)
+
+# %% ../nbs/30_history.ipynb #a653bf68
+@patch
+def event_rows(
+    self: History,
+) -> list[dict[str, Any]]:      # step, epoch, event, text, value
+    "Every event, as plain values."
+    return [dict(row) for row in self._events]
+
+# %% ../nbs/30_history.ipynb #2dd6cc11
+@patch
+def take_events(
+    self: History,
+    rows: Iterable[Mapping[str, Any]],      # from another history's `event_rows`
+) -> None:
+    "Have the events of another history, and no others."
+    self._events = [dict(row) for row in rows]
+
 # %% ../nbs/30_history.ipynb #f8c193a2
 @patch
 @checked

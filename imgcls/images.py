@@ -32,6 +32,7 @@ from torch import Tensor
 from .core import DataError, RawImage, check, checked, listed, shown
 from .plots import channel_last
 from .settings import find_settings, get_logger
+from .storage import held_bytes
 
 # %% ../nbs/09_images.ipynb #f7363bc2
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib",
@@ -97,7 +98,10 @@ def decode(
     check(mode in MODES.values(), "`mode` must be 'RGB' or 'L'", mode)
     name, allowed = source if isinstance(source, (str, Path)) else getattr(source, "name", "in memory"), _allowed()
     try:
-        if isinstance(source, (str, Path)): _check_file(source)
+        if isinstance(source, (str, Path)):
+            held = held_bytes(source)
+            if held is None: _check_file(source)
+            else: source = BytesIO(held)
         with _opened(source) as image:
             size, stored = image.size, image.mode
             if small: image.draft(None, (max(1, size[0] // 8), max(1, size[1] // 8)))
@@ -383,8 +387,10 @@ def _plain_jpeg(path: str | Path, mode: Mode) -> np.ndarray | None:
     faster = _faster_decoder()
     if faster is None: return None
     try:
-        _check_file(path)
-        with open(path, "rb") as file: data = file.read()
+        data = held_bytes(path)
+        if data is None:
+            _check_file(path)
+            with open(path, "rb") as file: data = file.read()
         if not data.startswith(b"\xff\xd8\xff"): return None
         with Image.open(BytesIO(data), formats=["JPEG"]) as image:
             plain = image.format == "JPEG" and image.mode in ("L", mode)

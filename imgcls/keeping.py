@@ -45,7 +45,8 @@ from .training import Callback, Order, State, load_state_dict, state_dict
 STATE_FIELDS = {        # what `training.state_dict` saves, and of which kind
     "network": Mapping[str, Tensor], "optimizer": Mapping[str, Any], "scaler": Mapping[str, Any] | None,
     "epoch": int, "batch": int, "step": int, "n_epochs": int, "seed": int, "seconds": float,
-    "train_metrics": Mapping[str, Any], "history": Mapping[str, Any], "rng": Mapping[str, Any],
+    "train_metrics": Mapping[str, Any] | list[Mapping[str, Any]],
+    "history": Mapping[str, Any], "rng": Mapping[str, Any],
     "callbacks": Mapping[str, Mapping[str, Any]], "trained": list[str], "held": list[list[str | None]]}
 RUN_FIELDS = {          # what a learner adds: where the state belongs to
     "config": Mapping[str, Any], "class_names": Sequence[str], "fingerprint": str, "objects": Mapping[str, str],
@@ -86,6 +87,9 @@ def _check_fields(state: Mapping[str, Any], needs: Collection[str]) -> None:
         _refuse_unless(0 <= state[name] < 2**63, f"`{name}` must be >= 0", state[name])
     _refuse_unless(state["seed"] >= 0, "`seed` must be >= 0", state["seed"])
     _refuse_unless(len(state["trained"]) > 0, "`trained` must name what is trained", state["trained"])
+    n, parts = state.get("processes", 1), state["train_metrics"]
+    _refuse_unless(not isinstance(parts, list) or (isinstance(n, int) and n > 0 and len(parts) == n),
+                   f"`train_metrics` must have a part for each of {n} processes", parts)
 
 
 def _refuse_unless(ok: bool, rule: str, got: object) -> None:
@@ -229,7 +233,7 @@ class SaveCheckpoints(Callback):
         self.written: list[Callable[[], None]] = []     # called when all is on the disk, by the thread that wrote it
 
     def on_fit_start(self, state: State) -> None:
-        self._sent = None
+        self._sent, state.keep = None, self.save
         self.files.open(state)
         self.save(state)               # a changed plan is safe before the first step of it
 
@@ -242,7 +246,10 @@ class SaveCheckpoints(Callback):
     def on_epoch_end(self, state: State) -> None: self.save(state)
 
     def save(self, state: State) -> None:
-        "Keep the state as it is now, unless nothing has happened since the last time."
+        "Keep the state as it is now, unless nothing has happened since; several processes do as soon as all are there."
+        if state.team.size > 1 and state.parts is None:
+            state.asks.add("save")
+            return
         at = (state.epoch, state.batch, state.step, len(state.history.events))
         if at == self._sent: return                 # nothing has happened since
         best = state.history.best()

@@ -20,7 +20,7 @@ import numbers
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ from .history import Event, History
 from .interpretation import Explanation, explain_image
 from .keeping import KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
+from .launching import note_started
 from .lr_finder import LRFinding, find_lr
 from .markup import facts
 from .memory import OutOfMemory
@@ -200,7 +201,8 @@ def _begin(
     trackers: Iterable[TrackerLike] = (),       # classes; names are in the config
 ) -> None:
     "A learner of these parts."
-    setup_logging("WARNING" if where() in ("notebook", "shell") else find_settings().log_level)
+    said = "WARNING" if where() in ("notebook", "shell") else find_settings().log_level
+    setup_logging("ERROR" if setup.state.team.rank else said)       # of several processes one talks to people
     self.setup, self.record = setup, record
     self.name, self.runs, self.progress, self.own_trackers = name, runs, progress, [*trackers]
     self.background: Background | None = None
@@ -494,16 +496,24 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
         own = setup.given.network is not None or networks.imports(setup.config.model.architecture)
         if own: _try_network(setup)
         learner.record = begin_record(setup, learner.runs, learner.name)
-    run, record = learner.run, learner.record
-    write_config(setup, run)
+    run, record, writes = learner.run, learner.record, setup.state.writes
+    if writes:
+        write_config(setup, run)
+        note_started(run)
     kept = setup.hear(callbacks)
     saver = SaveCheckpoints(run, kept, lambda: belongs_to(setup, record.summary.environment),
                             every=setup.config.training.checkpoint_every, about=lambda: about_weights(setup))
     saver.written.append(record.hold.note)
     norms = [GradientNorms(setup.config.training.gradient_norms)] if setup.config.training.gradient_norms else []
-    tracking = Tracking(learner.trackers(), run.name, to_dict(setup.config), run=run, gradients=next(iter(norms), None))
+    tracking = Tracking(learner.trackers() if writes else [], run.name, to_dict(setup.config), run=run,
+                        gradients=next(iter(norms), None))
     listeners = [*kept, *norms, tracking, saver,
                  KeepRun(run, record.summary, setup.data.sizes.get("val", 0), saver)]
+    check(not background or setup.state.team.size == 1, "`background` is for a training in one process", background,
+          "In a notebook: learn.fit(processes=2).")
+    if not writes:                          # it trains, and another one writes and talks
+        _run_loop(learner, listeners)
+        return learner
     if background: return _train_behind(learner, listeners, saver, claim)
     control = next((one for one in listeners if isinstance(one, Control)), None)       # one of yours
     steering = [] if control else [control := Control(saver.save)]
@@ -522,7 +532,7 @@ def _try_network(setup: Setup) -> None:
 
 def _run_loop(learner: Learner, callbacks: Sequence[Callback], began: threading.Event | None = None) -> None:
     run = learner.run
-    with (training_turn(), log_file(run.log_path), preserve_rng(),
+    with (training_turn(), log_file(run.log_path) if learner.state.writes else nullcontext(), preserve_rng(),
           deterministic_mode(learner.config.deterministic)):
         if began is not None: began.set()
         try: training.fit(learner.state, callbacks, claimed=True)
@@ -685,6 +695,7 @@ def evaluate(
     _check_split(self.data, split)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
+        batches.team = self.state.team      # each of several processes answers a part, and all have all answers
         evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     evaluation.metrics, evaluation.loss_note = self.setup.measured, loss_note(self.setup)

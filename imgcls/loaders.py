@@ -43,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 from .core import DataError, Images, Labels, check, checked, listed
 from .datasets import batch_reader, cache_of
 from .images import load_pixels
+from .processes import slice_of
 from .seeding import generator, permutation, preserve_rng, seed_all, seed_cpu
 from .settings import MAX_WORKERS, get_logger
 
@@ -363,6 +364,7 @@ class Batches:
         name: str = "train",        # part of the seed's key, so that splits differ
         worker_timeout: float = WORKER_TIMEOUT,     # seconds without a finished image after which workers are replaced
         classes: Sequence[int] | None = None,       # of every image, to be drawn equally often; None: each image once
+        part: tuple[int, int] = (0, 1),     # which process of how many: it gets its slice of every batch
     ):
         check(batch_size > 0, "`batch_size` must be > 0", batch_size)
         check_workers(num_workers, worker_timeout)
@@ -372,7 +374,7 @@ class Batches:
         check(n_classes == len(dataset), f"`classes` must have a number for each of {len(dataset)} images", n_classes)
         self.dataset, self.batch_size, self.seed, self.classes = dataset, batch_size, seed, classes
         self.shuffle, self.num_workers, self.name, self.trial = shuffle, num_workers, name, Trial()
-        self.pin_memory, self.worker_timeout = pin_memory, worker_timeout
+        self.pin_memory, self.worker_timeout, self.part = pin_memory, worker_timeout, part
         self._plan, self._loader, self._board, self._ring, self._fresh = _Plan(), None, None, None, False
         self._live, self._made_for = False, None
 
@@ -387,6 +389,7 @@ class Batches:
             return
         plan, done, silences, self._live = self.indices(epoch), start, Counter(), True
         turns = [] if self.classes is None else _turns(plan)
+        if self.part != (0, 1): plan, turns = ([_mine(batch, self.part) for batch in rows] for rows in (plan, turns))
         if self.num_workers == "auto" and self.trial.begin(): self.close()
         try:
             while done < len(plan):
@@ -427,14 +430,19 @@ def __iter__(self: Batches) -> Iterator[tuple[Images, Labels]]: return self.epoc
 @patch
 def _twin(self: Batches) -> Batches:
     return Batches(self.dataset, self.batch_size, self.seed, self.shuffle, self.num_workers, self.pin_memory, self.name,
-                   self.worker_timeout, self.classes)
+                   self.worker_timeout, self.classes, self.part)
 
 
 @patch
 def __repr__(self: Batches) -> str:
     return (f"Batches({len(self.dataset)} images of {self.name!r} in {len(self)} batches of "
             f"{self.batch_size}, {_order_in_words(self)}, "
-            f"{self.workers} workers)")
+            f"{self.workers} workers{_part_in_words(self.part)})")
+
+
+def _part_in_words(part: tuple[int, int]) -> str:
+    return "" if part == (0, 1) else f", part {part[0] + 1} of {part[1]}"
+
 
 def _order_in_words(batches: Batches) -> str:
     if batches.classes is not None: return f"{len({*batches.classes})} classes equally often"
@@ -445,12 +453,29 @@ def _order_in_words(batches: Batches) -> str:
 def indices(
     self: Batches,
     epoch: int = 0,             # which epoch, from 0
-) -> list[list[int]]:           # the dataset's indices in each batch
+) -> list[list[int]]:           # the dataset's indices in each batch, those of all processes
     "Which images each batch of an epoch holds."
     n = len(self.dataset)
     if self.classes is not None: order = balanced_order(self.classes, self.seed, self.name, epoch)
     else: order = permutation(n, self.seed, self.name, "order", epoch) if self.shuffle else None
     return batch_indices(n, self.batch_size, order)
+
+# %% ../nbs/15_loaders.ipynb #8856cbd6
+@patch
+def size_of(
+    self: Batches,
+    batch: int,                 # which batch, from 0
+) -> int:
+    "Images in a batch, those of all processes."
+    n, size, last = len(self.dataset), self.batch_size, len(self) - 1
+    return size if batch < last else n - last * size
+
+
+def _mine(batch: list[int], part: tuple[int, int]) -> list[int]:
+    "A process's slice; where there are too few, an image that counts for another."
+    rank, size = part
+    rows = slice_of(len(batch), rank, size)
+    return batch[rows.start:rows.stop] or [batch[rank % len(batch)]]
 
 # %% ../nbs/15_loaders.ipynb #98a3001e
 @patch

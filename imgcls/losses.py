@@ -12,7 +12,8 @@ weights, smoothing and soft targets."""
 
 # %% auto #0
 __all__ = ['FOR_ONE', 'FOR_SEVERAL', 'losses', 'LossConfig', 'class_weights', 'cross_entropy', 'FocalLoss', 'focal',
-           'binary_cross_entropy', 'sigmoid_focal', 'asymmetric', 'build_loss', 'check_loss', 'FunctionLoss', 'as_loss']
+           'binary_cross_entropy', 'sigmoid_focal', 'asymmetric', 'build_loss', 'check_loss', 'FunctionLoss', 'as_loss',
+           'divided_by']
 
 # %% ../nbs/21_losses.ipynb #e748a350
 import inspect
@@ -257,6 +258,21 @@ def as_loss(
 _WRONG = {True: (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss, FocalLoss, F.cross_entropy, F.nll_loss),
           False: (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss, BinaryCrossEntropy, SigmoidFocalLoss,
                   AsymmetricLoss, F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss)}
+
+# %% ../nbs/21_losses.ipynb #9a841e22
+def divided_by(
+    loss: nn.Module,        # (logits, targets) -> mean loss
+    targets: Targets,       # of a batch, or of a part of one
+) -> Tensor | int:          # images, or the sum of their weights
+    "What the mean loss of these images was divided by."
+    inner = loss
+    while isinstance(getattr(inner, "loss", None), nn.Module): inner = inner.loss       # one that adjusts logits
+    if targets.ndim != 1 or targets.is_floating_point(): return len(targets)
+    weights = getattr(inner, "weights" if isinstance(inner, FocalLoss) else "weight", None)
+    if isinstance(inner, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        counted = targets != inner.ignore_index
+        return counted.sum() if weights is None else (weights[targets.where(counted, 0)] * counted).sum()
+    return len(targets) if weights is None or not isinstance(inner, FocalLoss) else weights[targets].sum()
 
 # %% ../nbs/21_losses.ipynb #a348cabf
 def _own_loss(

@@ -36,6 +36,7 @@ from .core import DataError, check, checked, listed, shown, write_atomic
 from .datasets import ImageTable, read_text
 from .runtime import where
 from .settings import find_settings
+from .storage import held_bytes, held_stamp
 
 # %% ../nbs/14_manifests.ipynb #9778583e
 @checked
@@ -56,7 +57,10 @@ def quoted(
 ) -> str:                               # as it stands in a CSV file
     "A field, in quotes where it needs them."
     check(isinstance(text, str), "A field must be a text", text)
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[,"\r\n]|^\s|\s$', text) else text
+    return '"' + text.replace('"', '""') + '"' if _ODD.search(text) else text
+
+
+_ODD = re.compile(r'[,"\r\n]|^\s|\s$')
 
 # %% ../nbs/14_manifests.ipynb #62c2e6ab
 @checked
@@ -137,11 +141,14 @@ def _remember(file: str | Path, known: dict[str, list], read: dict[str, list]) -
 
 # %% ../nbs/14_manifests.ipynb #e1ae677a
 def file_stamp(
-    path: str,              # a regular file
+    path: str,              # a regular file; a member of an archive, a row of a table
 ) -> list[int]:             # bytes; when they, and its entry, were last changed (ns)
     "What a file looks like from outside; `cp -p` sets back the date of the bytes, nothing that of the entry."
-    try: found = os.stat(path)
-    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror}.") from None
+    try:
+        held = held_stamp(path)
+        if held is not None: return held
+        found = os.stat(path)
+    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror or error}.") from None
     except (TypeError, ValueError): raise DataError(f"A path must be a text. Got {shown(path)}.") from None
     if not stat.S_ISREG(found.st_mode): raise DataError(f"Cannot read {path!r}: it is no regular file.")
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
@@ -161,9 +168,11 @@ def _read_all(paths: Sequence[str]) -> list[str]:
 
 def _mark(path: str) -> str:
     try:
+        held = held_bytes(path)
+        if held is not None: return hashlib.blake2b(held, digest_size=16).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror}.") from None
+    except OSError as error: raise DataError(f"Cannot read {path!r}: {error.strerror or error}.") from None
 
 # %% ../nbs/14_manifests.ipynb #d1840949
 def memory_file(
@@ -196,7 +205,7 @@ def _marks(paths: Sequence[str]) -> list[str]: return contents(paths, memory_fil
 
 def _common_folder(paths: Sequence[str]) -> Path:
     "The folder that all of them lie in: the one they were listed from, as a rule."
-    try: return Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    try: return Path(os.path.commonpath({*map(os.path.dirname, paths)}))
     except ValueError: return Path(os.path.abspath(os.sep))         # none, or on several drives
 
 # %% ../nbs/14_manifests.ipynb #24831667
@@ -220,9 +229,13 @@ def read_manifest(
     missing = [name for name in _COLUMNS[:3] if name not in header]
     check(not missing, f"{str(path)!r} must have the columns path, label, split", header, error=DataError)
     columns = dict(zip(header, zip(*rows, strict=True), strict=False)) if rows else dict.fromkeys(header, ())
-    paths = [os.path.join(os.path.dirname(os.path.abspath(path)), file) for file in columns["path"]]
+    del rows                                        # a list for each image
+    here = os.path.dirname(os.path.abspath(path))
+    paths = [os.path.join(here, file) for file in columns["path"]]
     root = _common_folder(paths)
-    names = [file.removeprefix(os.path.join(root, "")).replace(os.sep, "/") for file in paths]
+    start, texts = os.path.join(root, ""), {}
+    names = [file.removeprefix(start).replace(os.sep, "/") for file in paths]
+    for column in ("label", "split"): columns[column] = [texts.setdefault(text, text) for text in columns[column]]
     frame = pd.DataFrame({"path": names, "label": columns["label"], "split": columns["split"]}, dtype=object)
     separators = sorted({*columns.get(_SEVERAL, ())})
     check(len(separators) < 2, f"{str(path)!r} must have the same {_SEVERAL} in each row", separators, error=DataError)

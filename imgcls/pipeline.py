@@ -15,6 +15,7 @@ __all__ = ['write_report', 'write_reports', 'train']
 
 # %% ../nbs/56_pipeline.ipynb #bec951e6
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from .assembly import first_image
 from .core import ConfigError, ImgclsError, check, checked, write_atomic
 from .evaluation import Evaluation
 from .experiment import Layer
+from .launching import note_ended, started_before
 from .learner import Learner
 from .multilabel_evaluation import MultiLabelEvaluation, verdict
 from .plots import image_grid, save_plot
 from .predictions import with_interval
 from .runs import Run
-from .settings import get_logger, log_file
+from .settings import find_settings, get_logger, log_file
 from .summaries import Summary
 from .tracking import Results, Tracker, log_results, run_files
 
@@ -81,6 +83,7 @@ def write_reports(
     check(learner.record is not None, "Reports belong to a run", "no fit yet", "Call fit() first.")
     wanted = [*learner.data.datasets] if splits is None else [*splits]
     results = {split: learner.evaluate(split, weights) for split in wanted}
+    if not learner.state.writes: return results         # of several processes one writes
     hold, run, summary = learner.record.hold, learner.run, learner.run_summary
     hold.take()                         # nobody trains in the run meanwhile
     try:
@@ -179,25 +182,37 @@ def train(
     "From a config to a trained, evaluated, reported classifier."
     check(resume is None or retrain is None, "`resume` goes on with a run and `retrain` begins a new one",
           (resume, retrain), "Give one of them.")
-    if retrain is not None: learner = Learner.retrain(retrain, *overrides, config=config, own=own, **changes)
+    again = _started_before(own) if resume is None else None
+    if again is not None: learner = again
+    elif retrain is not None: learner = Learner.retrain(retrain, *overrides, config=config, own=own, **changes)
     elif resume is None: learner = Learner.from_config(config, *overrides, own=own, **changes)
     else: learner = _resumed(resume, config, overrides, changes, own)
     log = get_logger()
     log.info(repr(learner))
     learner.way_on = "train(resume={run!r}) goes on, in a shell imgcls-train --resume {run}"
     state = learner.state
-    if resume is None: learner.fit()
+    if resume is None and again is None: learner.fit()
     elif state.epoch < state.n_epochs: learner.resume()
     else:
         n = state.n_epochs + 5
         log.warning(f"Nothing to resume: training has reached its planned end, epoch {state.n_epochs}. "
                     f"num_epochs={n} trains five more, in a shell --num_epochs {n}. The reports are written again.")
-    with log_file(learner.run.log_path):
+    with log_file(learner.run.log_path) if state.writes else nullcontext():
         write_reports(learner)
         log.info(f"Everything about this run is in {learner.run.folder}")
+    if state.writes: note_ended(learner.run)
     return learner
 
 # %% ../nbs/56_pipeline.ipynb #80356e11
+def _started_before(own: Mapping[str, Any] | None) -> Learner | None:
+    "torchrun has started these processes again: the run that they had begun."
+    own = {key: value for key, value in (own or {}).items() if key != "name"}
+    run = started_before(own.get("runs") or find_settings().runs)
+    if run is None: return None
+    get_logger().warning(f"Started again by torchrun: the run {run.name!r} goes on.")
+    return Learner.from_run(run, **own)
+
+
 def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
              own: Mapping[str, Any] | None) -> Learner:
     "A run opened again; only its length, and where and by how many it is computed, may be changed."

@@ -14,6 +14,7 @@ __all__ = ['Batch', 'NetworkError', 'Predictor', 'Unlabelled']
 
 # %% ../nbs/27_predictor.ipynb #3158f748
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -38,6 +39,7 @@ from .memory import memory_answered
 from .networks import evaluating
 from .plots import stretched
 from .predictions import ImageAnswers, Origin, Predictions, Temperature
+from .processes import Team, slice_of
 from .runtime import Runtime
 from .seeding import deterministic_mode, preserve_rng, seed_all, seeded
 from .settings import get_logger
@@ -298,6 +300,8 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 @patch
 def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order; `first` is the number of the first batch."
+    team = getattr(batches, "team", None)
+    if team is not None and team.size > 1: return _ask_in_parts(self, batches, team)
     logits, targets = [], []
     size = f"batches of {getattr(batches, 'batch_size', self.batch_size)} images on {self.runtime.device}"
     advice = f"while answering, in {size}. `predictor.batch_size = 8`, before it is asked, makes them smaller."
@@ -309,6 +313,21 @@ def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Log
             if len(logits) > 1: logits[-2] = logits[-2].cpu()       # a GPU has the next batch to do meanwhile
     check(bool(logits), "There must be at least one batch", batches, error=DataError)
     return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
+
+
+def _ask_in_parts(predictor: Predictor, batches: Any, team: Team) -> tuple[Logits, Tensor]:
+    "Each process answers some of the batches, those that stand side by side; all have all answers."
+    mine, answered = slice_of(len(batches), team.rank, team.size), batches.epoch
+    some = lambda: itertools.islice(answered(0, mine.start), len(mine))
+    part = team.each(lambda: predictor._ask(_Some(some, batches.batch_size), mine.start) if mine else None)
+    logits, targets = zip(*[both for both in part if both is not None], strict=True)
+    return torch.cat(logits), torch.cat(targets)
+
+
+class _Some:
+    "Some of the batches."
+    def __init__(self, some: Callable[[], Any], batch_size: int): self._some, self.batch_size = some, batch_size
+    def __iter__(self) -> Any: return self._some()
 
 # %% ../nbs/27_predictor.ipynb #c8a23f66
 @patch

@@ -14,6 +14,7 @@ __all__ = ['Record', 'begin_record', 'describe', 'write_config', 'belongs_to', '
            'take_up', 'check_given']
 
 # %% ../nbs/52_records.ipynb #78fac10f
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ from .describing import describe_data
 from .experiment import ExperimentConfig, load_experiment, own_code
 from .keeping import load_last, restore
 from .networks import count_parameters
-from .runs import Hold, Run, run_name, writing
+from .processes import processes_said
+from .runs import Hold, Onlooker, Run, run_name, writing
 from .runtime import environment, exactness_differences
 from .seeding import preserve_rng
 from .settings import find_settings, get_logger
@@ -55,6 +57,16 @@ def begin_record(
     name: str | None = None,        # of the run; None: made from what was changed
 ) -> Record:
     "A new run, held, with everything known before training."
+    team, made = setup.state.team, []
+    if team.size == 1: return _begin(setup, root, name)
+    folder = team.first(lambda: made.append(_begin(setup, root, name)) or str(made[0].run.folder))
+    if made: return made[0]
+    run = Run(Path(folder))             # process 0 has made it, and alone writes into it
+    _name_images(setup, run)
+    return Record(run, Onlooker(run), describe(setup))
+
+
+def _begin(setup: Setup, root: str | Path | None, name: str | None) -> Record:
     asked, name = name, name or run_name(setup.changed, free_keys(ExperimentConfig))
     run = Run.create(Path(root) if root else find_settings().runs, name)
     hold, before = Hold(run), setup.config
@@ -116,7 +128,8 @@ def describe(
 def _environment(setup: Setup) -> dict[str, Any]:
     "Where it is computed; and the source of each class and function that the config names by import path."
     code = own_code(setup.config)
-    return {**environment(setup.state.runtime, setup.state.optimizer), **({"own_code": code} if code else {})}
+    return {**environment(setup.state.runtime, setup.state.optimizer), "processes": setup.state.team.size,
+            **({"own_code": code} if code else {})}
 
 
 def _starting_weights(setup: Setup) -> dict[str, str]:
@@ -204,6 +217,7 @@ def reopen(
 ) -> tuple[Setup, Record]:
     "A run as it was left."
     given, record = given or Given(), Record(run, Hold(run), run.summary())
+    if processes_said() > 1 and int(os.environ.get("RANK", 0)): record.hold = Onlooker(run)
     config, _ = load_experiment(run.config_path)
     saved = load_last(run)
     _check_config(config, saved)
@@ -219,6 +233,7 @@ def reopen(
     setup.planned = saved.get("planned", saved["n_epochs"]) if as_saved else config.training.num_epochs
     _check_fits(setup, saved)
     take_up(setup, saved)
+    _say_processes(setup, record.summary, saved.get("processes", 1))
     if setup.state.status == "interrupted" and record.summary.status in ("stopped", "failed"):
         setup.state.status = record.summary.status
     return setup, record
@@ -228,6 +243,17 @@ def _unlike_the_defaults(config: ExperimentConfig) -> dict[str, Any]:
     "What a config sets, but for the data, whose learner says it."
     return {key: new for key, (_, new) in diff(ExperimentConfig(), config).items()
             if not key.startswith(("data.", "transforms."))}
+
+
+def _say_processes(setup: Setup, summary: Summary, before: int) -> None:
+    "Another number of processes: the same images in the same order, and sums that are rounded in other places."
+    state, now = setup.state, setup.state.team.size
+    if now == before or state.epoch >= state.n_epochs: return
+    told = f"{before} process{'es' * (before > 1)} before, {now} from here"
+    state.history.note(state.step, state.epoch, "processes", told, now)
+    note = (f"{told} (step {state.step}): the same images in the same order, the same result as far as floating point "
+            "allows")
+    if note not in summary.notes: summary.notes.append(note)
 
 # %% ../nbs/52_records.ipynb #c10024e7
 @checked
@@ -245,7 +271,8 @@ def take_up(
     setup.waiting = {name: kept for name, kept in saved["callbacks"].items() if name not in here}
 
 # %% ../nbs/52_records.ipynb #51121ebe
-_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir"}     # and may differ, too
+_MOVES = {"training.num_epochs", "training.checkpoint_every", "data.csv", "data.data_dir", "data.tar",
+          "data.huggingface"}       # and may differ, too
 
 
 def _check_config(config: ExperimentConfig, saved: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ from .runs import MAX_NAME, Run, average_in
 from .runtime import difference, exactness_differences
 from .sources import sources_mark, sources_of
 from .steering import Replay
+from .storage import is_there
 from .summaries import Summary
 from .training import Callback, State
 
@@ -193,12 +194,15 @@ def _check_repeatable(run: Run, summary: Summary, saved: Mapping[str, Any], data
                           f"as they were before training: reproduce({run.name!r}, {', '.join(asked)}).")
 
 
+_PLACES = ("csv", "data_dir", "tar", "huggingface")       # where images lie may differ
+
+
 def _config_of(run: Run, summary: Summary, saved: Mapping[str, Any]) -> tuple[ExperimentConfig, list[Differing]]:
     "The settings as training began with them; and what config.yaml says otherwise now."
     trained = from_dict(ExperimentConfig, saved["config"])
     found = []
     try:
-        free = free_keys(ExperimentConfig) | {"training.num_epochs", "data.csv", "data.data_dir"}
+        free = free_keys(ExperimentConfig) | {"training.num_epochs", *(f"data.{key}" for key in _PLACES)}
         changed = diff(trained, load_experiment(run.config_path)[0])
         found = [Differing("config", key, then, now, False) for key, (then, now) in changed.items() if key not in free]
     except ImgclsError as error: found = [Differing("config", f"config.yaml: {error}", moves_bits=False)]
@@ -249,7 +253,7 @@ def _new_root(table: ImageTable, folder: Path) -> Path:
     check(folder.is_dir(), "`data` must be a folder, or an ImageData", str(folder), error=DataError)
     first, tail = table.frame["path"].iloc[0], Path(table.root).parts
     places = [folder.resolve(), *(folder.resolve().joinpath(*tail[-n:]) for n in range(1, min(4, len(tail))))]
-    return next((place for place in places if (place/first).is_file()), places[0])
+    return next((place for place in places if is_there(place/first)), places[0])
 
 # %% ../nbs/55a_reproduction.ipynb #b551b2b8
 _STRUCTURE = (Event.EXTENDED, Event.SHORTENED, Event.LEARNING_RATE, Event.TRAINED)

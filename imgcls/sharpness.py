@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .core import ConfigError, check, checked
 from .seeding import rng_state, set_rng_state
-from .training import Callback, Order, State, backward, window
+from .training import Callback, Order, State, add_up, backward, begin_part, part_of_loss, window
 
 # %% ../nbs/34b_sharpness.ipynb #a9811d51
 class SAM(Callback):
@@ -40,7 +40,7 @@ class SAM(Callback):
     ):
         check(0 < rho < math.inf, "`sam_rho` must be > 0", rho, "Try 0.05; without SAM: None.")
         self.rho = rho
-        self._batches: list[tuple[Tensor, Tensor, dict[str, Any]]] = []     # images, targets, random numbers of a step
+        self._batches: list[tuple[Tensor, Tensor, dict[str, Any], int]] = []    # images, targets, random numbers, which
         self._size, self._loss = 1, None
 
     def on_fit_start(self, state: State) -> None:
@@ -51,7 +51,7 @@ class SAM(Callback):
     def on_batch_start(self, state: State) -> None:
         first, self._size = window(state, state.n_batches)
         if state.batch == first: self._batches.clear()
-        self._batches.append((state.images, state.targets, rng_state()))
+        self._batches.append((state.images, state.targets, rng_state(), state.batch))
 
     def on_loss(self, state: State) -> None: self._loss = state.loss
 
@@ -65,18 +65,20 @@ class SAM(Callback):
         try:
             _uphill(moved, self.rho)
             state.optimizer.zero_grad()
-            for images, targets, numbers in self._batches: self._again(state, images, targets, numbers)
+            for batch in self._batches: self._again(state, *batch)
+            add_up(state)
         finally:
             with torch.no_grad():
                 for tensor, value in before: tensor.copy_(value)
             set_rng_state(after)
             self._batches.clear()
 
-    def _again(self, state: State, images: Tensor, targets: Tensor, numbers: dict[str, Any]) -> None:
+    def _again(self, state: State, images: Tensor, targets: Tensor, numbers: dict[str, Any], number: int) -> None:
         "A batch of the step at hand, seen from where the weights are."
         set_rng_state(numbers)
+        begin_part(state, "batch", state.epoch, number, batch=number)
         with state.runtime.autocast(): loss = state.loss_fn((state.compiled or state.network)(images), targets)
-        backward(state.runtime, loss if self._size == 1 else loss / self._size)
+        backward(state.runtime, part_of_loss(state, loss if self._size == 1 else loss / self._size, targets))
 
     def on_fit_end(self, state: State) -> None: self._batches, self._loss = [], None
 

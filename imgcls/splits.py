@@ -50,15 +50,15 @@ def _assign(rows: "pd.DataFrame", val_ratio: float, test_ratio: float, seed: int
             stratify: bool) -> "pd.Series":
     "A split for each of the rows."
     import pandas as pd
-    split = pd.Series("train", rows.index, dtype=object)
     strata = rows["label"] if stratify else pd.Series("all", rows.index)
     _check_small(strata, 1 + (val_ratio > 0) + (test_ratio > 0))
-    for label, members in rows.groupby(strata, sort=True):
-        order = members.index[_by_hash(members["path"].tolist(), seed, "split")]
+    paths, found = rows["path"].tolist(), np.full(len(rows), "train", dtype=object)
+    for label, members in strata.groupby(strata, sort=True).indices.items():
+        order = members[_by_hash([paths[i] for i in members], seed, "split")]
         val, test = _cut(len(members), val_ratio, test_ratio, seed, "split", "rounding", label)
-        split[order[:test]] = "test"
-        split[order[test:test + val]] = "val"
-    return split
+        found[order[:test]] = "test"
+        found[order[test:test + val]] = "val"
+    return pd.Series(found, rows.index, dtype=object)
 
 
 def _check_small(labels: "pd.Series", need: int, fewer: str = "parts (no test)") -> None:
@@ -118,20 +118,20 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
     import pandas as pd
     labels = named if stratify else pd.Series("", rows.index)
     groups = groups.astype(str)                                 # numbers, dates and texts may stand side by side
-    sizes = pd.crosstab(groups.loc[labels.index].to_numpy(), labels.to_numpy())     # groups down, classes across
+    sizes = _Sizes(groups.loc[labels.index], labels)
     parts = [part for part, share in shares.items() if share > 0]
-    if len(sizes) < len(parts):
-        raise DataError(f"{len(sizes)} group{'s' * (len(sizes) != 1)} cannot fill {len(parts)} parts "
+    if len(sizes.names) < len(parts):
+        raise DataError(f"{len(sizes.names)} group{'s' * (len(sizes.names) != 1)} cannot fill {len(parts)} parts "
                         f"({', '.join(parts)}).")
     wanted = np.array([[shares[part]] for part in parts])       # shares of each class's images
-    relative = sizes.to_numpy() / sizes.to_numpy().sum(axis=0)
-    reached, home = np.zeros((len(parts), relative.shape[1])), {}
+    reached, home = np.zeros((len(parts), sizes.n_classes)), {}
     for i in _large_first(sizes, seed):
         # the change of sum((reached - wanted)^2) when the group joins a part, up to a constant
-        cost = ((reached - wanted) * relative[i]).sum(axis=1)
+        relative = sizes.shares(i)
+        cost = ((reached - wanted) * relative).sum(axis=1)
         best = int(np.argmin(cost))
-        reached[best] += relative[i]
-        home[sizes.index[i]] = parts[best]
+        reached[best] += relative
+        home[sizes.names[i]] = parts[best]
     new = groups.map(home)
     empty = [part for part in parts if part not in set(home.values())]
     if empty: raise DataError(f"The groups are too large: none fits into {', '.join(empty)}.")
@@ -139,9 +139,29 @@ def _assign_groups(rows: "pd.DataFrame", groups: "pd.Series", shares: dict[str, 
     return new.astype(object)
 
 
-def _large_first(sizes: "pd.DataFrame", seed: int) -> list[int]:
+class _Sizes:
+    "Images of each class in each group, without a cell for each pair: most of these would be 0."
+
+    def __init__(self, groups: "pd.Series", labels: "pd.Series"):
+        import pandas as pd
+        group, names = pd.factorize(groups.to_numpy(object), sort=True)
+        label, classes = pd.factorize(labels.to_numpy(object), sort=True)
+        self.names, self.n_classes, self.total = names.tolist(), len(classes), np.bincount(group, minlength=len(names))
+        pairs, n = np.unique(group.astype(np.int64) * len(classes) + label, return_counts=True)
+        self._label = pairs % len(classes)
+        self._share = n / np.bincount(label, minlength=len(classes))[self._label]
+        self._start = np.searchsorted(pairs // len(classes), np.arange(len(names) + 1))
+
+    def shares(self, i: int) -> np.ndarray:     # of a group, n_classes
+        "Which share of each class's images is in it."
+        own, found = slice(self._start[i], self._start[i + 1]), np.zeros(self.n_classes)
+        found[self._label[own]] = self._share[own]
+        return found
+
+
+def _large_first(sizes: _Sizes, seed: int) -> list[int]:
     "From large to small by powers of two, so that the seed has a say among groups of like size."
-    total, names = sizes.sum(axis=1).to_numpy(), sizes.index.tolist()
+    total, names = sizes.total, sizes.names
     return sorted(range(len(names)), key=lambda i: (-int(total[i]).bit_length(),
                                                     derive(seed, "split", "group", names[i]), names[i]))
 

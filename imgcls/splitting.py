@@ -34,6 +34,8 @@ from .manifests import write_rows
 from .markup import escaped
 from .runtime import where
 from .splits import folds, split_table
+from .storage import held_bytes
+from .webdataset import is_shards
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +172,7 @@ class Division:
 # %% ../nbs/18c_splitting.ipynb #88fb7ad0
 @checked
 def split_folder(
-    raw: str | Path,                # a folder of classes, or a CSV of paths and labels; left as it is
+    raw: str | Path,                # a folder of classes, a CSV of paths and labels, or shards: *.tar; left as it is
     out: str | Path,                # the folder to make; it must not be there, or be empty
     ratios: Sequence[float] = (0.7, 0.15, 0.15),    # shares of train, val and perhaps test, which sum to 1
     n_folds: int | None = None,     # instead of ratios: so many folds, at least 2
@@ -229,11 +231,12 @@ def _check_apart(raw: str | Path, out: Path) -> None:
 
 def _listed(raw: str | Path, anew: bool, separator: str | None, columns: Sequence[str] | None) -> ImageTable:
     "The images, not divided, in an order of their own."
-    is_file = os.path.isfile(raw)
-    check(is_file or (separator is None and columns is None), "Several labels an image are said of a CSV file: a "
-          "folder is one class", str(raw), error=DataError)
-    table = (ImageTable.from_csv(raw, label_separator=separator, label_columns=columns) if is_file else
-             ImageTable.from_folder(raw))
+    is_file, shards = os.path.isfile(raw), is_shards(raw)
+    check(is_file or shards or (separator is None and columns is None),
+          "Several labels an image are said of a CSV file: a folder is one class", str(raw), error=DataError)
+    if shards: table = ImageTable.from_tar(str(raw), label_separator=separator)
+    else: table = (ImageTable.from_csv(raw, label_separator=separator, label_columns=columns) if is_file else
+                   ImageTable.from_folder(raw))
     if table.splits and not anew:
         raise DataError(f"{str(raw)!r} is divided already, into {', '.join(table.splits)}. To put all images together "
                         "and divide them again: anew=True (--anew).")
@@ -252,8 +255,7 @@ def _told(parts: Mapping[str, ImageTable], group: "pd.Series", ratios: Sequence[
     sizes = group.value_counts()
     together = sizes[sizes > 1]
     told = [f"{together.sum():,} of {len(group):,} images stay together in {len(together):,} group"
-            f"{'s' * (len(together) != 1)} (the largest: "
-            f"{together.max() if len(together) else 1:,})."]
+            f"{'s' * (len(together) != 1)} (the largest: {together.max() if len(together) else 1:,})."]
     if ratios is None: return told
     shares = parts[""].frame["split"].value_counts(normalize=True)
     wanted = dict(zip(("train", "val", "test"), ratios, strict=True))
@@ -340,7 +342,12 @@ def _inner(path: str, label: str, from_csv: bool) -> str:
 
 
 def _put(file: str, goal: Path, how: str) -> None:
-    if how == "copy": shutil.copyfile(file, goal)
+    held = held_bytes(file)
+    if held is not None:
+        check(how == "copy", "A member of an archive has no name on the disk that another could be for", file,
+              "Copy, or write an index.", DataError)
+        goal.write_bytes(held)
+    elif how == "copy": shutil.copyfile(file, goal)
     elif how == "link": os.symlink(os.path.realpath(file), goal)
     else:
         try: os.link(os.path.realpath(file), goal)

@@ -37,7 +37,7 @@ from .plots import image_grid, picture_html
 from .progress import NotebookProgress, ending
 from .seeding import give_way, own_generator
 from .settings import get_logger
-from .training import Callback, Order, State, TrainingInterrupted, place
+from .training import Callback, Order, State, TrainingInterrupted, agree, place
 
 # %% ../nbs/42_steering.ipynb #1266253c
 class Control(Callback):
@@ -57,6 +57,7 @@ class Control(Callback):
         self.source: Callable[[State], None] | None = None      # asked for more wishes, also while it pauses
         self.next_look = math.inf       # when the source shall be asked again, as `time.monotonic` counts
         self._why, self._factor, self._to_save = None, None, False
+        self._next_word = 0.0           # when other processes shall hear again that it pauses
 
     def pause(self) -> None:
         "Wait after the step at hand, with everything saved; inside validation, as the last checkpoint saved it."
@@ -126,6 +127,7 @@ def _look(self: Control, state: State, may_save: bool = True) -> None:
         state.idle += give_way(lambda: self._holds(state, may_save))
         self._grant(state, may_save)
     self.waiting = False
+    state.asks.discard("wait")
     if not state.stop_reason: self._note(state, may_save, Event.CONTINUED)
 
 
@@ -133,6 +135,10 @@ def _look(self: Control, state: State, may_save: bool = True) -> None:
 def _holds(self: Control, state: State, may_save: bool) -> bool:
     "Does the pause last? An interrupt ends it, too."
     if self.source is not None: self.source(state)
+    if state.team.size > 1 and time.monotonic() >= self._next_word:     # the others shall know that this one lives
+        state.asks.add("wait")
+        agree(state)
+        self._next_word = time.monotonic() + 1
     return self.paused and not state.stop_reason and not self._has_wish(may_save)
 
 

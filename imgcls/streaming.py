@@ -58,6 +58,7 @@ from .runs import writing
 from .runtime import where
 from .seeding import preserve_rng, seed_all
 from .settings import get_logger
+from .storage import held_stamp, stamp_of
 from .strategies import Agreement, Planned, Team, agreement_of, planned, strategies
 from .tables import FORMATS, columns_of, names_of
 
@@ -103,9 +104,9 @@ def _marks(item: Any) -> Iterator[bytes]:
     "What tells an image from others."
     if isinstance(item, str):
         yield item.encode("utf-8", "surrogatepass")
-        try: found = os.stat(item)
+        try: n_bytes, changed, *_ = held_stamp(item) or stamp_of(item)
         except (OSError, ValueError): yield b"gone"
-        else: yield b"%d %d" % (found.st_size, found.st_mtime_ns)
+        else: yield b"%d %d" % (n_bytes, changed)
     elif isinstance(item, (bytes, bytearray, memoryview)): yield bytes(item)
     else:
         try: image = as_image(item)

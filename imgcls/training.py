@@ -12,8 +12,9 @@ the loop itself waits for the GPU."""
 
 # %% auto #0
 __all__ = ['EVENTS', 'FOREIGN_EVENTS', 'State', 'state_dict', 'load_state_dict', 'Order', 'Callback', 'StopAt', 'Events',
-           'backward', 'unscale', 'take_step', 'train_epoch', 'window', 'batches_from', 'validate', 'run_epoch', 'fit',
-           'claim', 'release', 'TrainingInterrupted', 'place', 'interruptible', 'NoisyPoints', 'example_run']
+           'backward', 'unscale', 'take_step', 'begin_part', 'part_of_loss', 'add_up', 'measure', 'agree',
+           'train_epoch', 'window', 'batches_from', 'validate', 'run_epoch', 'fit', 'claim', 'release',
+           'TrainingInterrupted', 'place', 'interruptible', 'NoisyPoints', 'example_run']
 
 # %% ../nbs/33_training.ipynb #683a9387
 import inspect
@@ -40,8 +41,11 @@ from .memory import memory_answered
 from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
+from .processes import Team
 from .runtime import Compiled, Runtime
 from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state
+from .sharing import Gradients, counted_here, join_metrics, load_parts, share_of_loss
+from .synchronization import count_here, share_statistics
 from .turns import training_turn
 
 # %% ../nbs/33_training.ipynb #6fa6bc2b
@@ -62,6 +66,7 @@ class State:
     history: History = field(default_factory=History)
     trained: list[str] | None = None        # parameters trained when last looked at; None: nobody looked
     writes: bool = True                     # does this process write files? of several that train together, one does
+    team: Team = field(default_factory=Team)    # the processes that train together
 
     epoch: int = 0                          # epochs completed
     batch: int = 0                          # batches done in this epoch
@@ -81,6 +86,14 @@ class State:
     loss: Tensor | None = None              # the loss of the batch; a callback may replace it
     total_loss: Tensor | None = None        # of the batches accumulated for this step
     compiled: Compiled | None = None        # the network's forward pass, once the runtime has compiled it
+    gradients: Gradients | None = None      # adds up those of all processes, once several have made a step
+    asks: set[str] = field(default_factory=set)     # what this process wants of the others next: save, wait
+    keep: Callable[["State"], None] | None = None   # writes a checkpoint, at a moment that all processes agree on
+    parts: list[Any] | None = None          # train metrics of each process, at such a moment
+    whole: int = 0                          # images of the batch at hand, those of all processes
+    counted: int = 0                        # of them this process counts
+    share: Tensor | None = None             # of its loss in that of the whole batch
+    n_told: int = 0                         # events of the history that all processes know
 
     def stop(
         self,
@@ -126,7 +139,8 @@ def state_dict(
             "scaler": state.runtime.scaler.state_dict() if state.runtime.scaler else None,
             "epoch": state.epoch, "batch": state.batch, "step": state.step,
             "n_epochs": state.n_epochs, "seed": state.seed, "seconds": state.seconds,
-            "train_metrics": state.train_metrics.state_dict(), "history": state.history.state_dict(),
+            "train_metrics": state.train_metrics.state_dict() if state.parts is None else state.parts,
+            "processes": state.team.size, "history": state.history.state_dict(),
             "rng": rng_state(), "callbacks": {c.name: c.state_dict() for c in callbacks}}
 
 # %% ../nbs/33_training.ipynb #106c7ca1
@@ -144,12 +158,20 @@ def load_state_dict(
     if state.runtime.scaler and saved["scaler"]: state.runtime.scaler.load_state_dict(saved["scaler"])
     state.epoch, state.batch, state.step = saved["epoch"], saved["batch"], saved["step"]
     state.n_epochs, state.seconds = saved["n_epochs"], saved["seconds"]
-    state.train_metrics.load_state_dict(saved["train_metrics"])
+    _load_metrics(state, saved["train_metrics"])
     state.history.load_state_dict(saved["history"])
     set_rng_state(saved["rng"])
     for callback in callbacks:
         if callback.name in saved["callbacks"]:
             callback.load_state_dict(saved["callbacks"][callback.name])
+
+
+def _load_metrics(state: State, saved: Mapping[str, Any] | list[Mapping[str, Any]]) -> None:
+    "What each of several processes has measured in this epoch; another number of them leaves all of it to the first."
+    parts = saved if isinstance(saved, list) else [saved]
+    if len(parts) == state.team.size: return state.train_metrics.load_state_dict(parts[state.team.rank])
+    load_parts(state.train_metrics, parts)
+    if state.team.rank: state.train_metrics.reset()
 
 # %% ../nbs/33_training.ipynb #cf1cd123
 class Order(IntEnum):
@@ -323,6 +345,98 @@ def take_step(
     else: optimizer.step()
     optimizer.zero_grad()
 
+# %% ../nbs/33_training.ipynb #f12164e0
+def begin_part(
+    state: State,
+    *key: int | str,            # of the random numbers of this batch
+    batches: Any = None,        # None: those of training
+    batch: int | None = None,   # which one; None: the one at hand
+) -> None:
+    "The part of a batch that is this process's begins."
+    if state.team.size == 1: return
+    batches, batch = batches or state.train_batches, state.batch if batch is None else batch
+    state.whole = batches.size_of(batch)
+    state.counted = counted_here(state.team, state.whole)
+    count_here(state.network, state.counted > 0)
+    if state.team.rank: seed_all(state.seed, *key, f"process {state.team.rank}")
+
+# %% ../nbs/33_training.ipynb #c5f092e3
+def part_of_loss(
+    state: State,               # its targets at hand; knows the share afterwards
+    loss: Tensor,               # the mean over the images at hand
+    targets: Targets | None = None,     # of these images; None: those at hand
+) -> Tensor:                    # the part that it has in the mean over the whole batch
+    "A slice's part of the loss."
+    if state.team.size == 1: return loss
+    state.share = share_of_loss(state.team, state.loss_fn, state.targets if targets is None else targets,
+                                state.counted > 0)
+    return loss * state.share.to(loss.dtype)
+
+# %% ../nbs/33_training.ipynb #38fe80d2
+def add_up(
+    state: State,               # its gradients become those of the whole batch
+    *more: Tensor,              # added up, too
+) -> None:
+    "What all processes have found out about a step."
+    if state.team.size == 1: return
+    if state.gradients is None or state.gradients.network is not state.network:
+        state.gradients = Gradients(state.network, state.team)
+    state.gradients.add(*more)
+    share_statistics(state.network, state.team, state.counted / state.whole)
+
+# %% ../nbs/33_training.ipynb #abcfc041
+def measure(
+    state: State,               # the batch at hand
+    metrics: Metrics,           # changed in place
+) -> None:
+    "What this process counts of a batch."
+    logits, targets, loss = state.logits.detach(), state.targets, state.loss.detach()
+    if state.team.size > 1:
+        if not state.counted: return
+        loss = loss * (state.share * state.whole / state.counted).to(loss.dtype)    # so that the sum is the batch's
+        logits, targets = logits[:state.counted], targets[:state.counted]
+    metrics.update(logits, targets, loss)
+
+# %% ../nbs/33_training.ipynb #828163d0
+def agree(
+    state: State,               # between two steps, or two batches of validation
+) -> None:
+    "What one process was asked for, all do, at the same moment."
+    team = state.team
+    while team.size > 1:
+        news = team.rank == 0 and state.history.n_events != state.n_told
+        stop, by_hand, save, wait, told = team.greatest([
+            state.stop_reason is not None, state.by_hand, "save" in state.asks, "wait" in state.asks, news])
+        if told:
+            state.history.take_events(team.gather(state.history.event_rows() if team.rank == 0 else None)[0])
+            state.n_told = state.history.n_events
+        if stop: state.stop("another process was told to stop", bool(by_hand))
+        if save: _keep_together(state)
+        if not wait or "wait" in state.asks: return
+
+
+def _keep_together(state: State) -> None:
+    state.asks.discard("save")
+    state.parts = state.team.gather(state.train_metrics.state_dict())
+    try:
+        if state.keep is not None: state.keep(state)
+    finally: state.parts = None
+
+
+@contextmanager
+def _together(state: State) -> Iterator[None]:
+    "The end of a training: what is saved is that of all, unless an error came, after which nobody else may be there."
+    if state.team.size > 1:
+        if state.error is None: state.parts = state.team.gather(state.train_metrics.state_dict())
+        elif state.batch: state.in_step = True          # what the others have measured is in the last checkpoint
+        else: state.parts = [state.train_metrics.state_dict()] * state.team.size        # it begins anew with the epoch
+    try: yield
+    except BaseException as error:
+        state.team.fail(error)
+        raise
+    finally: state.parts = None
+    if state.error is None: state.team.gather(None)         # nobody goes on before everything is written
+
 # %% ../nbs/33_training.ipynb #6e2b5451
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
@@ -334,22 +448,24 @@ def train_epoch(state: State, events: Events) -> None:
         seed_all(state.seed, "batch", state.epoch, state.batch)
         state.images, state.targets = images, targets
         events.on_batch_start(state)
+        begin_part(state, "batch", state.epoch, state.batch)
         with runtime.autocast():
             state.logits = forward(state.images)
             state.loss = state.loss_fn(state.logits, state.targets)
         events.on_loss(state)
         first, size = window(state, n_batches)
-        loss = state.loss if size == 1 else state.loss / size
+        loss = part_of_loss(state, state.loss if size == 1 else state.loss / size)
         backward(runtime, loss)
         loss = loss.detach()
         state.total_loss = loss if state.batch == first else state.total_loss + loss
-        state.train_metrics.update(state.logits.detach(), state.targets, state.loss.detach())
+        measure(state, state.train_metrics)
         state.batch += 1
         if state.batch == first + size:
             _update(state, events)
             state.in_step = False
         events.on_batch_end(state)
         if state.in_step: continue
+        agree(state)
         if state.stop_reason: return
         if waited := give_way():
             state.idle += waited
@@ -366,6 +482,7 @@ def _forward(state: State) -> Callable[[Images], Logits]:
 
 def _update(state: State, events: Events) -> None:
     "Gradients become a step."
+    add_up(state, state.total_loss)
     unscale(state.runtime, state.optimizer)
     events.on_grads(state)
     take_step(state.runtime, state.optimizer)
@@ -401,14 +518,17 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
     try:
         events.on_val_start(state)      # also after an error in here weights that were swapped are given back
         with evaluating(state.network):
-            for images, targets in state.runtime.moved(batches_from(state.val_batches, 0, 0)):
+            for i, (images, targets) in enumerate(state.runtime.moved(batches_from(state.val_batches, 0, 0))):
                 state.images, state.targets = images, targets
                 seed_all(state.seed, "val batch", state.epoch, state.val_metrics.n)
+                begin_part(state, "val batch", state.epoch, state.val_metrics.n, batches=state.val_batches, batch=i)
                 with state.runtime.autocast():
                     state.logits = forward(state.images)
                     state.loss = state.loss_fn(state.logits, state.targets)
-                state.val_metrics.update(state.logits, state.targets, state.loss)
+                part_of_loss(state, state.loss)
+                measure(state, state.val_metrics)
                 events.on_val_batch_end(state)
+                agree(state)
                 if state.stop_reason: return False
                 if waited := give_way():
                     state.idle += waited
@@ -427,6 +547,7 @@ def run_epoch(state: State, events: Events) -> None:
         train_epoch(state, events)
         if state.stop_reason: return
         if state.val_batches is not None and not validate(state, events): return
+        for metrics in (state.train_metrics, state.val_metrics): join_metrics(state.team, metrics)
     finally: state.seconds = time.perf_counter() - started - state.idle
     state.history.directions |= state.train_metrics.directions
     state.history.record_epoch(epoch=state.epoch + 1, step=state.step, **_measured(state), lr=state.lr,
@@ -434,6 +555,7 @@ def run_epoch(state: State, events: Events) -> None:
     state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
     seed_all(state.seed, "epoch end", state.epoch)
     events.on_epoch_end(state)
+    agree(state)
 
 
 def _measured(state: State) -> dict[str, float]:
@@ -491,16 +613,18 @@ def _fit(state: State, events: Events) -> State:
     with interruptible(state) as came:      # to the very end: saving is not interrupted either
         try:
             events.start(state)
+            agree(state)
             with memory_answered(lambda: _memory_advice(state)):
                 while state.epoch < state.n_epochs and not state.stop_reason: run_epoch(state, events)
             state.status = _ending(state)
         except BaseException as error:
             state.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             state.error = error
+            state.team.fail(error)
             raise
         finally:
             _put_away(state)
-            events.end(state)
+            with _together(state): events.end(state)
     if came or state.status == "interrupted": raise TrainingInterrupted(state, came[0] if came else None)
     return state
 

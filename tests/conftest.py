@@ -8,7 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from forks import Fork
+from PIL import Image
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -17,6 +20,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}      # before tor
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+BIN = Path(sys.executable).parent
 LIMIT = 240     # seconds for one process; pytest's own limit for a test lies above it
 
 
@@ -36,6 +40,16 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError): os.killpg(process.pid, number)
 
 
+def few_digits(workspace: Path) -> None:
+    "A small folder where `--config digits` looks for its images: noise of four brightnesses, no network tells all."
+    folder, rng = workspace/"data"/"digits", np.random.default_rng(0)
+    for kind in range(4):
+        (folder/str(kind)).mkdir(parents=True)
+        for i in range(75):
+            pixels = rng.integers(10 * kind, 10 * kind + 160, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder/str(kind)/f"{i}.png")
+
+
 class Workspace:
     "A folder with settings.ini, and commands that run in it."
 
@@ -43,30 +57,37 @@ class Workspace:
         self.folder, self.started = folder, []
         (folder/"settings.ini").write_text("[imgcls]\n")
 
+    def few_digits(self) -> None: few_digits(self.folder)
+
     @property
     def environment(self) -> dict[str, str]:
         return dict(os.environ, PYTHONUNBUFFERED="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONFAULTHANDLER="1")
 
-    def start(self, *words: str) -> subprocess.Popen:
+    def start(self, *words: str, fresh: bool = False) -> subprocess.Popen:
         "Start imgcls-train; its lines can be read while it runs."
-        return self.launch(str(Path(sys.executable).parent/"imgcls-train"), *words, stderr=subprocess.STDOUT)
+        return self.launch(str(BIN/"imgcls-train"), *words, stderr=subprocess.STDOUT, fresh=fresh)
 
-    def launch(self, *command: str, stderr: int = subprocess.PIPE) -> subprocess.Popen:
+    def launch(self, *command: str, stderr: int = subprocess.PIPE, fresh: bool = False) -> subprocess.Popen:
         "Start a command in a group of its own; what is left of it at the end of the tests is killed."
-        self.started.append(subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True,
-                                             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True))
+        program = Path(command[0])
+        ours = sys.platform == "linux" and program.parent == BIN and (
+            program.name.startswith("imgcls-") or program == Path(sys.executable))
+        if ours and not fresh: kind, words = Fork, command[1:] if program == Path(sys.executable) else command
+        else: kind, words = subprocess.Popen, command
+        self.started.append(kind(words, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE,
+                                 stderr=stderr, start_new_session=True))
         return self.started[-1]
 
-    def run(self, *words: str, code: int = 0) -> str:
+    def run(self, *words: str, code: int = 0, fresh: bool = False) -> str:
         "Run imgcls-train to its end; what it printed."
-        process = self.start(*words)
+        process = self.start(*words, fresh=fresh)
         printed = output_of(process)[0]
         assert process.returncode == code, printed
         return printed
 
-    def python(self, code: str, *words: str) -> str:
+    def python(self, code: str, *words: str, fresh: bool = False) -> str:
         "Run some Python."
-        process = self.launch(sys.executable, "-c", code, *words)
+        process = self.launch(sys.executable, "-c", code, *words, fresh=fresh)
         printed, errors = output_of(process)
         assert process.returncode == 0, errors
         return printed

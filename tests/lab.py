@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
+from conftest import few_digits
 from nbformat.v4 import new_code_cell, new_notebook
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Lab:
         self.log, self._count = folder/"server.log", 0
         self.root.mkdir(parents=True)
         (self.root/"settings.ini").write_text("[imgcls]\n")
+        few_digits(self.root)
         for plugin, values in SETTINGS.items():
             file = folder/f"settings/@jupyterlab/{plugin}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)

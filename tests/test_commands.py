@@ -12,6 +12,7 @@ BIN = Path(sys.executable).parent
 def workspace(tmp_path_factory) -> Workspace:
     "With a run called 'small'."
     made = Workspace(tmp_path_factory.mktemp("commands"))
+    made.few_digits()
     said = made.start("--config", "digits", "--architecture", "tiny_net", "--size", "16", "--num_epochs", "1",
                       "--name", "small")
     out, _ = output_of(said)
@@ -34,7 +35,8 @@ WRONG = {
 
 
 def test_good_calls(workspace):
-    started = {name: workspace.launch(str(BIN/name), *words) for name, (words, _) in GOOD.items()}
+    "Each in a process that has loaded nothing."
+    started = {name: workspace.launch(str(BIN/name), *words, fresh=True) for name, (words, _) in GOOD.items()}
     for name, process in started.items():
         out, err = output_of(process)
         assert process.returncode == 0 and GOOD[name][1] in out, (name, out[-500:], err[-500:])

@@ -69,7 +69,7 @@ model: {width: 6}
 loss: {type: mycode.my_loss}
 training:
   num_epochs: 2
-  batch_size: 128
+  batch_size: 21
   checkpoint_every: 4 steps
   trackers: []
   callbacks: [{type: mycode.Counts, first: 100}]
@@ -78,6 +78,7 @@ CODE = "from imgcls import train; train(['base.yaml', 'train.yaml'], 'seed=5', o
 
 
 def test_code_of_the_user_is_found_again_from_the_shell(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    workspace.few_digits()
     for name, text in {"mycode.py": MODULE, "base.yaml": BASE, "train.yaml": TRAIN}.items():
         (workspace.folder/name).write_text(text)
     with monkeypatch.context() as there:

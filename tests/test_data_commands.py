@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> Path: return write_photos(tmp_path/"photos")
 
 def run(workspace: Workspace, command: str, *words: str) -> tuple[int, str, str]:
     "A command in a process of its own: exit code, standard output, standard error."
-    process = workspace.launch(sys.executable, "-c", PROGRAM.format(command), *words)
+    process = workspace.launch(sys.executable, "-c", PROGRAM.format(command), *words, fresh=command == "check")
     out, err = output_of(process)
     return process.returncode, out, err
 

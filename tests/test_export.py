@@ -205,17 +205,19 @@ room.export_predictor(predictor_of("tiny_net", "RGB", 2, "stretch"), {folder!r},
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_a_killed_export_leaves_no_folder_and_its_rest_is_removed_by_the_next(exports, images, tmp_path):
+def test_a_killed_export_leaves_no_folder_and_its_rest_is_removed_by_the_next(exports, images, workspace):
     predictor, _ = exports["simple_cnn, colour, 2 classes"]
-    program = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path/"new"), images=images[:1])
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    place = workspace.folder/"exports"
+    place.mkdir()
+    program = KILLED.format(tests=str(Path(__file__).parent), folder=str(place/"new"), images=images[:1])
+    process = workspace.launch(sys.executable, "-c", program)
     try: assert process.stdout.readline() == "writing\n"
     finally: process.send_signal(signal.SIGKILL)
     process.wait(20)
-    left = [file.name for file in tmp_path.iterdir()]
+    left = [file.name for file in place.iterdir()]
     assert len(left) == 1 and left[0].startswith(".new.") and left[0].endswith(".part")
-    export_predictor(predictor, tmp_path/"new", ["state_dict"], images=images[:1])
-    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    export_predictor(predictor, place/"new", ["state_dict"], images=images[:1])
+    assert [file.name for file in place.iterdir()] == ["new"]
 
 
 def test_exporting_changes_nothing_and_is_float32_whatever_is_set_outside(images, tmp_path, capfd):

@@ -41,7 +41,7 @@ def test_two_commands_train(workspace: Workspace):
     assert "status: completed" in " ".join((run/"summary.txt").read_text().split())
     assert "n_classes:   2" in (run/"data.yaml").read_text()
 
-    again = workspace.launch(sys.executable, "-c", INIT, "nowhere", "-f")
+    again = workspace.launch(sys.executable, "-c", INIT, "nowhere", "-f", fresh=True)
     printed, said = output_of(again)
     assert (again.returncode, printed) == (1, "") and "There is no folder 'nowhere'" in said, said
     assert "Traceback" not in said and (workspace.folder/"config.yaml").read_text() == written

@@ -3,47 +3,147 @@ import re
 from pathlib import Path
 
 import numpy as np
-from lab import Lab
+from lab import Lab, Notebook
 from PIL import Image
 
 # An epoch takes half a second or more, on the fastest machine too: time to look, and to press a button.
 SETUP = """
 import time
 import torch; torch.set_num_threads(1)
-from imgcls import Callback, Learner, sample_digits
+from imgcls import Callback, ImageData, Learner
 class Slow(Callback):
-    def on_batch_end(self, state): time.sleep(0.0125)
-data = sample_digits(size=16)
-learn = Learner(data, 'tiny_net', num_epochs={n_epochs}, name='{name}', callbacks=[Slow()])
+    def on_batch_end(self, state): time.sleep(0.035)
+data = ImageData.from_folder('data/digits', size=16)
+learn = Learner(data, 'tiny_net', batch_size=16, num_epochs={n_epochs}, name='{name}', callbacks=[Slow()])
 """
 PARTS = {"rows": "table:has(thead) tbody tr", "bars": "progress", "pictures": "img[alt]"}
+EXPLORE = """
+from imgcls import explore
+val = learn.evaluate('val')
+counts = val.confusion_matrix()
+import numpy as np
+wrong = counts - np.diag(counts.diagonal())
+i, j = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
+expected = sorted(path.split('/')[-1] for path, t, p in zip(val.paths, val.targets, val.predicted) if (t, p) == (i, j))
+explorer = explore(val)
+from threading import Timer
+def draw_again(): explorer.view.html += '<i></i>'
+explorer
+"""
+PREDICT = """
+from imgcls import predict_widget
+predict_widget(learn)
+"""
+FIX = """
+from imgcls import fix_labels
+fixer = fix_labels(learn.evaluate('val'))
+fixer
+"""
+MENDED = """
+from imgcls import Edits
+(path, decision), = Edits('runs/shown/edits.csv').decisions.items()
+print(path, decision.label)
+"""
+REOPENED = """
+from imgcls import Learner, fix_labels
+learn = Learner.from_run('shown', progress='pipe')
+fixer = fix_labels(learn.evaluate('val'))
+fixer.go(show='decided')
+fixer
+"""
+SESSION = [SETUP.format(n_epochs=6, name="shown"), "learn.fit()", EXPLORE, "print(i, j, *expected)",
+           "print(*sorted(path.split('/')[-1] for path in explorer.selection.path))",
+           "if explorer.opened is not None: Timer(1, draw_again).start()", PREDICT, FIX, MENDED, REOPENED]
 
 
-def test_fit_shows_one_output_that_updates_in_place(lab: Lab):
-    with lab.open([SETUP.format(n_epochs=6, name="shown"), "learn.fit()"]) as notebook:
-        notebook.run_all()
-        notebook.wait_for(1, "progress")
-        looks = notebook.watch(1, **PARTS)
-        live = looks[:[look["bars"] for look in looks].index(0)]        # what follows is the end
-        assert all(look["outputs"] == look["bars"] == 1 for look in live), live
-        assert not any(look["bars"] for look in looks[len(live):]), looks
-        rows = [look["rows"] for look in live]
-        assert rows == sorted(rows) and len(set(rows)) >= 3 and max(rows) <= 6, rows
-        assert live[-1]["pictures"] == 1
-
-        notebook.save()
-        shown, learner = notebook.stored().cells[1].outputs
-        assert (shown.output_type, learner.output_type) == ("display_data", "execute_result")
-        assert shown.data["text/html"].count("<tr>") == 1 + 6 and "Completed at" in shown.data["text/plain"]
-        assert re.search('<img alt="[^"]{20,}"', shown.data["text/html"])
-        text = notebook.path.read_text()
-        assert "<progress" not in text and len(text) < 300_000
+def test_a_session(lab: Lab, tmp_path: Path):
+    "One training, and all that is done with it in the same notebook."
+    with lab.open(SESSION) as notebook:
+        fit_shows_one_output_that_updates_in_place(notebook)
+        a_cell_of_the_confusion_matrix_shows_its_images(notebook)
+        a_file_of_mine_is_predicted(notebook, tmp_path)
+        a_label_edit_survives_a_restart_of_the_kernel(notebook)
 
 
-STOPPED = (r"Stopped at (epoch \d of 6, batch \d+ of 40|the end of epoch \d of 6) \(SIGINT\)\. "
+def fit_shows_one_output_that_updates_in_place(notebook: Notebook) -> None:
+    for cell in (0, 1): notebook.run(cell)
+    notebook.wait_for(1, "progress")
+    looks = notebook.watch(1, **PARTS)
+    live = looks[:[look["bars"] for look in looks].index(0)]        # what follows is the end
+    assert all(look["outputs"] == look["bars"] == 1 for look in live), live
+    assert not any(look["bars"] for look in looks[len(live):]), looks
+    rows = [look["rows"] for look in live]
+    assert rows == sorted(rows) and len(set(rows)) >= 3 and max(rows) <= 6, rows
+    assert live[-1]["pictures"] == 1
+
+    notebook.save()
+    shown, learner = notebook.stored().cells[1].outputs
+    assert (shown.output_type, learner.output_type) == ("display_data", "execute_result")
+    assert shown.data["text/html"].count("<tr>") == 1 + 6 and "Completed at" in shown.data["text/plain"]
+    assert re.search('<img alt="[^"]{20,}"', shown.data["text/html"])
+    text = notebook.path.read_text()
+    assert "<progress" not in text and len(text) < 300_000
+
+
+def a_cell_of_the_confusion_matrix_shows_its_images(notebook: Notebook) -> None:
+    notebook.run(2)
+    notebook.run(3)
+    notebook.wait_done(3)
+    i, j, *expected = notebook.output_text(3).split()
+    assert expected
+    notebook.click_part(f"cell {i} {j}")
+    n = len(expected)
+    notebook.wait("the images of the cell", "n => [...lab.cell(2).querySelectorAll('[data-click^=\"image \"]')]"
+                  ".filter(e => e.checkVisibility()).length === n", n)
+    shown = notebook.page.locator("[data-click^='image ']").filter(visible=True).all_inner_texts()
+    assert sorted(name for text in shown for name in re.findall(r"\S+\.png", text)) == expected
+    notebook.run(4)
+    notebook.wait_done(4)
+    assert notebook.output_text(4).split() == expected
+    notebook.page.locator("[data-click^='image ']").filter(visible=True).first.click()
+    notebook.wait_for(2, "img[alt]", 2)         # the image, and where the network looked
+    notebook.run(5)                             # draws again in a second, when the button is down
+    notebook.part("back").hover()
+    notebook.page.mouse.down()
+    notebook.page.wait_for_timeout(1500)
+    notebook.page.mouse.up()
+    notebook.click_part("all")
+
+
+def a_file_of_mine_is_predicted(notebook: Notebook, folder: Path) -> None:
+    "Chosen or dropped; what is no image is named, and pushes nothing out."
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (1500, 1500, 3), dtype="uint8")).save(folder/"large.png")   # in two parts
+    (folder/"notes.txt").write_text("milk")
+    notebook.run(6)
+    notebook.wait_done(6)
+    chooser = notebook.page.get_by_label("choose files")
+    chooser.set_input_files([folder/"large.png", folder/"notes.txt"])
+    notebook.wait_text(6, "large.png")
+    notebook.wait_text(6, "Cannot read the image 'notes.txt'")
+    notebook.part("class 0 3").click()
+    notebook.wait_text(6, "speaks for 3")
+
+
+def a_label_edit_survives_a_restart_of_the_kernel(notebook: Notebook) -> None:
+    notebook.run(7)
+    notebook.wait_done(7)
+    suggestion = notebook.page.locator("[data-click^='suggest ']").filter(visible=True).first
+    suggestion.click()
+    notebook.wait_text(7, "1 label changed")
+    notebook.restart()
+    notebook.run(8)                         # the file, read by a kernel that knows nothing of the click
+    notebook.wait_done(8)
+    path, _ = notebook.output_text(8).split()
+    notebook.run(9)                         # and the widget, made again
+    notebook.wait_done(9)
+    assert "1 label changed" in notebook.output_text(9) and Path(path).name in notebook.output_text(9)
+
+
+STOPPED = (r"Stopped at (epoch \d of 6, batch \d+ of 14|the end of epoch \d of 6) \(SIGINT\)\. "
            r"Saved to pressed\. learn\.resume\(\) goes on\.")
 COMPARE = """
-straight = Learner(data, 'tiny_net', num_epochs=6, name='straight')
+straight = Learner(data, 'tiny_net', batch_size=16, num_epochs=6, name='straight')
 def equal():
     ours, theirs = learn.network.state_dict(), straight.network.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -115,7 +215,7 @@ def test_hands_and_eyes(lab: Lab):
 
 
 PANEL = """
-learn = Learner(data, 'tiny_net', lr=0.05, num_epochs=12, name='panel', callbacks=[Slow()])
+learn = Learner(data, 'tiny_net', lr=0.05, batch_size=16, num_epochs=12, name='panel', callbacks=[Slow()])
 learn.fit(background=True)
 """
 STEERED = """
@@ -123,7 +223,7 @@ from imgcls import Replay
 events = learn.history.events
 print(learn.state.status, events.event.tolist(), events.text.tolist())
 learn.resume()
-again = Learner(data, 'tiny_net', lr=0.05, num_epochs=12, name='again', progress='pipe')
+again = Learner(data, 'tiny_net', lr=0.05, batch_size=16, num_epochs=12, name='again', progress='pipe')
 again.fit(callbacks=[Replay(learn.history)])
 ours, theirs = learn.network.state_dict(), again.network.state_dict()
 print('replayed:', all(torch.equal(ours[key], theirs[key]) for key in ours), again.history.same_as(learn.history))
@@ -153,8 +253,8 @@ def test_panel_steers_a_training_in_the_background(lab: Lab):
         notebook.run(2)                     # other cells are usable, and a second fit is refused
         notebook.wait_done(2)
         assert "trains in the background already" in notebook.output_text(2)
-        assert "Evaluation (val): 271 images" in notebook.output_text(2)
-        paused = re.search(r"epoch \d+ of 12, paused: \d+/40", at)[0]
+        assert "Evaluation (val): 46 images" in notebook.output_text(2)
+        paused = re.search(r"epoch \d+ of 12, paused: \d+/14", at)[0]
         assert paused in notebook.output_text(1)        # it has waited all the time
         notebook.click_button("Resume")
         notebook.wait("more training", "text => !lab.texts(1).join().includes(text)", paused)
@@ -177,107 +277,3 @@ def test_panel_steers_a_training_in_the_background(lab: Lab):
         outputs = notebook.stored().cells[1].outputs
         assert all("widget" not in kind for output in outputs for kind in output.data)      # nothing needs a kernel
         assert len(notebook.path.read_text()) < 300_000
-
-
-EXPLORE = """
-from imgcls import explore
-learn.fit()
-val = learn.evaluate('val')
-counts = val.confusion_matrix()
-import numpy as np
-wrong = counts - np.diag(counts.diagonal())
-i, j = map(int, np.unravel_index(wrong.argmax(), wrong.shape))
-expected = sorted(path.split('/')[-1] for path, t, p in zip(val.paths, val.targets, val.predicted) if (t, p) == (i, j))
-explorer = explore(val)
-from threading import Timer
-def draw_again(): explorer.view.html += '<i></i>'
-explorer
-"""
-
-
-def test_a_cell_of_the_confusion_matrix_shows_its_images(lab: Lab):
-    with lab.open([SETUP.format(n_epochs=1, name="explored"), EXPLORE, "print(i, j, *expected)",
-                   "print(*sorted(path.split('/')[-1] for path in explorer.selection.path))",
-                   "if explorer.opened is not None: Timer(1, draw_again).start()"]) as notebook:
-        notebook.run_all()
-        notebook.wait_done(3)
-        i, j, *expected = notebook.output_text(2).split()
-        assert expected
-        notebook.click_part(f"cell {i} {j}")
-        n = len(expected)
-        notebook.wait("the images of the cell", "n => [...lab.cell(1).querySelectorAll('[data-click^=\"image \"]')]"
-                      ".filter(e => e.checkVisibility()).length === n", n)
-        shown = notebook.page.locator("[data-click^='image ']").filter(visible=True).all_inner_texts()
-        assert sorted(name for text in shown for name in re.findall(r"\S+\.png", text)) == expected
-        notebook.run(3)
-        notebook.wait_done(3)
-        assert notebook.output_text(3).split() == expected
-        notebook.page.locator("[data-click^='image ']").filter(visible=True).first.click()
-        notebook.wait_for(1, "img[alt]", 2)         # the image, and where the network looked
-        notebook.run(4)                             # draws again in a second, when the button is down
-        notebook.part("back").hover()
-        notebook.page.mouse.down()
-        notebook.page.wait_for_timeout(1500)
-        notebook.page.mouse.up()
-        notebook.click_part("all")
-
-
-FIX = """
-from imgcls import fix_labels
-learn.fit()
-fixer = fix_labels(learn.evaluate('val'))
-fixer
-"""
-MENDED = """
-from imgcls import Edits
-(path, decision), = Edits('runs/mended/edits.csv').decisions.items()
-print(path, decision.label)
-"""
-REOPENED = """
-from imgcls import Learner, fix_labels
-learn = Learner.from_run('mended', progress='pipe')
-fixer = fix_labels(learn.evaluate('val'))
-fixer.go(show='decided')
-fixer
-"""
-
-
-def test_a_label_edit_survives_a_restart_of_the_kernel(lab: Lab):
-    with lab.open([SETUP.format(n_epochs=1, name="mended"), FIX, MENDED, REOPENED]) as notebook:
-        notebook.run(0)
-        notebook.wait_done(0)
-        notebook.run(1)
-        notebook.wait_done(1)
-        suggestion = notebook.page.locator("[data-click^='suggest ']").filter(visible=True).first
-        suggestion.click()
-        notebook.wait_text(1, "1 label changed")
-        notebook.restart()
-        notebook.run(2)                         # the file, read by a kernel that knows nothing of the click
-        notebook.wait_done(2)
-        path, _ = notebook.output_text(2).split()
-        notebook.run(3)                         # and the widget, made again
-        notebook.wait_done(3)
-        assert "1 label changed" in notebook.output_text(3) and Path(path).name in notebook.output_text(3)
-
-
-PREDICT = """
-from imgcls import predict_widget
-learn.fit()
-predict_widget(learn)
-"""
-
-
-def test_a_file_of_mine_is_predicted(lab: Lab, tmp_path: Path):
-    "Chosen or dropped; what is no image is named, and pushes nothing out."
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (1500, 1500, 3), dtype="uint8")).save(tmp_path/"large.png")   # in two parts
-    (tmp_path/"notes.txt").write_text("milk")
-    with lab.open([SETUP.format(n_epochs=1, name="asked"), PREDICT]) as notebook:
-        notebook.run_all()
-        notebook.wait_done(1)
-        chooser = notebook.page.get_by_label("choose files")
-        chooser.set_input_files([tmp_path/"large.png", tmp_path/"notes.txt"])
-        notebook.wait_text(1, "large.png")
-        notebook.wait_text(1, "Cannot read the image 'notes.txt'")
-        notebook.part("class 0 7").click()
-        notebook.wait_text(1, "what speaks for 7")

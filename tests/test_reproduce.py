@@ -12,7 +12,7 @@ from imgcls.control import read_steering, write_steering
 from imgcls.reproduce_command import reproduce_command
 from imgcls.runs import Run
 
-SMALL = ["--config", "digits", "--architecture", "tiny_net", "--size", "16", "--num_epochs", "300", "--name", "twin"]
+SMALL = ["--config", "digits", "--architecture", "tiny_net", "--size", "16", "--num_epochs", "2000", "--name", "twin"]
 REPRODUCE = "import sys; from imgcls.reproduce_command import reproduce_command as c; sys.exit(c(sys.argv[1:]))"
 
 
@@ -38,6 +38,7 @@ def said(run: Path, text: str) -> int:
 @pytest.fixture(scope="module")
 def twins(shared_workspace):
     "Two processes that start the same config at once; each is steered by its file, to its end."
+    shared_workspace.few_digits()
     processes = [shared_workspace.start(*SMALL) for _ in range(2)]
     runs = [shared_workspace.folder/"runs"/name for name in ("twin", "twin_2")]
     for run in runs: until((run/"history.csv").is_file, processes[0])

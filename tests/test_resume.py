@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import load
 
 from imgcls import CheckpointError, DataError, ImageData, Learner, TrainingInterrupted
 from imgcls.checkpointing import first_difference
@@ -82,6 +83,7 @@ def do(job: Callable[[], object], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
+    load()
     folder = tmp_path_factory.mktemp("resume")
     (folder/"settings.ini").write_text("[imgcls]\n")
     digits = write_digits(folder/"data"/"digits")

@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 SETUP = """
 import torch; torch.set_num_threads(1)
 import json, os, signal, sys, time
-from imgcls import Callback, Learner, Run, sample_digits
+from imgcls import Callback, ImageData, Learner, Run
 from imgcls.pipeline import write_reports
 from imgcls.tracking import sync
 class Slow(Callback):
@@ -88,9 +88,9 @@ class Slow(Callback):
         if self.last is not None: Slow.longest = max(Slow.longest, now - self.last)
         self.last = now
     def on_epoch_end(self, state): self.last = None
-data = sample_digits(size=8)
+data = ImageData.from_folder('data/digits', size=8)
 def learner(name, n_epochs, trackers=('mlflow',), **more):
-    return Learner(data, 'tiny_net', lr=0.02, batch_size=128, num_epochs=n_epochs, name=name, progress='pipe',
+    return Learner(data, 'tiny_net', lr=0.02, batch_size=21, num_epochs=n_epochs, name=name, progress='pipe',
                    trackers=[*trackers], **more)
 """
 
@@ -119,6 +119,7 @@ def rows(workspace: Workspace, name: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def trained(server: Server, shared_workspace: Workspace) -> Workspace:
     "A training with reports, tracked; and what its twin without trackers gives."
+    shared_workspace.few_digits()
     code = SETUP + """
 from imgcls.checkpointing import weights_hash
 (learn := learner('whole', 2, ['tensorboard', 'mlflow'], gradient_norms='epoch', experiment='digits', wait=60.0,
@@ -148,8 +149,8 @@ def test_everything_is_told(server: Server, trained: Workspace):
     final = {f"final/{split}_{name}" for split in ("train", "val", "test") for name in ("accuracy", "loss")}
     assert {"learning_rate", "grad_norm/total", *final} <= {*run.data.metrics}
     params = run.data.params
-    assert (params["optimizer.lr"], params["training.num_epochs"], params["num_classes"]) == ("0.02", "2", "10")
-    assert params["environment.torch"] and int(params["train_samples"]) > 1000
+    assert (params["optimizer.lr"], params["training.num_epochs"], params["num_classes"]) == ("0.02", "2", "4")
+    assert params["environment.torch"] and int(params["train_samples"]) == 210
     files = {file.path for folder in ("", "plots", "figures", "logs", "weights", "model")
              for file in client(server).list_artifacts(run.info.run_id, folder)}
     assert {"config.yaml", "environment.yaml", "summary.txt", "history.csv", "plots/confusion_matrix_test.png",
@@ -165,8 +166,8 @@ def test_the_registered_model_answers(server: Server, trained: Workspace, tmp_pa
     assert [version.run_id for version in versions] == [followed(server, "whole").info.run_id]
     place = client(server).download_artifacts(followed(server, "whole").info.run_id, "model", str(tmp_path))
     model = mlflow.pyfunc.load_model(place)
-    assert model.predict(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 10)
-    assert model.metadata.metadata["class_names"] == [str(i) for i in range(10)]
+    assert model.predict(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 4)
+    assert model.metadata.metadata["class_names"] == [str(i) for i in range(4)]
     assert client(server).get_model_version("digits", "1").source.endswith("/model")
 
 
@@ -186,7 +187,7 @@ def test_killed_and_resumed_it_is_one_run_with_everything_once(server: Server, t
 
 def test_a_server_that_is_killed_delays_nothing_and_gets_everything(server: Server, trained: Workspace):
     code = SETUP + """
-learn = learner('through', 30, callbacks=[Slow(0.02)], wait=120.0)
+learn = learner('through', 12, callbacks=[Slow(0.1)], wait=120.0)
 class Tell(Callback):
     def on_epoch_end(self, state): print('epoch', state.epoch, flush=True)
 learn.fit(callbacks=[Tell()])
@@ -205,12 +206,13 @@ print('longest', Slow.longest, flush=True)
     assert errors.count("cannot be reached") == 1 and errors.count("answers again") == 1, errors
     server.wait()
     run = followed(server, "through")
-    assert steps(server, run) == list(range(1, 301))
-    assert steps(server, run, "val_loss") == list(range(1, 31)) and run.info.status == "FINISHED"
+    assert steps(server, run) == list(range(1, 121))
+    assert steps(server, run, "val_loss") == list(range(1, 13)) and run.info.status == "FINISHED"
 
 
 def test_nobody_listens(workspace: Workspace):
     "Training ends as if nothing were, and leaves no process; it is said how to deliver."
+    workspace.few_digits()
     code = SETUP + """
 started = time.monotonic()
 learner('lonely', 2, uri='http://127.0.0.1:9', wait=3.0).fit()

@@ -1,0 +1,212 @@
+"One run on several processes: the same as on one, whatever happens to them."
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import together
+import torch
+from conftest import Workspace, kill, output_of
+
+from imgcls.runs import Run
+
+LAW = 1e-10         # in float64, without BatchNorm
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    "A workspace, and this process in it: the processes of a team are forked from here."
+    folder, before = tmp_path_factory.mktemp("processes"), os.getcwd()
+    Workspace(folder)
+    os.chdir(folder)
+    together.digits()                   # written once
+    yield folder
+    os.chdir(before)
+
+
+def ran(n: int, work: str, folder: Path, name: str | None = None, code: int = 0) -> Path:
+    "What so many processes leave behind."
+    out = folder/(name or f"{work}-{n}")
+    out.mkdir(exist_ok=True)
+    assert together.finished(together.start(n, getattr(together, work), out)) == [code] * n
+    return out
+
+
+def loaded(file: Path) -> dict[str, Any]: return torch.load(file, weights_only=False)
+
+
+def apart(one: Any, other: Any) -> float:
+    "The greatest difference of two trees of numbers and tensors; infinite where they have other branches."
+    if isinstance(one, dict):
+        return max((apart(one[k], other[k]) for k in one), default=0.0) if one.keys() == other.keys() else float("inf")
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other): return float("inf")
+        return max((apart(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
+    if isinstance(one, torch.Tensor): return (one.double() - other.double()).abs().max().item()
+    if isinstance(one, (int, float)): return abs(one - other)
+    return 0.0 if one == other else float("inf")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    "To the last bit: weights, the average, losses of all steps, rows of all epochs."
+    return all(apart(one[part], other[part]) == 0 for part in ("weights", "average", "losses", "epochs"))
+
+
+@pytest.fixture(scope="module")
+def alone(here: Path) -> Path:
+    "All cases in one process."
+    return ran(1, "laws", here)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_are_one(here: Path, alone: Path, n: int) -> None:
+    "With everything switched on, and with fewer images than processes in the last batch."
+    found = ran(n, "laws", here)
+    for case in together.CASES:
+        one, several = loaded(alone/f"{case}.pt"), loaded(found/f"{case}.pt")
+        for part in ("weights", "average"): assert apart(one[part], several[part]) < LAW, (case, part)
+        loose = 1e-6 if case == "logits" else LAW           # focal loss reckons in float32
+        assert apart(one["losses"], several["losses"]) < loose and apart(one["epochs"], several["epochs"]) < loose, case
+        assert len(one["losses"]) > 7 and max(one["losses"]) - min(one["losses"]) > 0.001, "nothing was learned"
+        assert (alone/f"{case}.txt").read_text() == (found/f"{case}.txt").read_text()
+
+
+def test_stopped_and_resumed(here: Path) -> None:
+    "In the middle of an epoch, BatchNorm synchronized and not: bit for bit."
+    found = ran(2, "stops", here)
+    for case in ("synced", "apart"): assert same(loaded(found/f"{case}.pt"), loaded(found/f"{case}-stopped.pt")), case
+    assert not same(loaded(found/"synced.pt"), loaded(found/"apart.pt"))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resumed_by_another_number(here: Path, alone: Path, before: int, after: int) -> None:
+    "The law holds across a resume, which says what has changed."
+    subprocess.run(["rm", "-rf", "runs/everything-moved"], check=True, timeout=20)
+    ran(before, "begins", here)
+    found = ran(after, "goes_on", here)
+    one, moved = loaded(alone/"everything.pt"), loaded(found/"everything-moved.pt")
+    assert apart(one["weights"], moved["weights"]) < LAW and apart(one["epochs"], moved["epochs"]) < LAW
+    assert "processes" in [event["event"] for event in moved["events"]]
+    words = {1: "1 process", 2: "2 processes"}
+    assert f"{words[before]} before, {after} from here (step 3)" in (found/"notes.txt").read_text()
+
+
+KILLS = {"one": [1], "the first": [0], "both": [0, 1]}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_again_and_again(here: Path, seed: int) -> None:
+    "Five times each, one or both, by SIGKILL, SIGTERM and SIGINT at random instants: as never stopped."
+    reference = here/"long"
+    if not reference.exists(): ran(2, "long", here, "long")
+    numbers, out = random.Random(seed), here/f"killed{seed}"
+    out.mkdir()
+    for _ in range(5):
+        began, pids = time.monotonic(), together.start(2, together.long, out)
+        step = at(out) + numbers.randrange(1, 5)
+        while at(out) < step and time.monotonic() < began + 30: time.sleep(0.002)
+        time.sleep(0.03 * numbers.random())
+        number = numbers.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
+        for rank in KILLS[numbers.choice([*KILLS])]: os.kill(pids[rank], number)
+        codes = together.finished(pids)
+        assert 0 not in codes or codes == [0, 0], codes
+        if codes == [0, 0]: break                   # it was done already
+    codes = together.finished(together.start(2, together.long, out))
+    assert codes == [0, 0] and same(loaded(reference/"long.pt"), loaded(out/"long.pt"))
+
+
+def at(out: Path) -> int:
+    "The step that process 0 has said."
+    try: return int((out/"step.txt").read_text() or 0)
+    except FileNotFoundError: return 0
+
+
+def test_one_that_hangs_ends_all(here: Path, capfd: pytest.CaptureFixture) -> None:
+    "Stopped by SIGSTOP: the other one gives up after `process_timeout`, 3 seconds, and says why."
+    out = here/"hangs"
+    out.mkdir()
+    pids = together.start(2, together.long, out)
+    while at(out) < 3: time.sleep(0.005)
+    os.kill(pids[1], signal.SIGSTOP)
+    began = time.monotonic()
+    code = together.finished(pids[:1])
+    os.kill(pids[1], signal.SIGKILL)
+    assert code == [1] and together.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
+    assert "It has said nothing for 3 s" in capfd.readouterr().err
+
+
+def test_a_pause_is_no_silence(here: Path) -> None:
+    "Four seconds of pause, two of silence are borne; and a pause changes nothing."
+    found = ran(2, "pauses", here)
+    assert float((found/"seconds.txt").read_text()) > 4
+    paused, plain = loaded(found/"pauses.pt"), loaded(ran(2, "plain", here)/"plain.pt")
+    assert same(paused, plain) and [event["event"] for event in paused["events"]] == ["paused", "continued"]
+
+
+@pytest.mark.parametrize(("work", "said"), [
+    ("unlike", "Process 1 differs from process 0 in the images"),
+    ("too_few", "too few for 2 processes that each normalize their own"),
+    ("breaks", "process 1: OSError: the disk of process 1 is gone")])
+def test_errors(here: Path, capfd: pytest.CaptureFixture, work: str, said: str) -> None:
+    "What is wrong with one is said by all."
+    ran(2, work, here, code=1)
+    assert said in capfd.readouterr().err
+
+
+BREAKS_ONCE = """
+from pathlib import Path
+from imgcls.training import Callback
+
+class BreaksOnce(Callback):
+    "Process 1 is killed at step 5, the first time."
+    def on_batch_start(self, state):
+        if state.step == 5 and state.team.rank == 1 and not Path("broken").exists():
+            Path("broken").touch()
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+WORDS = ["train", "--config", "digits", "num_epochs=1", "batch_size=128", "architecture=tiny_net", "size=8", "seed=3",
+         "checkpoint_every=1 steps", "trackers=[]"]
+
+
+@pytest.mark.timeout(280)
+def test_torchrun_starts_again_and_goes_on(here: Path) -> None:
+    "A worker is killed, torchrun starts all again: one run, the weights of `imgcls-train --processes 2`."
+    (here/"mine.py").write_text(BREAKS_ONCE)
+    workspace = Workspace(here)
+    folder = Path(sys.executable).parent
+    ours = workspace.launch(str(folder/"imgcls-train"), *WORDS[1:], "--name", "ours", "--processes", "2")
+    said = output_of(ours)
+    assert ours.returncode == 0, said
+    environment = "PYTHONPATH"
+    os.environ[environment] = os.pathsep.join(filter(None, [str(here), os.environ.get(environment)]))
+    theirs = workspace.launch(str(folder/"torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "2",
+                              "-m", "imgcls.cli", *WORDS, "--name", "theirs", "callbacks=[mine.BreaksOnce]")
+    said = output_of(theirs)
+    assert theirs.returncode == 0 and (here/"broken").exists(), said
+    assert "Started again by torchrun: the run 'theirs' goes on." in said[1]
+    assert not [folder for folder in (here/"runs").iterdir() if folder.name.startswith(("theirs-", ".started"))]
+    one, other = (torch.load(Run(here/"runs"/name).last, weights_only=False)["network"] for name in ("ours", "theirs"))
+    assert apart(one, other) == 0
+
+
+@pytest.mark.timeout(200)
+def test_an_interrupt_reaches_all(here: Path) -> None:
+    "Ctrl-C on the command: all pause, the run is saved, one line says so."
+    process = Workspace(here).launch(
+        str(Path(sys.executable).parent/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64",
+        "architecture=tiny_net", "size=8", "--name", "interrupted", "--processes", "2")
+    summary, began = here/"runs"/"interrupted"/"history.csv", time.monotonic()
+    while not summary.exists() and time.monotonic() < began + 90 and process.poll() is None: time.sleep(0.05)
+    kill(process, signal.SIGINT)
+    said = output_of(process)
+    assert process.returncode == 130, said
+    assert said[1].count("Stopped at") == 1 and "Traceback" not in said[1]
+    assert "status: interrupted" in (here/"runs"/"interrupted"/"summary.txt").read_text()

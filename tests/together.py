@@ -1,0 +1,208 @@
+"What `test_processes.py` has done by one, two or three processes, which are forked from one that has loaded all."
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from imgcls import ImageData, Learner
+from imgcls.callbacks import EMA
+from imgcls.samples import write_digits
+from imgcls.seeding import seed_all
+from imgcls.training import Callback, State, StopAt
+
+
+class Exact(nn.Module):
+    "A network that computes in float64, without BatchNorm and dropout: the order of sums is all that may differ."
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 8, 3, 2, 1), nn.GELU(),
+                                  nn.Flatten())
+        self.fc = nn.Linear(32, 10)
+        self.double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor: return self.fc(self.body(images.double()))
+
+
+def digits(n_train: int = 50, n_val: int = 21, **options: Any) -> ImageData:
+    "Some of the digits; their classes are unequal."
+    folder = write_digits(Path("data/digits"))
+    rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.png"))]
+    files = pd.DataFrame(rows, columns=["path", "label"])
+    chosen = files.groupby("label").head(14).sample(frac=1, random_state=3)
+    chosen = pd.concat([chosen[chosen.label < "3"], chosen[chosen.label >= "3"].groupby("label").head(5)])
+    chosen = chosen.sample(frac=1, random_state=1).head(n_train + n_val).reset_index(drop=True)
+    split = ["train" if i < n_train else "val" for i in range(len(chosen))]
+    looks = {"train": {"random_horizontal_flip": False, "random_rotation": 10.0}}
+    return ImageData.from_dataframe(chosen.assign(split=split), 8, mode="L", transforms=looks, cache="off",
+                                    num_workers=0, **options)
+
+
+EVERYTHING = {"batch_size": 16, "accumulate": 2, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "clip_norm": 0.5,
+              "ema_decay": 0.9, "early_stopping": 3, "label_smoothing": 0.1, "metrics": ["f1", "balanced_accuracy"],
+              "num_epochs": 4, "lr": 0.05}
+CASES: dict[str, dict[str, Any]] = {
+    "everything": EVERYTHING | {"class_weights": "balanced"},
+    "sampler": {"batch_size": 16, "balance": "sampler", "sam_rho": 0.05, "swa_epochs": 2, "num_epochs": 3,
+                "optimizer": "adamw", "lr": 0.003},
+    "logits": {"batch_size": 7, "balance": "logits", "loss": "focal", "num_epochs": 2},
+}
+NORMED = {"batch_size": 13, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003, "accumulate": 2}
+
+
+def learner(case: str, name: str | None = None, **more: Any) -> Learner:
+    "A learner of a case."
+    common = {"name": name or case, "runs": "runs", "trackers": [], "progress": "pipe", **more}
+    if case in CASES:
+        seed_all(7)
+        learn = Learner(digits(), Exact(), **CASES[case], **common)
+        learn.state.loss_fn.double()
+        return learn
+    return Learner(digits(), "tiny_net", **{"sync_batchnorm": case == "synced", **NORMED, **common})
+
+
+def told(learn: Learner, file: Path) -> None:
+    "What came out of it."
+    if learn.state.team.rank: return
+    epochs = learn.history.epochs.drop(columns="seconds").to_dict("list")
+    torch.save({"weights": learn.network.state_dict(), "epochs": epochs, "losses": learn.history.steps.loss.tolist(),
+                "events": learn.history.event_rows(), "status": learn.state.status,
+                "average": next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)}, file)
+
+
+def laws(folder: Path) -> None:
+    "Each case, trained and evaluated."
+    for case in CASES:
+        learn = learner(case, f"{case}-{folder.name}").fit()
+        accuracy = learn.evaluate("val", "last").accuracy
+        told(learn, folder/f"{case}.pt")
+        if not learn.state.team.rank: (folder/f"{case}.txt").write_text(repr(accuracy))
+
+
+def stops(folder: Path) -> None:
+    "With BatchNorm synchronized and not: never stopped, and stopped in the middle of an epoch and resumed."
+    for case in ("synced", "apart"):
+        told(learner(case).fit(), folder/f"{case}.pt")
+        learner(case, f"{case}-stopped").fit(callbacks=[StopAt(3)])
+        told(Learner.from_run(f"runs/{case}-stopped", progress="pipe").resume(), folder/f"{case}-stopped.pt")
+
+
+def goes_on(folder: Path) -> None:
+    "A run that stopped is resumed by however many are here now."
+    learn = Learner.from_run("runs/everything-moved", network=Exact(), progress="pipe")
+    learn.state.loss_fn.double()
+    told(learn.resume(), folder/"everything-moved.pt")
+    if not learn.state.team.rank: (folder/"notes.txt").write_text("\n".join(learn.run_summary.notes))
+
+
+def begins(folder: Path) -> None:
+    "Stops in the middle of an epoch."
+    learner("everything", "everything-moved").fit(callbacks=[StopAt(3)])
+
+
+class Slowly(Callback):
+    "So that there is time to be killed."
+    def __init__(self, folder: Path): self.folder = folder
+
+    def on_batch_end(self, state: State) -> None:
+        time.sleep(0.02)
+        if state.team.rank == 0 and not state.in_step: (self.folder/"step.txt").write_text(f"{state.step}")
+
+
+def long(folder: Path) -> None:
+    "A training that takes a second or two, resumed where there is one; to be killed."
+    run = Path("runs")/folder.name
+    settings = {"checkpoint_every": "2 steps", "process_timeout": 3.0, "num_epochs": 6}
+    if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(folder)]).resume()
+    else: learn = learner("apart", folder.name, callbacks=[Slowly(folder)], **settings).fit()
+    told(learn, folder/"long.pt")
+
+
+def unlike(folder: Path) -> None:
+    "Process 1 sees other files."
+    Learner(digits(50 - int(os.environ["RANK"])), "tiny_net", runs="runs", trackers=[], progress="pipe")
+
+
+def too_few(folder: Path) -> None:
+    "The last batch leaves a process with one image for BatchNorm, which each normalizes by itself."
+    learner("apart", batch_size=12)
+
+
+class Breaks(Callback):
+    "An error of one process."
+    def on_batch_start(self, state: State) -> None:
+        if state.step == 2 and state.team.rank == 1: raise OSError("the disk of process 1 is gone")
+
+
+def breaks(folder: Path) -> None:
+    "One fails in the middle of an epoch."
+    learner("apart", "breaks", callbacks=[Breaks()], num_epochs=2).fit()
+
+
+class Pauses(Callback):
+    "Asks for a pause through control.yaml, and ends it later."
+    writes = True
+
+    def __init__(self, run: str): self.file, self.since = Path(run)/"control.yaml", None
+
+    def on_batch_end(self, state: State) -> None:
+        if state.step == 2 and self.since is None and not state.in_step:
+            self.since = time.monotonic()
+            said = self.file.read_text()
+            self.file.write_text(said.replace("pause: false", "pause: true"))
+            threading.Thread(target=self._end, args=(said,), name="imgcls test", daemon=True).start()
+            time.sleep(0.3)             # the file is read ten times a second
+
+    def _end(self, said: str) -> None:
+        time.sleep(4)
+        self.file.write_text(said.replace("pause: true", "pause: false"))
+
+
+def pauses(folder: Path) -> None:
+    "A pause that is longer than the silence that is borne."
+    started = time.monotonic()
+    learn = learner("apart", "pauses", callbacks=[Pauses("runs/pauses")], process_timeout=2.0, num_epochs=2).fit()
+    told(learn, folder/"pauses.pt")
+    if not learn.state.team.rank: (folder/"seconds.txt").write_text(f"{time.monotonic() - started}")
+
+
+def plain(folder: Path) -> None:
+    "The same without a pause."
+    told(learner("apart", "plain", num_epochs=2).fit(), folder/"plain.pt")
+
+
+def start(n: int, work: Any, folder: Path) -> list[int]:
+    "Fork the processes; their numbers."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(n):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{n}", "LOCAL_WORLD_SIZE": f"{n}",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+        code = 1
+        try:
+            work(folder)
+            code = 0
+        except KeyboardInterrupt as error: code, _ = 130, print(error, file=sys.stderr, flush=True)
+        except BaseException: print(f"process {rank}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return pids
+
+
+def finished(pids: list[int]) -> list[int]:
+    "Exit codes; a signal's number with a minus."
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
