@@ -42,6 +42,7 @@ Modules:
 - `imgcls.export`: What is delivered, so that a classifier can be used without imgcls, and believed?
 - `imgcls.flips`: Which of two runs was right more often, and on which images do they disagree?
 - `imgcls.folders`: Which images lie in a folder, and what do its parts mean?
+- `imgcls.folds`: How much of an accuracy is the network, how much the images it was judged on, and how much luck?
 - `imgcls.formulas`: Which number sums up how often each class was right, or how well its probabilities rank the images?
 - `imgcls.gallery`: How does one look at ten thousand images?
 - `imgcls.geo`: How does a classifier get onto a map, and into a catalogue of models?
@@ -52,6 +53,7 @@ Modules:
 - `imgcls.inference`: How does a trained run answer, where nobody trains?
 - `imgcls.init_command`: How is a first config written in a shell?
 - `imgcls.interpretation`: Where does the network look, and why does it say that?
+- `imgcls.jobs`: How does one config become many runs, and how are they trained once each?
 - `imgcls.keeping`: What does a run leave on the disk while it trains, and how is it taken up again?
 - `imgcls.label_explorer`: Which images are behind the numbers of a label?
 - `imgcls.labels`: Which labels are probably wrong, and what should be done about each?
@@ -97,6 +99,7 @@ Modules:
 - `imgcls.runtime`: Where is it computed, in which numbers, with which versions, and where is it shown?
 - `imgcls.samples`: What can be tried without data of one's own?
 - `imgcls.scores`: How often was it right?
+- `imgcls.search`: Which values may a knob take, and who remembers which were tried?
 - `imgcls.seeding`: Where does every random number come from?
 - `imgcls.settings`: Where do data and runs live on this machine, and where do messages go?
 - `imgcls.sharing`: How do several processes make one step of one network?
@@ -111,6 +114,8 @@ Modules:
 - `imgcls.stratification`: How are images with several labels divided so that every label has its share everywhere?
 - `imgcls.streaming`: What does the network see in a million images, and what if the power fails at half past three?
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
+- `imgcls.sweep_command`: How are many settings tried from a shell, on one machine or on several?
+- `imgcls.sweeps`: Which settings are best, and how good are they really?
 - `imgcls.synchronization`: What does BatchNorm see of a batch that several processes share?
 - `imgcls.tables`: How is an answer a row of a file?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?

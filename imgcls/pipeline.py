@@ -41,23 +41,24 @@ def write_report(
     run: Run,
     name: str,                      # of the images: 'test', or of other ones that are fit for a file's name
     evaluation: Evaluation | MultiLabelEvaluation,      # what came out
+    pictures: bool = True,          # draw them, too?
 ) -> list[Path]:                    # what was written: report, a row an image, and a picture: the confusion matrix; of
                                     # several labels what is said instead of what, and average precision
     "Write down in a run's folder how it answered; an evaluation that has no metrics gets those that the config names."
     what = f"{name} split" if name == evaluation.split else name
     about = f"{run.name}: {what}, {len(evaluation)} images, {evaluation.weights}"
     several, matrix = isinstance(evaluation, MultiLabelEvaluation), run.confusion_matrix_path(name)
-    files = [run.report_path(name), matrix.with_name(f"label_{matrix.name}") if several else matrix,
-             run.predictions_path(name)]
-    if several: files.append(matrix.with_name(f"average_precision_{name}.png"))
+    drawn = [matrix.with_name(f"label_{matrix.name}") if several else matrix,
+             *([matrix.with_name(f"average_precision_{name}.png")] if several else [])] if pictures else []
+    files = [run.report_path(name), *drawn[:1], run.predictions_path(name), *drawn[1:]]
     for file in files: file.parent.mkdir(parents=True, exist_ok=True)
     if not evaluation.metrics: evaluation.metrics = run.summary().config.get("training", {}).get("metrics", ())
     more = f"\n{evaluation.measure()!r}\n" if evaluation.metrics else ""
     write_atomic(files[0], f"{about}\n\n{evaluation.report()}\n{_each_class(evaluation)}\n{evaluation!r}\n{more}")
-    if several: evaluation.save_label_confusion(files[1])
-    else: evaluation.save_confusion_matrix(files[1])
-    if several: save_plot(evaluation.plot_per_class(), files[3])
-    evaluation.to_csv(files[2])
+    evaluation.to_csv(run.predictions_path(name))
+    if drawn and several: evaluation.save_label_confusion(drawn[0])
+    if drawn and several: save_plot(evaluation.plot_per_class(), drawn[1])
+    if drawn and not several: evaluation.save_confusion_matrix(drawn[0])
     return files
 
 
@@ -75,24 +76,27 @@ def _each_class(evaluation: Evaluation | MultiLabelEvaluation) -> str:
 def write_reports(
     learner: Learner,                   # with a run
     weights: str | None = None,         # 'best', 'last' or 'current'; None: best where val chose, else current
+    splits: Iterable[str] | None = None,    # those that are judged; None: all
+    pictures: bool = True,              # draw them, too? One of many runs needs none
 ) -> "dict[str, Evaluation | MultiLabelEvaluation]":    # split -> what came out
-    "Evaluate every split and write it all down in the run's folder."
+    "Evaluate splits and write it all down in the run's folder."
     check(learner.record is not None, "Reports belong to a run", "no fit yet", "Call fit() first.")
-    results = {split: learner.evaluate(split, weights) for split in learner.data.datasets}
+    wanted = [*learner.data.datasets] if splits is None else [*splits]
+    results = {split: learner.evaluate(split, weights) for split in wanted}
     if not learner.state.writes: return results         # of several processes one writes
     hold, run, summary = learner.record.hold, learner.run, learner.run_summary
     hold.take()                         # nobody trains in the run meanwhile
     try:
         for split, evaluation in results.items():
-            write_report(run, split, evaluation)
+            write_report(run, split, evaluation, pictures)
             summary.final[split] = _result(evaluation)
             name = next(iter(_headlines(evaluation)))
             said = with_interval(getattr(evaluation, name), getattr(evaluation, f"{name}_interval"))
             get_logger().info(f"{split} {name.replace('_', ' ')} {said} on {len(evaluation)} images "
                               f"({evaluation.weights})")
-        _say_if_flattering(summary, results)
+        if "test" not in learner.data.datasets: _say_if_flattering(summary, results)
         run.write_summary(summary)
-        _track(learner, results, weights)
+        _track(learner, results, weights, pictures)
     finally: hold.release()
     return results
 
@@ -128,13 +132,13 @@ def _measured(evaluation: Evaluation | MultiLabelEvaluation) -> dict[str, Any]:
 def _say_if_flattering(summary: Summary, results: Mapping[str, Any]) -> None:
     "The split that chose the weights judges them too kindly."
     chosen = any(evaluation.origin.weights == "best" for evaluation in results.values())
-    if not chosen or "test" in results: return
+    if not chosen: return
     note = f"There is no test split: {summary.monitor.replace('_', ' ')} chose best.pt, so it flatters a little."
     get_logger().warning(note)
     if note not in summary.notes: summary.notes.append(note)
 
 
-def _track(learner: Learner, results: Mapping[str, Any], weights: str | None) -> None:
+def _track(learner: Learner, results: Mapping[str, Any], weights: str | None, pictures: bool) -> None:
     "What came out, wherever the run is followed."
     trackers, run = learner.trackers(), learner.run
     if not trackers: return
@@ -142,8 +146,8 @@ def _track(learner: Learner, results: Mapping[str, Any], weights: str | None) ->
                for split, evaluation in results.items() for name in _headlines(evaluation)}
     figures = {f"confusion_matrix_{split}": (evaluation.plot_label_confusion() if learner.data.kind.several else
                                              evaluation.plot_confusion_matrix()).figure
-               for split, evaluation in results.items()}
-    grids = {f"mistakes_{split}": _mistakes(evaluation) for split, evaluation in results.items()}
+               for split, evaluation in results.items() if pictures}
+    grids = {f"mistakes_{split}": _mistakes(evaluation) for split, evaluation in results.items() if pictures}
     figures |= {name: grid for name, grid in grids.items() if grid is not None}
     asked = any(type(tracker).log_model is not Tracker.log_model for tracker in trackers)
     model = (learner.predictor(weights), first_image(learner.data)[None]) if asked else None

@@ -25,7 +25,8 @@ ROOMS = {63: {0, 1, 2, 3, 4, 5, 6}}             # with a rule of its own: the co
 SHIPPED = {30, 31, 32}                          # rooms of training that 6x may read: history, summaries, runs
 # Verbs of a predictor whose work is done on floor 6. What an object can do must not depend on what was imported, so
 # they stand with their class; the room is imported when the verb is called, and only then.
-DOORS = {"predictor": {"inference", "strategies", "streaming", "ensembles", "export", "packages"}}
+DOORS = {"predictor": {"inference", "strategies", "streaming", "ensembles", "export", "packages"},
+         "folds": {"ensembles"}}        # and the folds of a cross-validation, which answer as one predictor
 
 
 @dataclass(frozen=True)
