@@ -66,7 +66,7 @@ class SAM(Callback):
             _uphill(moved, self.rho)
             state.optimizer.zero_grad()
             for batch in self._batches: self._again(state, *batch)
-            add_up(state)
+            if state.team.size > 1: add_up(state)
         finally:
             with torch.no_grad():
                 for tensor, value in before: tensor.copy_(value)

@@ -378,7 +378,6 @@ def add_up(
     *more: Tensor,              # added up, too
 ) -> None:
     "What all processes have found out about a step."
-    if state.team.size == 1: return
     if state.gradients is None or state.gradients.network is not state.network:
         state.gradients = Gradients(state.network, state.team)
     state.gradients.add(*more)
@@ -390,12 +389,10 @@ def measure(
     metrics: Metrics,           # changed in place
 ) -> None:
     "What this process counts of a batch."
-    logits, targets, loss = state.logits.detach(), state.targets, state.loss.detach()
-    if state.team.size > 1:
-        if not state.counted: return
-        loss = loss * (state.share * state.whole / state.counted).to(loss.dtype)    # so that the sum is the batch's
-        logits, targets = logits[:state.counted], targets[:state.counted]
-    metrics.update(logits, targets, loss)
+    n, loss = state.counted, state.loss.detach()
+    if not n: return
+    loss = loss * (state.share * state.whole / n).to(loss.dtype)        # so that the sum is the whole batch's
+    metrics.update(state.logits.detach()[:n], state.targets[:n], loss)
 
 # %% ../nbs/33_training.ipynb #828163d0
 def agree(
@@ -441,31 +438,33 @@ def _together(state: State) -> Iterator[None]:
 def train_epoch(state: State, events: Events) -> None:
     "The rest of the epoch at hand, from `state.batch` on."
     network, runtime, n_batches, forward = state.network, state.runtime, state.n_batches, _forward(state)
-    state.phase = "train"
+    state.phase, several = "train", state.team.size > 1
     train_mode(network)
     for images, targets in runtime.moved(batches_from(state.train_batches, state.epoch, state.batch)):
         state.in_step = True
         seed_all(state.seed, "batch", state.epoch, state.batch)
         state.images, state.targets = images, targets
         events.on_batch_start(state)
-        begin_part(state, "batch", state.epoch, state.batch)
+        if several: begin_part(state, "batch", state.epoch, state.batch)
         with runtime.autocast():
             state.logits = forward(state.images)
             state.loss = state.loss_fn(state.logits, state.targets)
         events.on_loss(state)
         first, size = window(state, n_batches)
-        loss = part_of_loss(state, state.loss if size == 1 else state.loss / size)
+        loss = state.loss if size == 1 else state.loss / size
+        if several: loss = part_of_loss(state, loss)
         backward(runtime, loss)
         loss = loss.detach()
         state.total_loss = loss if state.batch == first else state.total_loss + loss
-        measure(state, state.train_metrics)
+        if several: measure(state, state.train_metrics)
+        else: state.train_metrics.update(state.logits.detach(), state.targets, state.loss.detach())
         state.batch += 1
         if state.batch == first + size:
             _update(state, events)
             state.in_step = False
         events.on_batch_end(state)
         if state.in_step: continue
-        agree(state)
+        if several: agree(state)
         if state.stop_reason: return
         if waited := give_way():
             state.idle += waited
@@ -482,7 +481,7 @@ def _forward(state: State) -> Callable[[Images], Logits]:
 
 def _update(state: State, events: Events) -> None:
     "Gradients become a step."
-    add_up(state, state.total_loss)
+    if state.team.size > 1: add_up(state, state.total_loss)
     unscale(state.runtime, state.optimizer)
     events.on_grads(state)
     take_step(state.runtime, state.optimizer)
@@ -512,7 +511,7 @@ def batches_from(
 # %% ../nbs/33_training.ipynb #046ec7dd
 def validate(state: State, events: Events) -> bool:     # was it whole?
     "Loss and metrics on the validation split, into `state.val_metrics`."
-    state.phase = "val"
+    state.phase, several = "val", state.team.size > 1
     state.val_metrics.reset()
     forward = _forward(state)
     try:
@@ -521,14 +520,17 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
             for i, (images, targets) in enumerate(state.runtime.moved(batches_from(state.val_batches, 0, 0))):
                 state.images, state.targets = images, targets
                 seed_all(state.seed, "val batch", state.epoch, state.val_metrics.n)
-                begin_part(state, "val batch", state.epoch, state.val_metrics.n, batches=state.val_batches, batch=i)
+                if several:
+                    begin_part(state, "val batch", state.epoch, state.val_metrics.n, batches=state.val_batches, batch=i)
                 with state.runtime.autocast():
                     state.logits = forward(state.images)
                     state.loss = state.loss_fn(state.logits, state.targets)
-                part_of_loss(state, state.loss)
-                measure(state, state.val_metrics)
+                if several:
+                    part_of_loss(state, state.loss)
+                    measure(state, state.val_metrics)
+                else: state.val_metrics.update(state.logits, state.targets, state.loss)
                 events.on_val_batch_end(state)
-                agree(state)
+                if several: agree(state)
                 if state.stop_reason: return False
                 if waited := give_way():
                     state.idle += waited
