@@ -3316,6 +3316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgcls.processes.Team.first': ('processes.html#team.first', 'imgcls/processes.py'),
                                   'imgcls.processes.Team.gather': ('processes.html#team.gather', 'imgcls/processes.py'),
                                   'imgcls.processes.Team.greatest': ('processes.html#team.greatest', 'imgcls/processes.py'),
+                                  'imgcls.processes._anew': ('processes.html#_anew', 'imgcls/processes.py'),
                                   'imgcls.processes._join': ('processes.html#_join', 'imgcls/processes.py'),
                                   'imgcls.processes._nothing': ('processes.html#_nothing', 'imgcls/processes.py'),
                                   'imgcls.processes.join_team': ('processes.html#join_team', 'imgcls/processes.py'),

@@ -211,7 +211,7 @@ def join_team(
 def _join(kind: str, silence: float) -> Team:
     from accelerate import PartialState
     limit = datetime.timedelta(seconds=max(silence, PATIENCE))     # processes begin at different moments
-    try: state = PartialState(cpu=kind == "cpu", timeout=limit)
+    try: state = PartialState(cpu=kind == "cpu", timeout=limit, **_anew(limit))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"The {processes_said()} processes did not come together ({str(error).splitlines()[0]}). "
                           "Start them by imgcls-train --processes N, torchrun or accelerate launch.") from error
@@ -219,6 +219,15 @@ def _join(kind: str, silence: float) -> Team:
           state.num_processes)
     _JOINED.append(Processes(state, silence))
     return _JOINED[-1]
+
+
+def _anew(limit: datetime.timedelta) -> dict[str, Any]:
+    "torchrun keeps one board for all its restarts, where addresses of processes that are gone still stand."
+    again, said = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ
+    if again == "0" or said.get("TORCHELASTIC_USE_AGENT_STORE") != "True": return {}
+    from torch.distributed import PrefixStore, TCPStore
+    store = TCPStore(said["MASTER_ADDR"], int(said["MASTER_PORT"]), processes_said(), False, limit)
+    return {"store": PrefixStore(f"imgcls/{again}", store), "rank": int(said["RANK"]), "world_size": processes_said()}
 
 
 _JOINED: list[Team] = []
