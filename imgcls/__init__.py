@@ -140,6 +140,8 @@ _HOMES = {
     "Predictor": "predictor", "Predictions": "predictions", "Evaluation": "evaluation", "explain": "interpretation",
     "ExperimentConfig": "experiment", "load_experiment": "experiment", "presets": "experiment",
     "train": "pipeline",
+    "cross_validate": "folds", "repeat": "folds", "difference": "folds", "sweep": "sweeps", "read_sweep": "sweeps",
+    "uniform": "search", "loguniform": "search", "integers": "search", "choice": "search",
     "Callback": "training", "State": "training", "TrainingInterrupted": "training", "Replay": "steering",
     "ImgclsError": "core", "ConfigError": "core", "DataError": "core", "CheckpointError": "core",
     "MissingExtra": "core",

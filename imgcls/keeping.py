@@ -88,7 +88,8 @@ def _check_fields(state: Mapping[str, Any], needs: Collection[str]) -> None:
     _refuse_unless(state["seed"] >= 0, "`seed` must be >= 0", state["seed"])
     _refuse_unless(len(state["trained"]) > 0, "`trained` must name what is trained", state["trained"])
     n, parts = state.get("processes", 1), state["train_metrics"]
-    _refuse_unless(not isinstance(parts, list) or (isinstance(n, int) and n > 0 and len(parts) == n),
+    _refuse_unless(type(n) is int and n > 0, "`processes` must be a whole number > 0", n)
+    _refuse_unless(not isinstance(parts, list) or len(parts) == n,
                    f"`train_metrics` must have a part for each of {n} processes", parts)
 
 
