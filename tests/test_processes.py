@@ -1,4 +1,5 @@
 "One run on several processes: the same as on one, whatever happens to them."
+import json
 import os
 import random
 import signal
@@ -19,22 +20,56 @@ from imgcls.runs import Run
 LAW = 1e-10         # in float64, without BatchNorm
 
 
+class Server:
+    "A process that has loaded all and computed nothing: a team is forked from it."
+
+    def __init__(self, folder: Path):
+        self.said, self.seen = folder/"said.txt", 0
+        environment = Workspace(folder).environment
+        self.process = subprocess.Popen([sys.executable, together.__file__], cwd=folder, env=environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said.open("w"))
+
+    def ask(self, *words: Any) -> list[int]:
+        self.process.stdin.write(f"{json.dumps(words)}\n")
+        self.process.stdin.flush()
+        while line := self.process.stdout.readline():
+            if line.startswith("ANSWER "): return json.loads(line.removeprefix("ANSWER "))
+        raise AssertionError(self.said.read_text())
+
+    def start(self, n: int, work: str, folder: Path) -> list[int]:
+        "Their numbers."
+        self.seen = len(self.said.read_text())
+        return self.ask("start", n, work, str(folder))
+
+    def finished(self, pids: list[int]) -> list[int]:
+        "Exit codes; a signal's number with a minus."
+        return self.ask("finished", pids)
+
+    @property
+    def errors(self) -> str: return self.said.read_text()[self.seen:]
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    "A workspace, and this process in it: the processes of a team are forked from here."
+    "A workspace, and a server in it."
+    global SERVER
     folder, before = tmp_path_factory.mktemp("processes"), os.getcwd()
-    Workspace(folder)
+    SERVER = Server(folder)
     os.chdir(folder)
     together.digits()                   # written once
     yield folder
     os.chdir(before)
+    SERVER.process.kill()
+
+
+SERVER: Any = None
 
 
 def ran(n: int, work: str, folder: Path, name: str | None = None, code: int = 0) -> Path:
     "What so many processes leave behind."
     out = folder/(name or f"{work}-{n}")
     out.mkdir(exist_ok=True)
-    assert together.finished(together.start(n, getattr(together, work), out)) == [code] * n
+    assert SERVER.finished(SERVER.start(n, work, out)) == [code] * n, SERVER.errors
     return out
 
 
@@ -109,16 +144,16 @@ def test_killed_again_and_again(here: Path, seed: int) -> None:
     numbers, out = random.Random(seed), here/f"killed{seed}"
     out.mkdir()
     for _ in range(5):
-        began, pids = time.monotonic(), together.start(2, together.long, out)
+        began, pids = time.monotonic(), SERVER.start(2, "long", out)
         step = at(out) + numbers.randrange(1, 5)
         while at(out) < step and time.monotonic() < began + 30: time.sleep(0.002)
         time.sleep(0.03 * numbers.random())
         number = numbers.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
         for rank in KILLS[numbers.choice([*KILLS])]: os.kill(pids[rank], number)
-        codes = together.finished(pids)
+        codes = SERVER.finished(pids)
         assert 0 not in codes or codes == [0, 0], codes
         if codes == [0, 0]: break                   # it was done already
-    codes = together.finished(together.start(2, together.long, out))
+    codes = SERVER.finished(SERVER.start(2, "long", out))
     assert codes == [0, 0] and same(loaded(reference/"long.pt"), loaded(out/"long.pt"))
 
 
@@ -128,18 +163,18 @@ def at(out: Path) -> int:
     except FileNotFoundError: return 0
 
 
-def test_one_that_hangs_ends_all(here: Path, capfd: pytest.CaptureFixture) -> None:
+def test_one_that_hangs_ends_all(here: Path) -> None:
     "Stopped by SIGSTOP: the other one gives up after `process_timeout`, 3 seconds, and says why."
     out = here/"hangs"
     out.mkdir()
-    pids = together.start(2, together.long, out)
+    pids = SERVER.start(2, "long", out)
     while at(out) < 3: time.sleep(0.005)
     os.kill(pids[1], signal.SIGSTOP)
     began = time.monotonic()
-    code = together.finished(pids[:1])
+    code = SERVER.finished(pids[:1])
     os.kill(pids[1], signal.SIGKILL)
-    assert code == [1] and together.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
-    assert "It has said nothing for 3 s" in capfd.readouterr().err
+    assert code == [1] and SERVER.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
+    assert "It has said nothing for 3 s" in SERVER.errors
 
 
 def test_a_pause_is_no_silence(here: Path) -> None:
@@ -154,10 +189,10 @@ def test_a_pause_is_no_silence(here: Path) -> None:
     ("unlike", "Process 1 differs from process 0 in the images"),
     ("too_few", "too few for 2 processes that each normalize their own"),
     ("breaks", "process 1: OSError: the disk of process 1 is gone")])
-def test_errors(here: Path, capfd: pytest.CaptureFixture, work: str, said: str) -> None:
+def test_errors(here: Path, work: str, said: str) -> None:
     "What is wrong with one is said by all."
     ran(2, work, here, code=1)
-    assert said in capfd.readouterr().err
+    assert said in SERVER.errors
 
 
 BREAKS_ONCE = """
@@ -202,7 +237,7 @@ def test_an_interrupt_reaches_all(here: Path) -> None:
     "Ctrl-C on the command: all pause, the run is saved, one line says so."
     process = Workspace(here).launch(
         str(Path(sys.executable).parent/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64",
-        "architecture=tiny_net", "size=8", "--name", "interrupted", "--processes", "2")
+        "architecture=tiny_net", "size=8", "--name", "interrupted", "--processes", "2", fresh=True)
     summary, began = here/"runs"/"interrupted"/"history.csv", time.monotonic()
     while not summary.exists() and time.monotonic() < began + 90 and process.poll() is None: time.sleep(0.05)
     kill(process, signal.SIGINT)

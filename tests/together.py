@@ -1,4 +1,5 @@
 "What `test_processes.py` has done by one, two or three processes, which are forked from one that has loaded all."
+import json
 import os
 import socket
 import sys
@@ -206,3 +207,15 @@ def start(n: int, work: Any, folder: Path) -> list[int]:
 def finished(pids: list[int]) -> list[int]:
     "Exit codes; a signal's number with a minus."
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def serve() -> None:
+    "Start and await teams for a process that cannot fork them itself: a line asks, a line answers."
+    for line in sys.stdin:
+        verb, *words = json.loads(line)
+        work = {"start": lambda: start(words[0], globals()[words[1]], Path(words[2])), "finished": lambda: finished(words[0])}
+        answer = work[verb]()
+        print(f"ANSWER {json.dumps(answer)}", flush=True)
+
+
+if __name__ == "__main__": serve()
