@@ -672,12 +672,15 @@ def place(
 def interruptible(state: State) -> Iterator[list[int]]:
     "Signals become a request to stop; yields the list of those that came."
     came: list[int] = []
+    since: list[float] = []
 
     def request(number: int, frame: Any) -> None:
+        if came and state.team.size > 1 and time.monotonic() < since[0] + 5: return     # passed on by who started us
         if came:
             state.in_step = True        # nobody knows where: go back to the last checkpoint
             raise KeyboardInterrupt("interrupted twice: stopped at once")
         came.append(number)
+        since.append(time.monotonic())
         state.stop(signal.Signals(number).name, by_hand=True)
 
     if threading.current_thread() is not threading.main_thread():

@@ -209,13 +209,16 @@ def finished(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
+def answer_to(verb: str, what: Any, work: str = "", folder: str = "") -> list[int]:
+    "Numbers of processes that were started, or the exit codes of such."
+    return start(what, globals()[work], Path(folder)) if verb == "start" else finished(what)
+
+
 def serve() -> None:
     "Start and await teams for a process that cannot fork them itself: a line asks, a line answers."
     for line in sys.stdin:
         verb, *words = json.loads(line)
-        work = {"start": lambda: start(words[0], globals()[words[1]], Path(words[2])), "finished": lambda: finished(words[0])}
-        answer = work[verb]()
-        print(f"ANSWER {json.dumps(answer)}", flush=True)
+        print(f"ANSWER {json.dumps(answer_to(verb, *words))}", flush=True)
 
 
 if __name__ == "__main__": serve()
