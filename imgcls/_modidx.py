@@ -4374,6 +4374,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.training.Order': ('training.html#order', 'imgcls/training.py'),
                                  'imgcls.training.State': ('training.html#state', 'imgcls/training.py'),
                                  'imgcls.training.State.__repr__': ('training.html#state.__repr__', 'imgcls/training.py'),
+                                 'imgcls.training.State.ends': ('training.html#state.ends', 'imgcls/training.py'),
                                  'imgcls.training.State.lr': ('training.html#state.lr', 'imgcls/training.py'),
                                  'imgcls.training.State.n_batches': ('training.html#state.n_batches', 'imgcls/training.py'),
                                  'imgcls.training.State.steps_per_epoch': ('training.html#state.steps_per_epoch', 'imgcls/training.py'),

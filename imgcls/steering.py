@@ -120,15 +120,15 @@ def _look(self: Control, state: State, may_save: bool = True) -> None:
     "Do what was wished, and wait while it pauses."
     if self.source is not None: self.source(state)
     self._grant(state, may_save)
-    if not self.paused or state.stop_reason: return
+    if not self.paused or state.ends: return
     self.waiting = True
     self._note(state, may_save, Event.PAUSED)
-    while self.paused and not state.stop_reason:
+    while self.paused and not state.ends:
         state.idle += give_way(lambda: self._holds(state, may_save))
         self._grant(state, may_save)
     self.waiting = False
     state.asks.discard("wait")
-    if not state.stop_reason: self._note(state, may_save, Event.CONTINUED)
+    if not state.ends: self._note(state, may_save, Event.CONTINUED)
 
 
 @patch
@@ -139,7 +139,7 @@ def _holds(self: Control, state: State, may_save: bool) -> bool:
         state.asks.add("wait")
         agree(state)
         self._next_word = time.monotonic() + 1
-    return self.paused and not state.stop_reason and not self._has_wish(may_save)
+    return self.paused and not state.ends and not self._has_wish(may_save)
 
 
 @patch

@@ -73,7 +73,8 @@ class State:
     step: int = 0                           # optimizer updates done
     phase: str = "train"                    # 'train' or 'val'
     status: str = "ready"                   # running, completed, stopped, interrupted or failed
-    stop_reason: str | None = None          # why training shall end; None: it goes on
+    stop_reason: str | None = None          # why training ends; None: it goes on
+    wish: str | None = None                 # why this process wants the end, until several have agreed on it
     in_step: bool = False                   # inside a step? then the state is not fit to be saved
     error: BaseException | None = None      # what ended the run, if something did
     by_hand: bool = False                   # did a person ask for the end?
@@ -100,11 +101,18 @@ class State:
         why: str,                           # for the log and the summary
         by_hand: bool = False,              # does a person ask for it? then it counts as interrupted
     ) -> None:
-        "End training after the step at hand."
-        self.stop_reason = self.stop_reason or why
+        "End training after the step at hand; several processes do when `agree` has told all of them."
+        if self.team.size > 1: self.wish = self.wish or why
+        else: self.stop_reason = self.stop_reason or why
         self.by_hand = self.by_hand or by_hand
 
 # %% ../nbs/33_training.ipynb #b7b1b0b0
+@patch(as_prop=True)
+def ends(self: State) -> bool:
+    "Has somebody asked for the end?"
+    return self.stop_reason is not None or self.wish is not None
+
+
 @patch(as_prop=True)
 def n_batches(self: State) -> int:
     "Batches in an epoch."
@@ -403,11 +411,13 @@ def agree(
     while team.size > 1:
         news = team.rank == 0 and state.history.n_events != state.n_told
         stop, by_hand, save, wait, told = team.greatest([
-            state.stop_reason is not None, state.by_hand, "save" in state.asks, "wait" in state.asks, news])
+            state.ends, state.by_hand, "save" in state.asks, "wait" in state.asks, news])
         if told:
             state.history.take_events(team.gather(state.history.event_rows() if team.rank == 0 else None)[0])
             state.n_told = state.history.n_events
-        if stop: state.stop("another process was told to stop", bool(by_hand))
+        if stop:            # now, and not when it was asked for: all must leave the loop at the same step
+            state.stop_reason = state.stop_reason or state.wish or "another process was told to stop"
+            state.by_hand = bool(by_hand)
         if save: _keep_together(state)
         if not wait or "wait" in state.asks: return
 
@@ -611,7 +621,7 @@ def release() -> None:
 # %% ../nbs/33_training.ipynb #7df68634
 def _fit(state: State, events: Events) -> State:
     state.status, state.stop_reason, state.error, state.in_step = "running", None, None, False
-    state.by_hand, state.idle = False, 0.0
+    state.by_hand, state.idle, state.wish = False, 0.0, None
     with interruptible(state) as came:      # to the very end: saving is not interrupted either
         try:
             events.start(state)

@@ -232,7 +232,6 @@ def test_torchrun_starts_again_and_goes_on(here: Path) -> None:
     assert apart(one, other) == 0
 
 
-@pytest.mark.xfail(reason="open: Ctrl-C on the launcher may end a step half way; the last checkpoint stands")
 @pytest.mark.timeout(200)
 def test_an_interrupt_reaches_all(here: Path) -> None:
     "Ctrl-C on the command: all pause, the run is saved, one line says so."
