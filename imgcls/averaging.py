@@ -51,7 +51,7 @@ def update_batch_norm(
     try:
         for i, (images, _) in enumerate(state.runtime.moved(batches_from(state.train_batches, epoch, 0))):
             seed_all(state.seed, "batch norm", epoch, i)
-            begin_part(state, "batch norm", epoch, i, batch=i)
+            begin_part(state, "batch norm", state.train_batches, i)
             with state.runtime.autocast(): network(images)
             if may_stop: agree(state)
             if may_stop and state.stop_reason: return False

@@ -715,8 +715,8 @@ def evaluate(
     _check_split(self.data, split)
     dataset = self.data.eval_dataset(split)
     with preserve_rng(), closing(batches_to_ask(self.setup, dataset)) as batches:    # its turn first, if it trains
-        batches.team = self.state.team      # each of several processes answers a part, and all have all answers
-        evaluation = _answering(self).predictor(weights, keep=False).evaluate(batches, self.data.paths(split), split)
+        predictor = _answering(self).predictor(weights, keep=False)
+        evaluation = predictor.evaluate(batches, self.data.paths(split), split, self.state.team)
     evaluation.source = lambda i: _picture(self.data, dataset, split, i)
     evaluation.metrics, evaluation.loss_note = self.setup.measured, loss_note(self.setup)
     return evaluation

@@ -44,6 +44,7 @@ from .core import DataError, Images, Labels, check, checked, listed
 from .datasets import batch_reader, cache_of
 from .images import load_pixels
 from .processes import slice_of
+from .runtime import cores_here
 from .seeding import generator, permutation, preserve_rng, seed_all, seed_cpu
 from .settings import MAX_WORKERS, get_logger
 
@@ -301,7 +302,7 @@ class Trial:
     @property
     def most(self) -> int:
         "One for each core that this process may use."
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores_here()
 
     def begin(self) -> bool:    # is another number of workers to be used?
         "An epoch begins."

@@ -300,8 +300,6 @@ def _ask_all(self: Predictor, dataset: Any) -> tuple[Logits, Tensor]:
 @patch
 def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Logits, Tensor]:
     "Logits and targets of all images, in their order; `first` is the number of the first batch."
-    team = getattr(batches, "team", None)
-    if team is not None and team.size > 1: return _ask_in_parts(self, batches, team)
     logits, targets = [], []
     size = f"batches of {getattr(batches, 'batch_size', self.batch_size)} images on {self.runtime.device}"
     advice = f"while answering, in {size}. `predictor.batch_size = 8`, before it is asked, makes them smaller."
@@ -315,19 +313,17 @@ def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Log
     return torch.cat([*logits[:-1], logits[-1].cpu()]), torch.cat(targets).cpu()
 
 
-def _ask_in_parts(predictor: Predictor, batches: Any, team: Team) -> tuple[Logits, Tensor]:
-    "Each process answers some of the batches, those that stand side by side; all have all answers."
-    mine, answered = slice_of(len(batches), team.rank, team.size), batches.epoch
-    some = lambda: itertools.islice(answered(0, mine.start), len(mine))
-    part = team.each(lambda: predictor._ask(_Some(some, batches.batch_size), mine.start) if mine else None)
-    logits, targets = zip(*[both for both in part if both is not None], strict=True)
+def _ask_together(predictor: Predictor, batches: Any, team: Team) -> tuple[Logits, Tensor]:
+    "Each process answers batches that stand side by side; all have all answers."
+    mine = slice_of(len(batches), team.rank, team.size)
+
+    def work() -> tuple[Logits, Tensor] | None:
+        if not mine: return None            # fewer batches than processes
+        with contextlib.closing(batches.epoch(0, mine.start)) as rest:
+            return predictor._ask(itertools.islice(rest, len(mine)), mine.start)
+
+    logits, targets = zip(*[part for part in team.each(work) if part is not None], strict=True)
     return torch.cat(logits), torch.cat(targets)
-
-
-class _Some:
-    "Some of the batches."
-    def __init__(self, some: Callable[[], Any], batch_size: int): self._some, self.batch_size = some, batch_size
-    def __iter__(self) -> Any: return self._some()
 
 # %% ../nbs/27_predictor.ipynb #c8a23f66
 @patch
@@ -415,11 +411,13 @@ def evaluate(
                             # class folders; or 'val', 'test', 'train': that split of the data it was trained on
     paths: Sequence[str | Path] | None = None,  # of the images of batches, in order; None: they come from no files
     split: str | None = None,   # 'train', 'val' or 'test'; None: of `ImageData` test if there is one, else val
+    team: Team | None = None,   # processes that share the batches, all of which ask; None: this one alone
 ) -> "Evaluation | MultiLabelEvaluation":   # shows itself; .weights .report() .per_sample, .accuracy or .macro_f1
     "How often is the network right?"
     images, split = _to_judge(self, images, split)
     if isinstance(images, (str, Path)) or hasattr(images, "datasets"): return _of_files(self, images, split)
-    logits, targets = self._ask(images)
+    alone = team is None or team.size == 1
+    logits, targets = self._ask(images) if alone else _ask_together(self, images, team)
     return _evaluation(self, logits, targets, getattr(images, "dataset", None) if _in_order(images) else None, paths,
                        split)
 

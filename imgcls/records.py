@@ -14,7 +14,6 @@ __all__ = ['Record', 'begin_record', 'describe', 'write_config', 'belongs_to', '
            'take_up', 'say_processes', 'check_given', 'leave', 'settle_in']
 
 # %% ../nbs/52_records.ipynb #78fac10f
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,6 @@ from .describing import describe_data
 from .experiment import ExperimentConfig, load_experiment, own_code
 from .keeping import CheckpointFiles, load_last, restore
 from .networks import count_parameters
-from .processes import processes_said
 from .runs import Hold, Onlooker, Run, run_name, writing
 from .runtime import environment, exactness_differences
 from .seeding import preserve_rng
@@ -219,7 +217,6 @@ def reopen(
 ) -> tuple[Setup, Record]:
     "A run as it was left."
     given, record = given or Given(), Record(run, Hold(run), run.summary())
-    if processes_said() > 1 and int(os.environ.get("RANK", 0)): record.hold = Onlooker(run)
     config, _ = load_experiment(run.config_path)
     saved = load_last(run)
     _check_config(config, saved)
@@ -228,6 +225,7 @@ def reopen(
     start = replace(config, model=replace(config.model, weights=None, new_head=False))     # the checkpoint has them
     settled, _ = settle(start, data, given, {}, free or {})
     setup = assemble(data, settled, given, _unlike_the_defaults(config))
+    if setup.state.team.rank: record.hold = Onlooker(run)
     workers = setup.config.data.num_workers
     model = replace(config.model, gradient_checkpointing=setup.config.model.gradient_checkpointing)
     setup.config = replace(setup.config, model=model, data=replace(config.data, num_workers=workers))

@@ -76,7 +76,7 @@ class SAM(Callback):
     def _again(self, state: State, images: Tensor, targets: Tensor, numbers: dict[str, Any], number: int) -> None:
         "A batch of the step at hand, seen from where the weights are."
         set_rng_state(numbers)
-        begin_part(state, "batch", state.epoch, number, batch=number)
+        begin_part(state, "batch", state.train_batches, number)
         with state.runtime.autocast(): loss = state.loss_fn((state.compiled or state.network)(images), targets)
         backward(state.runtime, part_of_loss(state, loss if self._size == 1 else loss / self._size, targets))
 

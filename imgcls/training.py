@@ -41,10 +41,10 @@ from .memory import memory_answered
 from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
-from .processes import Team
+from .processes import Team, slice_of
 from .runtime import Compiled, Runtime
 from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state
-from .sharing import Gradients, counted_here, join_metrics, load_parts, share_of_loss
+from .sharing import Gradients, join_metrics, load_parts, share_of_loss
 from .synchronization import count_here, share_statistics
 from .turns import training_turn
 
@@ -356,17 +356,16 @@ def take_step(
 # %% ../nbs/33_training.ipynb #f12164e0
 def begin_part(
     state: State,
-    *key: int | str,            # of the random numbers of this batch
-    batches: Any = None,        # None: those of training
-    batch: int | None = None,   # which one; None: the one at hand
+    what: str,                  # part of the key of its random numbers
+    batches: Any,               # those of training, or of validation
+    batch: int,                 # which one
 ) -> None:
     "The part of a batch that is this process's begins."
     if state.team.size == 1: return
-    batches, batch = batches or state.train_batches, state.batch if batch is None else batch
     state.whole = batches.size_of(batch)
-    state.counted = counted_here(state.team, state.whole)
+    state.counted = len(slice_of(state.whole, state.team.rank, state.team.size))
     count_here(state.network, state.counted > 0)
-    if state.team.rank: seed_all(state.seed, *key, f"process {state.team.rank}")
+    if state.team.rank: seed_all(state.seed, what, state.epoch, batch, f"process {state.team.rank}")
 
 # %% ../nbs/33_training.ipynb #c5f092e3
 def part_of_loss(
@@ -455,7 +454,7 @@ def train_epoch(state: State, events: Events) -> None:
         seed_all(state.seed, "batch", state.epoch, state.batch)
         state.images, state.targets = images, targets
         events.on_batch_start(state)
-        if several: begin_part(state, "batch", state.epoch, state.batch)
+        if several: begin_part(state, "batch", state.train_batches, state.batch)
         with runtime.autocast():
             state.logits = forward(state.images)
             state.loss = state.loss_fn(state.logits, state.targets)
@@ -530,8 +529,7 @@ def validate(state: State, events: Events) -> bool:     # was it whole?
             for i, (images, targets) in enumerate(state.runtime.moved(batches_from(state.val_batches, 0, 0))):
                 state.images, state.targets = images, targets
                 seed_all(state.seed, "val batch", state.epoch, state.val_metrics.n)
-                if several:
-                    begin_part(state, "val batch", state.epoch, state.val_metrics.n, batches=state.val_batches, batch=i)
+                if several: begin_part(state, "val batch", state.val_batches, i)
                 with state.runtime.autocast():
                     state.logits = forward(state.images)
                     state.loss = state.loss_fn(state.logits, state.targets)

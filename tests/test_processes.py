@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import together
 import torch
-from conftest import Workspace, kill, output_of
+from conftest import BIN, Workspace, kill, output_of
 
 from imgcls.runs import Run
 
@@ -21,56 +22,46 @@ LAW = 1e-10         # in float64, without BatchNorm
 
 
 class Server:
-    "A process that has loaded all and computed nothing: a team is forked from it."
+    "A process that has loaded all and computed nothing, in a workspace: teams are forked from it."
 
     def __init__(self, folder: Path):
-        self.said, self.seen = folder/"said.txt", 0
+        self.folder, self._said, self._seen = folder, folder/"said.txt", 0
         environment = Workspace(folder).environment
         self.process = subprocess.Popen([sys.executable, together.__file__], cwd=folder, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said.open("w"))
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said.open("w"))
 
-    def ask(self, *words: Any) -> list[int]:
+    def _ask(self, *words: Any) -> list[int]:
         self.process.stdin.write(f"{json.dumps(words)}\n")
         self.process.stdin.flush()
         while line := self.process.stdout.readline():
             if line.startswith("ANSWER "): return json.loads(line.removeprefix("ANSWER "))
-        raise AssertionError(self.said.read_text())
+        raise AssertionError(self._said.read_text())
 
-    def start(self, n: int, work: str, folder: Path) -> list[int]:
-        "Their numbers."
-        self.seen = len(self.said.read_text())
-        return self.ask("start", n, work, str(folder))
+    def start(self, n: int, work: str, out: Path) -> list[int]:
+        "Begin; the numbers of the processes."
+        self._seen = len(self._said.read_text())
+        return self._ask("start", n, work, str(out))
 
     def finished(self, pids: list[int]) -> list[int]:
         "Exit codes; a signal's number with a minus."
-        return self.ask("finished", pids)
+        return self._ask("finished", pids)
 
     @property
-    def errors(self) -> str: return self.said.read_text()[self.seen:]
+    def errors(self) -> str: return self._said.read_text()[self._seen:]
+
+    def ran(self, n: int, work: str, name: str | None = None, code: int = 0) -> Path:
+        "What so many processes leave behind."
+        out = self.folder/(name or f"{work}-{n}")
+        out.mkdir(exist_ok=True)
+        assert self.finished(self.start(n, work, out)) == [code] * n, self.errors
+        return out
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    "A workspace, and a server in it."
-    global SERVER
-    folder, before = tmp_path_factory.mktemp("processes"), os.getcwd()
-    SERVER = Server(folder)
-    os.chdir(folder)
-    together.digits()                   # written once
-    yield folder
-    os.chdir(before)
-    SERVER.process.kill()
-
-
-SERVER: Any = None
-
-
-def ran(n: int, work: str, folder: Path, name: str | None = None, code: int = 0) -> Path:
-    "What so many processes leave behind."
-    out = folder/(name or f"{work}-{n}")
-    out.mkdir(exist_ok=True)
-    assert SERVER.finished(SERVER.start(n, work, out)) == [code] * n, SERVER.errors
-    return out
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("processes"))
+    yield server
+    server.process.kill()
 
 
 def loaded(file: Path) -> dict[str, Any]: return torch.load(file, weights_only=False)
@@ -94,15 +85,15 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def alone(here: Path) -> Path:
+def alone(server: Server) -> Path:
     "All cases in one process."
-    return ran(1, "laws", here)
+    return server.ran(1, "laws")
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_several_are_one(here: Path, alone: Path, n: int) -> None:
+def test_several_are_one(server: Server, alone: Path, n: int) -> None:
     "With everything switched on, and with fewer images than processes in the last batch."
-    found = ran(n, "laws", here)
+    found = server.ran(n, "laws")
     for case in together.CASES:
         one, several = loaded(alone/f"{case}.pt"), loaded(found/f"{case}.pt")
         for part in ("weights", "average"): assert apart(one[part], several[part]) < LAW, (case, part)
@@ -112,19 +103,19 @@ def test_several_are_one(here: Path, alone: Path, n: int) -> None:
         assert (alone/f"{case}.txt").read_text() == (found/f"{case}.txt").read_text()
 
 
-def test_stopped_and_resumed(here: Path) -> None:
+def test_stopped_and_resumed(server: Server) -> None:
     "In the middle of an epoch, BatchNorm synchronized and not: bit for bit."
-    found = ran(2, "stops", here)
+    found = server.ran(2, "stops")
     for case in ("synced", "apart"): assert same(loaded(found/f"{case}.pt"), loaded(found/f"{case}-stopped.pt")), case
     assert not same(loaded(found/"synced.pt"), loaded(found/"apart.pt"))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_resumed_by_another_number(here: Path, alone: Path, before: int, after: int) -> None:
+def test_resumed_by_another_number(server: Server, alone: Path, before: int, after: int) -> None:
     "The law holds across a resume, which says what has changed."
-    subprocess.run(["rm", "-rf", "runs/everything-moved"], check=True, timeout=20)
-    ran(before, "begins", here)
-    found = ran(after, "goes_on", here)
+    shutil.rmtree(server.folder/"runs"/"everything-moved", ignore_errors=True)
+    server.ran(before, "begins")
+    found = server.ran(after, "goes_on")
     one, moved = loaded(alone/"everything.pt"), loaded(found/"everything-moved.pt")
     assert apart(one["weights"], moved["weights"]) < LAW and apart(one["epochs"], moved["epochs"]) < LAW
     assert "processes" in [event["event"] for event in moved["events"]]
@@ -137,23 +128,23 @@ KILLS = {"one": [1], "the first": [0], "both": [0, 1]}
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_again_and_again(here: Path, seed: int) -> None:
+def test_killed_again_and_again(server: Server, seed: int) -> None:
     "Five times each, one or both, by SIGKILL, SIGTERM and SIGINT at random instants: as never stopped."
-    reference = here/"long"
-    if not reference.exists(): ran(2, "long", here, "long")
-    numbers, out = random.Random(seed), here/f"killed{seed}"
+    reference = server.folder/"long"
+    if not reference.exists(): server.ran(2, "long", "long")
+    numbers, out = random.Random(seed), server.folder/f"killed{seed}"
     out.mkdir()
     for _ in range(5):
-        began, pids = time.monotonic(), SERVER.start(2, "long", out)
+        began, pids = time.monotonic(), server.start(2, "long", out)
         step = at(out) + numbers.randrange(1, 5)
         while at(out) < step and time.monotonic() < began + 30: time.sleep(0.002)
         time.sleep(0.03 * numbers.random())
         number = numbers.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
         for rank in KILLS[numbers.choice([*KILLS])]: os.kill(pids[rank], number)
-        codes = SERVER.finished(pids)
+        codes = server.finished(pids)
         assert 0 not in codes or codes == [0, 0], codes
         if codes == [0, 0]: break                   # it was done already
-    codes = SERVER.finished(SERVER.start(2, "long", out))
+    codes = server.finished(server.start(2, "long", out))
     assert codes == [0, 0] and same(loaded(reference/"long.pt"), loaded(out/"long.pt"))
 
 
@@ -163,25 +154,25 @@ def at(out: Path) -> int:
     except FileNotFoundError: return 0
 
 
-def test_one_that_hangs_ends_all(here: Path) -> None:
+def test_one_that_hangs_ends_all(server: Server) -> None:
     "Stopped by SIGSTOP: the other one gives up after `process_timeout`, 3 seconds, and says why."
-    out = here/"hangs"
+    out = server.folder/"hangs"
     out.mkdir()
-    pids = SERVER.start(2, "long", out)
+    pids = server.start(2, "long", out)
     while at(out) < 3: time.sleep(0.005)
     os.kill(pids[1], signal.SIGSTOP)
     began = time.monotonic()
-    code = SERVER.finished(pids[:1])
+    code = server.finished(pids[:1])
     os.kill(pids[1], signal.SIGKILL)
-    assert code == [1] and SERVER.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
-    assert "It has said nothing for 3 s" in SERVER.errors
+    assert code == [1] and server.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
+    assert "It has said nothing for 3 s" in server.errors
 
 
-def test_a_pause_is_no_silence(here: Path) -> None:
+def test_a_pause_is_no_silence(server: Server) -> None:
     "Four seconds of pause, two of silence are borne; and a pause changes nothing."
-    found = ran(2, "pauses", here)
+    found = server.ran(2, "pauses")
     assert float((found/"seconds.txt").read_text()) > 4
-    paused, plain = loaded(found/"pauses.pt"), loaded(ran(2, "plain", here)/"plain.pt")
+    paused, plain = loaded(found/"pauses.pt"), loaded(server.ran(2, "plain")/"plain.pt")
     assert same(paused, plain) and [event["event"] for event in paused["events"]] == ["paused", "continued"]
 
 
@@ -189,10 +180,10 @@ def test_a_pause_is_no_silence(here: Path) -> None:
     ("unlike", "Process 1 differs from process 0 in the images"),
     ("too_few", "too few for 2 processes that each normalize their own"),
     ("breaks", "process 1: OSError: the disk of process 1 is gone")])
-def test_errors(here: Path, work: str, said: str) -> None:
+def test_errors(server: Server, work: str, said: str) -> None:
     "What is wrong with one is said by all."
-    ran(2, work, here, code=1)
-    assert said in SERVER.errors
+    server.ran(2, work, code=1)
+    assert said in server.errors
 
 
 BREAKS_ONCE = """
@@ -207,41 +198,38 @@ class BreaksOnce(Callback):
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
 """
-WORDS = ["train", "--config", "digits", "num_epochs=1", "batch_size=128", "architecture=tiny_net", "size=8", "seed=3",
+WORDS = ["--config", "digits", "num_epochs=1", "batch_size=128", "architecture=tiny_net", "size=8", "seed=3",
          "checkpoint_every=1 steps", "trackers=[]"]
 
 
 @pytest.mark.timeout(280)
-def test_torchrun_starts_again_and_goes_on(here: Path) -> None:
+def test_torchrun_starts_again_and_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     "A worker is killed, torchrun starts all again: one run, the weights of `imgcls-train --processes 2`."
+    here = workspace.folder
     (here/"mine.py").write_text(BREAKS_ONCE)
-    workspace = Workspace(here)
-    folder = Path(sys.executable).parent
-    ours = workspace.launch(str(folder/"imgcls-train"), *WORDS[1:], "--name", "ours", "--processes", "2", fresh=True)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])))
+    ours = workspace.launch(str(BIN/"imgcls-train"), *WORDS, "--name", "ours", "--processes", "2", fresh=True)
     said = output_of(ours)
     assert ours.returncode == 0, said
-    environment = "PYTHONPATH"
-    os.environ[environment] = os.pathsep.join(filter(None, [str(here), os.environ.get(environment)]))
-    theirs = workspace.launch(str(folder/"torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "2",
-                              "-m", "imgcls.cli", *WORDS, "--name", "theirs", "callbacks=[mine.BreaksOnce]")
+    theirs = workspace.launch(str(BIN/"torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "2", "-m",
+                              "imgcls.cli", "train", *WORDS, "--name", "theirs", "callbacks=[mine.BreaksOnce]")
     said = output_of(theirs)
     assert theirs.returncode == 0 and (here/"broken").exists(), said
     assert "Started again by torchrun: the run 'theirs' goes on." in said[1]
     assert not [folder for folder in (here/"runs").iterdir() if folder.name.startswith(("theirs-", ".started"))]
-    one, other = (torch.load(Run(here/"runs"/name).last, weights_only=False)["network"] for name in ("ours", "theirs"))
+    one, other = (loaded(Run(here/"runs"/name).last)["network"] for name in ("ours", "theirs"))
     assert apart(one, other) == 0
 
 
 @pytest.mark.timeout(200)
-def test_an_interrupt_reaches_all(here: Path) -> None:
+def test_an_interrupt_reaches_all(workspace: Workspace) -> None:
     "Ctrl-C on the command: all pause, the run is saved, one line says so."
-    process = Workspace(here).launch(
-        str(Path(sys.executable).parent/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64",
-        "architecture=tiny_net", "size=8", "--name", "interrupted", "--processes", "2", fresh=True)
-    summary, began = here/"runs"/"interrupted"/"history.csv", time.monotonic()
-    while not summary.exists() and time.monotonic() < began + 90 and process.poll() is None: time.sleep(0.05)
+    process = workspace.launch(str(BIN/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64", "size=8",
+                               "architecture=tiny_net", "--name", "interrupted", "--processes", "2", fresh=True)
+    run, began = Run(workspace.folder/"runs"/"interrupted"), time.monotonic()
+    while not run.history_path.exists() and time.monotonic() < began + 90 and process.poll() is None: time.sleep(0.05)
     kill(process, signal.SIGINT)
     said = output_of(process)
     assert process.returncode == 130, said
     assert said[1].count("Stopped at") == 1 and "Traceback" not in said[1]
-    assert "status: interrupted" in (here/"runs"/"interrupted"/"summary.txt").read_text()
+    assert run.summary().status == "interrupted"
