@@ -224,8 +224,9 @@ def test_torchrun_starts_again_and_goes_on(workspace: Workspace, monkeypatch: py
 @pytest.mark.timeout(200)
 def test_an_interrupt_reaches_all(workspace: Workspace) -> None:
     "Ctrl-C on the command: all pause, the run is saved, one line says so."
-    process = workspace.launch(str(BIN/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64", "size=8",
-                               "architecture=tiny_net", "--name", "interrupted", "--processes", "2", fresh=True)
+    process = workspace.launch(str(BIN/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64",
+                               "size=8", "architecture=tiny_net", "--name", "interrupted", "--processes", "2",
+                               fresh=True)
     run, began = Run(workspace.folder/"runs"/"interrupted"), time.monotonic()
     while not run.history_path.exists() and time.monotonic() < began + 90 and process.poll() is None: time.sleep(0.05)
     kill(process, signal.SIGINT)
