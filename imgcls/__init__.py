@@ -33,6 +33,7 @@ Modules:
 - `imgcls.delivery`: How does news of a training reach a server that may be away?
 - `imgcls.demo`: Can a colleague try it in a browser?
 - `imgcls.describing`: What is a set of images, in numbers?
+- `imgcls.division`: How do several processes hold a network that none of them could hold alone?
 - `imgcls.duplicates`: Which images show the same?
 - `imgcls.edits`: How are labels mended without touching a file?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?

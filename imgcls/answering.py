@@ -28,6 +28,7 @@ from .config import diff
 from .core import CheckpointError, DataError, check, checked, near_miss
 from .data import ImageData
 from .decisions import Decisions
+from .division import is_divided, undivided
 from .keeping import load_checkpoint
 from .loaders import Batches
 from .losses import LossConfig
@@ -80,18 +81,23 @@ class Answering:
 def network(
     self: Answering,
     weights: str | None = None,         # 'best', 'last' or 'current'; None: by the rule
+    keep: bool = False,                 # may it be kept, and asked by this process alone? then a divided one won't do
 ) -> tuple[nn.Module, Origin]:          # the network, or a copy with these weights; which weights they are
     "The network that answers; ask inside `preserve_rng`, so that training waits."
     setup, weights = self.setup, self.which(weights)
     at_best = weights == "best" and not setup.elsewhere and _is_at_its_best(setup.state)
-    if weights == "current" or at_best: saved = _as_now(setup)
+    here = _as_now(setup) if weights == "current" or at_best else None
+    if here is not None: saved = here
     elif weights == "best": saved = _saved_best(self)
     else: saved = _saved(self, weights)
     average = average_in(saved["callbacks"], saved["network"])
     origin = Origin(weights, saved["step"], saved["epoch"], saved["batch"],
                     average_in_words(saved["callbacks"], saved["network"]), begun_from=_begun_from(setup), whom=self)
+    divided = keep and is_divided(setup.state.network)
+    check(not divided or saved is not here, "The weights of now are in pieces, one in each process", weights,
+          "Try weights='last'.")
     if weights == "current" and average is None: return setup.state.network, origin
-    network = copy.deepcopy(setup.state.network)
+    network = undivided(setup.state.network, setup.state.runtime.device) if divided else copy.deepcopy(setup.state.network)
     try: network.load_state_dict(average or saved["network"])
     except RuntimeError as error:
         raise CheckpointError(f"{weights}.pt of run {self.run.name!r} is of another network: {error}") from None
@@ -161,7 +167,7 @@ def predictor(
 ) -> Predictor:                         # of these weights, whatever is trained afterwards
     "The one that answers with these weights."
     setup, data, config = self.setup, self.setup.data, self.setup.config
-    network, origin = self.network(weights)
+    network, origin = self.network(weights, keep)
     if keep and network is setup.state.network: network = copy.deepcopy(network)
     return Predictor(network, _transform_of(data), data.class_names, setup.state.runtime, origin,
                      n_outputs=setup.n_outputs, batch_size=config.training.batch_size, seed=config.seed,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .averaging import SWA
 from .balance import BETA, TAU, AdjustedLoss, effective_weights
-from .blocks import add_gradient_checkpointing, add_stochastic_depth
+from .blocks import add_gradient_checkpointing, add_stochastic_depth, blocks_of
 from .callbacks import EMA, CheckFirstBatch, ClipGradients, EarlyStopping, FollowNetwork, HeadFirst, Mix
 from .callbacks import Resizing, Scheduling, StopOnNaN, callback_builder, lr_factor, size_at
 from .checkpointing import weights_hash
@@ -35,6 +35,7 @@ from .core import CheckpointError, ConfigError, DataError, Logits, Targets, chec
 from .core import listed, near_miss
 from .data import OF_WEIGHTS, ImageData
 from .datasets import ONE_CLASS
+from .division import ELEMENTWISE, divide, division_asked
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
@@ -404,8 +405,10 @@ def make_state(
     if network is None: network, taken = begin_network(config.model, data.n_classes, config.seed, len(image))
     if taken is not None and loaded is not None: loaded.append(_checked_weights(taken, config, data))
     if given.network is None: _work_on_blocks(network, config.model)
+    if team.size > 1: _check_alike(team, config, data, network)
+    if chosen.sync_batchnorm and team.size > 1: synchronize(network, runtime.device.type)
+    if team.size > 1 and _sharded(chosen): _divide(network, team, config, given)
     runtime.prepare(network)
-    if chosen.sync_batchnorm and team.size > 1: synchronize(network)
     if given.network is not None or networks.imports(config.model.architecture): _check_reads(network, image, runtime)
     loss = given.loss or build_loss(_weighted(config, data), data.class_counts(), several, len(data.datasets["train"]))
     _check_trainable(network, loss, chosen)
@@ -422,9 +425,7 @@ def make_state(
         n_epochs=chosen.num_epochs, seed=config.seed, accumulate=chosen.accumulate, runtime=runtime,
         train_metrics=build_metrics(names, n_outputs, several), val_metrics=build_metrics(names, n_outputs, several),
         trained=trained_names(network), team=team, writes=team.rank == 0)
-    if team.size > 1:
-        _check_slices(state, chosen, team.size)
-        _check_alike(team, config, data, network)
+    if team.size > 1: _check_slices(state, chosen, team.size)
     state.history.monitor = _checked_monitor(chosen.monitor, state, MONITOR if several else TrainingConfig.monitor)
     followed = config.scheduler.plateau_monitor
     if followed: _checked_monitor(followed, state, "", "plateau_monitor")
@@ -472,6 +473,29 @@ def _check_alike(team: Team, config: ExperimentConfig, data: ImageData, network:
         for rank, theirs in enumerate(every):
             check(theirs[what] == ours, f"All processes must begin with the same. Process {rank} differs from process "
                   f"0 in {what}", f"{theirs[what][:200]}, not {ours[:200]}", error=DataError)
+
+# %% ../nbs/51_assembly.ipynb #ae436bdc
+def _sharded(chosen: TrainingConfig) -> bool: return division_asked() if chosen.sharded is None else chosen.sharded
+
+
+def _divide(network: nn.Module, team: Team, config: ExperimentConfig, given: Given) -> None:
+    _check_divisible(config, given)
+    try: blocks = blocks_of(network).values()
+    except ConfigError: blocks = ()         # a network without a head that is known here
+    divide(network, team, [block for block in blocks if [*block.parameters()]])
+
+
+def _check_divisible(config: ExperimentConfig, given: Given) -> None:
+    "What would see a piece, or see the whole in one process alone."
+    chosen, kind = config.training, config.optimizer.type
+    check(chosen.precision != "float16", "`sharded` needs float32 or bfloat16: overflow is looked for in pieces",
+          chosen.precision)
+    check(not chosen.channels_last, "`sharded` needs `channels_last` false: pieces have the usual layout", True)
+    check(chosen.compile is None, "`sharded` needs `compile` null: it is not tried together", chosen.compile)
+    check(chosen.gradient_norms is None, "`sharded` needs `gradient_norms` null: the process that measures them has only "
+          "its pieces", chosen.gradient_norms)
+    check(given.optimizer is None and kind in ELEMENTWISE, "`sharded` needs an optimizer that looks at one number at a "
+          f"time: {', '.join(ELEMENTWISE)}", kind if given.optimizer is None else given.optimizer)
 
 # %% ../nbs/51_assembly.ipynb #b49aa0bf
 def _checked_monitor(monitor: str, state: State, usual: str, key: str = "monitor") -> str:
@@ -769,6 +793,7 @@ def check_team(
           "here", "Leave it out.")
     _check_shares(n, find_settings().device if chosen.device == "auto" else chosen.device, chosen)
     _check_slices(state, chosen, n)
+    if chosen.sharded: _check_divisible(self.config, self.given)
 
 # %% ../nbs/51_assembly.ipynb #cf873231
 @patch

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 from .callbacks import average_into, copied, lr_factor
 from .core import check, checked
+from .division import divided_like
 from .networks import train_mode
 from .optimizers import OptimizerConfig, base_lr_of, set_learning_rate
 from .seeding import seed_all
@@ -87,7 +88,7 @@ class SWA(Callback):
         if self.begins != _begins(self, state): self.average, self.n_averaged = None, 0     # of another plan
         if self.average is None: return
         for key, value in state.network.state_dict().items():
-            if key in self.average: self.average[key] = self.average[key].to(value.device)
+            if key in self.average: self.average[key] = divided_like(self.average[key], value)
 
     def on_epoch_start(self, state: State) -> None:
         if state.epoch == _begins(self, state) and not state.batch:

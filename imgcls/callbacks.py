@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import ImgclsError, arguments_for, check, checked, imported, name_and_arguments
+from .division import divided_like, is_divided
 from .history import Event, History
 from .networks import count_parameters, freeze_backbone, train_mode, trained_names
 from .optimizers import OptimizerConfig, Position, base_lr_of, follow_network, held_names, known_parts
@@ -215,7 +216,7 @@ class EMA(Callback):
     def on_fit_start(self, state: State) -> None:
         if self.average is None: self.average = copied(state.network.state_dict())
         for key, value in state.network.state_dict().items():
-            self.average[key] = self.average[key].to(value.device)
+            self.average[key] = divided_like(self.average[key], value)
 
     def on_batch_end(self, state: State) -> None:
         if state.in_step: return
@@ -244,7 +245,9 @@ def average_into(
 ) -> None:
     "Merge floating-point tensors, all in one call; counters are copied."
     floats = [name for name, value in weights.items() if value.is_floating_point()]
-    merge([average[name] for name in floats], [weights[name] for name in floats], n_averaged)
+    for divided in (False, True):           # torch takes them apart
+        names = [name for name in floats if is_divided(weights[name]) == divided]
+        if names: merge([average[name] for name in names], [weights[name] for name in names], n_averaged)
     for name in weights.keys() - {*floats}: average[name].copy_(weights[name])
 
 # %% ../nbs/34_callbacks.ipynb #2433054a

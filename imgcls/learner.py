@@ -43,11 +43,12 @@ from .control import ControlFile
 from .core import CheckpointError, ConfigError, DataError, Logits, Targets, check, checked
 from .core import explain_methods, listed, near_miss
 from .data import ImageData, check_contents, data_from_config
+from .division import is_divided
 from .evaluation import Evaluation
 from .experiment import ALIASES, ExperimentConfig, KnobsDoc, Layer, layers_of, load_experiment
 from .history import Event, History
 from .interpretation import Explanation, explain_image
-from .keeping import KeepRun, SaveCheckpoints, load_last
+from .keeping import GivePieces, KeepRun, SaveCheckpoints, load_last
 from .loaders import Batches
 from .launching import check_processes, note_started
 from .lr_finder import LRFinding, find_lr
@@ -522,7 +523,8 @@ def _train(learner: Learner, callbacks: Sequence[Callback], background: bool, cl
     check(not background or setup.state.team.size == 1, "`background` is for a training in one process", background,
           "In a notebook: learn.fit(processes=2).")
     if not writes:                          # it trains, and another one writes and talks
-        _run_loop(learner, listeners)
+        pieces = [GivePieces(kept)] if is_divided(learner.network) else []
+        _run_loop(learner, [*listeners, *pieces])
         return learner
     if background: return _train_behind(learner, listeners, saver, claim)
     control = next((one for one in listeners if isinstance(one, Control)), None)       # one of yours
@@ -611,8 +613,8 @@ def from_config(
     return learner
 
 # %% ../nbs/55_learner.ipynb #eb5664e9
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "num_workers", "device", "trackers",
-        "gradient_checkpointing")
+_FREE = ("num_workers", "device", "gradient_checkpointing", "sharded")      # where and how it is computed
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "trackers", *_FREE)
 
 
 @patch_to(Learner, cls_method=True)
@@ -629,7 +631,7 @@ def from_run(
           "where this one got to.")
     place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
     followed, classes = _sorted_trackers(own.pop("trackers", None))
-    free = {key: own.pop(key) for key in ("num_workers", "device", "gradient_checkpointing") if key in own}
+    free = {key: own.pop(key) for key in _FREE if key in own}
     if followed is not None: free["training.trackers"] = followed
     _check_texts(**place)
     given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),

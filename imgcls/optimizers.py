@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from .config import arguments_of
 from .core import Registry, arguments_for, check, checked, extra, imported, near_miss
+from .division import is_divided
 from .layers import parameter_blocks
 from .muon import MuonAdamW, matrices_apart
 from .networks import head_of
@@ -122,8 +123,9 @@ def sgd(
 ) -> Optimizer:
     "Stochastic gradient descent with momentum."
     momentum = 0.9 if config.momentum is None else config.momentum
-    return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=bool(config.nesterov),
-                           fused=_fused(config))
+    divided = any(is_divided(weight) for group in groups for weight in group["params"])
+    pass_over: dict[str, Any] = {"foreach": True} if divided else {"fused": _fused(config)}    # torch fuses no pieces
+    return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=bool(config.nesterov), **pass_over)
 
 
 def _fused(config: OptimizerConfig) -> bool | None: return None if config.fused is False else True

@@ -213,23 +213,26 @@ def _started_before(own: Mapping[str, Any] | None) -> Learner | None:
     return Learner.from_run(run, **own)
 
 
+_YES_OR_NO = ("gradient_checkpointing", "sharded")
+
+
 def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], changes: Mapping[str, Any],
              own: Mapping[str, Any] | None) -> Learner:
     "A run opened again; only its length, and where and by how many it is computed, may be changed."
     own = dict(own or {})
     wanted = _pairs(overrides) | dict(changes) | ({"name": own["name"]} if "name" in own else {})
-    free = {key: wanted.pop(key) for key in ("device", "num_workers", "gradient_checkpointing") if key in wanted}
+    free = {key: wanted.pop(key) for key in ("device", "num_workers", *_YES_OR_NO) if key in wanted}
     epochs = [wanted.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in wanted]
     if config is not None or wanted:
         what = ", ".join(["config"] * (config is not None) + [*wanted])
-        raise ConfigError("A resumed run keeps its config; only num_epochs, device, num_workers and "
-                          f"gradient_checkpointing can be changed. Got {what}. For other settings begin a new run, by "
-                          "`retrain` with the weights of this one.")
+        raise ConfigError("A resumed run keeps its config; only num_epochs, device, num_workers, gradient_checkpointing "
+                          f"and sharded can be changed. Got {what}. For other settings begin a new run, by `retrain` "
+                          "with the weights of this one.")
     if free.get("num_workers", "auto") != "auto": free["num_workers"] = _whole("num_workers", free["num_workers"])
-    if "gradient_checkpointing" in free:
-        said = str(free["gradient_checkpointing"]).lower()
-        check(said in ("true", "false"), "`gradient_checkpointing` must be true or false", said)
-        free["gradient_checkpointing"] = said == "true"
+    for key in [key for key in _YES_OR_NO if key in free]:
+        said = str(free[key]).lower()
+        check(said in ("true", "false"), f"`{key}` must be true or false", said)
+        free[key] = said == "true"
     learner = Learner.from_run(resume, **own, **free)
     if epochs: _planned(learner, _whole("num_epochs", epochs[0]))
     return learner

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from .core import DataError, Images, ImgclsError, Logits, check, checked, explain_methods, listed, near_miss
 from .decisions import Decisions, Gain, LabelThresholds, PredictionSets, Threshold, fit_sets
 from .decisions import choose_threshold as threshold_of
+from .division import is_divided
 from .evaluation import Evaluation
 from .images import ImageError, as_image, images_in
 from .multilabel_evaluation import MultiLabelEvaluation, choose_label_thresholds
@@ -315,12 +316,16 @@ def _ask(self: Predictor, batches: Iterable[Batch], first: int = 0) -> tuple[Log
 
 def _ask_together(predictor: Predictor, batches: Any, team: Team) -> tuple[Logits, Tensor]:
     "Each process answers batches that stand side by side; all have all answers."
-    mine = slice_of(len(batches), team.rank, team.size)
+    n, mine = len(batches), slice_of(len(batches), team.rank, team.size)
+    many = -(-n // team.size) if is_divided(predictor.network) else len(mine)       # all must be there for each pass
+    start = min(mine.start, n - many)
 
     def work() -> tuple[Logits, Tensor] | None:
-        if not mine: return None            # fewer batches than processes
-        with contextlib.closing(batches.epoch(0, mine.start)) as rest:
-            return predictor._ask(itertools.islice(rest, len(mine)), mine.start)
+        if not many: return None            # fewer batches than processes
+        with contextlib.closing(batches.epoch(0, start)) as rest:
+            answers = predictor._ask(itertools.islice(rest, many), start)
+        rows = [sum(map(batches.size_of, range(start, end))) for end in (mine.start, mine.stop)]
+        return tuple(tensor[slice(*rows)] for tensor in answers)
 
     logits, targets = zip(*[part for part in team.each(work) if part is not None], strict=True)
     return torch.cat(logits), torch.cat(targets)

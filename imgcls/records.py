@@ -30,6 +30,7 @@ from .core import CheckpointError, DataError, changed_sources, check, checked, w
 from .data import OBJECTS, DataConfig, ImageData, check_contents, data_from_config, load_manifest
 from .data import save_manifest
 from .describing import describe_data
+from .division import is_divided
 from .experiment import ExperimentConfig, load_experiment, own_code
 from .keeping import CheckpointFiles, load_last, restore
 from .networks import count_parameters
@@ -129,6 +130,7 @@ def _environment(setup: Setup) -> dict[str, Any]:
     "Where it is computed; and the source of each class and function that the config names by import path."
     code = own_code(setup.config)
     return {**environment(setup.state.runtime, setup.state.optimizer), "processes": setup.state.team.size,
+            "sharded": is_divided(setup.state.network),
             **({"own_code": code} if code else {})}
 
 

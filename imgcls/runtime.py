@@ -353,7 +353,7 @@ def _said_by(*command: str) -> str | None:
 # %% ../nbs/05_runtime.ipynb #7a15a69a
 _MOVES_BITS = ("imgcls", "machine", "threads", "cpu_capability", "torch", "torchvision", "numpy",
                "pillow", "float32_matmul", "deterministic", "device", "precision", "channels_last",
-               "compile", "compiler", "fused", "processes")
+               "compile", "compiler", "fused", "processes", "sharded")
 _MOVES_GPU_BITS = ("cuda", "cudnn", "cudnn_benchmark", "cudnn_tf32")
 
 

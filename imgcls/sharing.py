@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import ImgclsError, Targets, check
+from .division import is_divided
 from .losses import divided_by
 from .metrics import Metrics
 from .processes import Team
@@ -63,11 +64,12 @@ class Gradients:
         if trained != self._trained:
             self._used = [any(row) for row in zip(*self.team.gather(has), strict=True)]
             self._trained = trained
-        late = sum(here and not used for here, used in zip(has, self._used, strict=True))
+        late = sum(here != used if is_divided(p) else here and not used       # divided ones were added up on the way
+                   for p, here, used in zip(parameters, has, self._used, strict=True))
         check(not late, "Which parameters get gradients must not change from step to step where several processes "
-              "train together", f"{late} more than in the first step",
+              "train together", f"{late} others than in the first step",
               "Freeze what is not used, or train in one process.", ImgclsError)
-        used = [p for p, used in zip(parameters, self._used, strict=True) if used]
+        used = [p for p, used in zip(parameters, self._used, strict=True) if used and not is_divided(p)]
         for p in used:
             if p.grad is None: p.grad = torch.zeros_like(p)
         self.team.add([*(p.grad for p in used), *more])

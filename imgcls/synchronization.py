@@ -105,7 +105,8 @@ def _kind_of(norm: nn.Module) -> type: return type(norm).__mro__[2]
 # %% ../nbs/20e_synchronization.ipynb #32c77629
 @checked
 def synchronize(
-    network: nn.Module,         # changed in place, on its device
+    network: nn.Module,         # changed in place
+    kind: str | None = None,    # of device where it will train: cpu or cuda; None: where it is
 ) -> int:                       # how many BatchNorms it has
     "Let every BatchNorm of a network see the whole batch in training."
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)
@@ -114,7 +115,8 @@ def synchronize(
                if "forward" in vars(type(norm)) and not type(norm).__module__.startswith("torch.")]
     check(not strange, "A BatchNorm must be torch's own to be synchronized", strange, "Say sync_batchnorm=False.",
           ImgclsError)
-    if norms and next(network.parameters()).is_cuda: nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    on_gpu = bool(norms) and (kind or next(network.parameters()).device.type) == "cuda"
+    if on_gpu: nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:
         for norm in norms: norm.__class__ = _synchronized(type(norm))
     return len(norms)

@@ -36,12 +36,13 @@ from torch.optim import Optimizer
 
 from .blocks import has_gradient_checkpointing
 from .core import ConfigError, DataError, Images, Logits, Targets, check, checked, near_miss
+from .division import is_divided, pieces_for
 from .history import History
 from .memory import memory_answered
 from .metrics import Metrics, build_metrics
 from .networks import evaluating, set_trained, train_mode, trained_names
 from .optimizers import held_names, hold_again
-from .processes import Team, slice_of
+from .processes import Team, listening, slice_of
 from .runtime import Compiled, Runtime
 from .seeding import give_way, preserve_rng, rng_state, seed_all, set_rng_state
 from .sharing import Gradients, join_metrics, load_parts, share_of_loss
@@ -162,7 +163,7 @@ def load_state_dict(
     state.trained = list(saved["trained"])
     set_trained(state.network, state.trained)
     hold_again(state.optimizer, state.network, saved["held"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    state.optimizer.load_state_dict(pieces_for(state.optimizer, saved["optimizer"]))
     if state.runtime.scaler and saved["scaler"]: state.runtime.scaler.load_state_dict(saved["scaler"])
     state.epoch, state.batch, state.step = saved["epoch"], saved["batch"], saved["step"]
     state.n_epochs, state.seconds = saved["n_epochs"], saved["seconds"]
@@ -434,7 +435,7 @@ def _together(state: State) -> Iterator[None]:
     "The end of a training: what is saved is that of all, unless an error came, after which nobody else may be there."
     if state.team.size > 1:
         if state.error is None: state.parts = state.team.gather(state.train_metrics.state_dict())
-        elif state.batch: state.in_step = True          # what the others have measured is in the last checkpoint
+        elif state.batch or is_divided(state.network): state.in_step = True     # what others have is in the last checkpoint
         else: state.parts = [state.train_metrics.state_dict()] * state.team.size        # it begins anew with the epoch
     try: yield
     except BaseException as error:
@@ -624,7 +625,7 @@ def _fit(state: State, events: Events) -> State:
         try:
             events.start(state)
             agree(state)
-            with memory_answered(lambda: _memory_advice(state)):
+            with listening(state.team), memory_answered(lambda: _memory_advice(state)):
                 while state.epoch < state.n_epochs and not state.stop_reason: run_epoch(state, events)
             state.status = _ending(state)
         except BaseException as error:

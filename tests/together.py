@@ -15,6 +15,7 @@ from torch import nn
 
 from imgcls import ImageData, Learner
 from imgcls.callbacks import EMA
+from imgcls.checkpointing import plain as snapshot
 from imgcls.samples import write_digits
 from imgcls.seeding import seed_all
 from imgcls.training import Callback, State, StopAt
@@ -72,20 +73,28 @@ def learner(case: str, name: str | None = None, **more: Any) -> Learner:
 
 def told(learn: Learner, file: Path) -> None:
     "What came out of it."
+    average = next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)
+    whole = snapshot([learn.network.state_dict(), average])        # of all processes, where it is in pieces
     if learn.state.team.rank: return
     epochs = learn.history.epochs.drop(columns="seconds").to_dict("list")
-    torch.save({"weights": learn.network.state_dict(), "epochs": epochs, "losses": learn.history.steps.loss.tolist(),
+    weights, average = whole
+    torch.save({"weights": weights, "epochs": epochs, "losses": learn.history.steps.loss.tolist(),
                 "events": learn.history.event_rows(), "status": learn.state.status,
-                "average": next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)}, file)
+                "average": average}, file)
 
 
-def laws(folder: Path) -> None:
+def laws(folder: Path, **more: Any) -> None:
     "Each case, trained and evaluated."
     for case in CASES:
-        learn = learner(case, f"{case}-{folder.name}").fit()
+        learn = learner(case, f"{case}-{folder.name}", **more).fit()
         accuracy = learn.evaluate("val", "last").accuracy
         told(learn, folder/f"{case}.pt")
         if not learn.state.team.rank: (folder/f"{case}.txt").write_text(repr(accuracy))
+
+
+def sharded_laws(folder: Path) -> None:
+    "The same in pieces."
+    laws(folder, sharded=True)
 
 
 def stops(folder: Path) -> None:
