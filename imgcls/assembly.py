@@ -35,7 +35,7 @@ from .core import CheckpointError, ConfigError, DataError, Logits, Targets, chec
 from .core import listed, near_miss
 from .data import OF_WEIGHTS, ImageData
 from .datasets import ONE_CLASS
-from .division import ELEMENTWISE, divide, division_asked
+from .division import ELEMENTWISE, divide, division_asked, kind_of
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
@@ -79,7 +79,7 @@ class Given:
 
 def _name_of(value: Any) -> str:
     own = value.name if isinstance(value, Metric | LabelFunction) else getattr(value, "__name__", None)
-    return own or type(value).__name__
+    return own or (kind_of(value) if isinstance(value, nn.Module) else type(value)).__name__
 
 # %% ../nbs/51_assembly.ipynb #1b067843
 def sort_out(

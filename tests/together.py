@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import torch.distributed.fsdp           # here, and not in each process
 from torch import nn
 
 from imgcls import ImageData, Learner
@@ -83,26 +84,22 @@ def told(learn: Learner, file: Path) -> None:
                 "average": average}, file)
 
 
-def laws(folder: Path, **more: Any) -> None:
+def laws(folder: Path) -> None:
     "Each case, trained and evaluated."
     for case in CASES:
-        learn = learner(case, f"{case}-{folder.name}", **more).fit()
+        learn = learner(case, f"{case}-{folder.name}").fit()
         accuracy = learn.evaluate("val", "last").accuracy
         told(learn, folder/f"{case}.pt")
         if not learn.state.team.rank: (folder/f"{case}.txt").write_text(repr(accuracy))
 
 
-def sharded_laws(folder: Path) -> None:
-    "The same in pieces."
-    laws(folder, sharded=True)
-
-
-def stops(folder: Path) -> None:
+def stops(folder: Path, cases: tuple[str, ...] = ("synced", "apart")) -> None:
     "With BatchNorm synchronized and not: never stopped, and stopped in the middle of an epoch and resumed."
-    for case in ("synced", "apart"):
-        told(learner(case).fit(), folder/f"{case}.pt")
-        learner(case, f"{case}-stopped").fit(callbacks=[StopAt(3)])
-        told(Learner.from_run(f"runs/{case}-stopped", progress="pipe").resume(), folder/f"{case}-stopped.pt")
+    for case in cases:
+        told(learner(case, f"{case}-{folder.name}").fit(), folder/f"{case}.pt")
+        learner(case, f"{case}-{folder.name}-stopped").fit(callbacks=[StopAt(3)])
+        learn = Learner.from_run(f"runs/{case}-{folder.name}-stopped", progress="pipe").resume()
+        told(learn, folder/f"{case}-stopped.pt")
 
 
 def goes_on(folder: Path) -> None:
@@ -189,7 +186,7 @@ def plain(folder: Path) -> None:
     told(learner("apart", "plain", num_epochs=2).fit(), folder/"plain.pt")
 
 
-def start(n: int, work: Any, folder: Path) -> list[int]:
+def start(n: int, work: Any, folder: Path, environment: dict[str, str]) -> list[int]:
     "Fork the processes; their numbers."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -200,7 +197,7 @@ def start(n: int, work: Any, folder: Path) -> list[int]:
             pids.append(pid)
             continue
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{n}", "LOCAL_WORLD_SIZE": f"{n}",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"} | environment
         code = 1
         try:
             work(folder)
@@ -220,7 +217,9 @@ def finished(pids: list[int]) -> list[int]:
 
 def answer_to(verb: str, what: Any, work: str = "", folder: str = "") -> list[int]:
     "Numbers of processes that were started, or the exit codes of such."
-    return start(what, globals()[work], Path(folder)) if verb == "start" else finished(what)
+    if verb == "finished": return finished(what)
+    *sharded, work = work.split()       # "sharded laws": as accelerate launch says it
+    return start(what, globals()[work], Path(folder), {"ACCELERATE_USE_FSDP": "true"} if sharded else {})
 
 
 def serve() -> None:
