@@ -16,7 +16,7 @@ __all__ = ['ELEMENTWISE', 'is_divided', 'whole', 'divided_like', 'divide', 'undi
 # %% ../nbs/05c_division.ipynb #bc124ee8
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -154,5 +154,6 @@ def division_asked(
     if said.get("ACCELERATE_USE_FSDP") != "true": return False
     for key, instead in (("FSDP_OFFLOAD_PARAMS", "Weights stay on the device: leave it out."),
                          ("FSDP_ACTIVATION_CHECKPOINTING", "Say gradient_checkpointing=True instead.")):
-        check(said.get(key, "false") == "false", f"{key} of Accelerate's config has no effect here", said.get(key), instead)
+        check(said.get(key, "false") == "false", f"{key} of Accelerate's config has no effect here", said.get(key),
+              instead)
     return True
