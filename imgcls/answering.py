@@ -81,23 +81,23 @@ class Answering:
 def network(
     self: Answering,
     weights: str | None = None,         # 'best', 'last' or 'current'; None: by the rule
-    keep: bool = False,                 # may it be kept, and asked by this process alone? then a divided one won't do
+    keep: bool = False,                 # may it be asked later, by this process alone? then it must not be in pieces
 ) -> tuple[nn.Module, Origin]:          # the network, or a copy with these weights; which weights they are
     "The network that answers; ask inside `preserve_rng`, so that training waits."
     setup, weights = self.setup, self.which(weights)
-    at_best = weights == "best" and not setup.elsewhere and _is_at_its_best(setup.state)
-    here = _as_now(setup) if weights == "current" or at_best else None
-    if here is not None: saved = here
+    now, device = setup.state.network, setup.state.runtime.device
+    from_file = keep and is_divided(now)        # this process has pieces only
+    check(not from_file or weights != "current", "The weights of now are in pieces, one in each process", weights,
+          "Try weights='last'.")
+    at_best = weights == "best" and not setup.elsewhere and not from_file and _is_at_its_best(setup.state)
+    if weights == "current" or at_best: saved = _as_now(setup)
     elif weights == "best": saved = _saved_best(self)
     else: saved = _saved(self, weights)
     average = average_in(saved["callbacks"], saved["network"])
     origin = Origin(weights, saved["step"], saved["epoch"], saved["batch"],
                     average_in_words(saved["callbacks"], saved["network"]), begun_from=_begun_from(setup), whom=self)
-    divided = keep and is_divided(setup.state.network)
-    check(not divided or saved is not here, "The weights of now are in pieces, one in each process", weights,
-          "Try weights='last'.")
-    if weights == "current" and average is None: return setup.state.network, origin
-    network = undivided(setup.state.network, setup.state.runtime.device) if divided else copy.deepcopy(setup.state.network)
+    if weights == "current" and average is None: return now, origin
+    network = undivided(now, device) if from_file else copy.deepcopy(now)
     try: network.load_state_dict(average or saved["network"])
     except RuntimeError as error:
         raise CheckpointError(f"{weights}.pt of run {self.run.name!r} is of another network: {error}") from None

@@ -492,7 +492,7 @@ def _check_divisible(config: ExperimentConfig, given: Given) -> None:
           chosen.precision)
     check(not chosen.channels_last, "`sharded` needs `channels_last` false: pieces have the usual layout", True)
     check(chosen.compile is None, "`sharded` needs `compile` null: it is not tried together", chosen.compile)
-    check(chosen.gradient_norms is None, "`sharded` needs `gradient_norms` null: the process that measures them has only "
+    check(chosen.gradient_norms is None, "`sharded` needs `gradient_norms` null: the process that measures has only "
           "its pieces", chosen.gradient_norms)
     check(given.optimizer is None and kind in ELEMENTWISE, "`sharded` needs an optimizer that looks at one number at a "
           f"time: {', '.join(ELEMENTWISE)}", kind if given.optimizer is None else given.optimizer)

@@ -35,11 +35,12 @@ def is_divided(
     return hasattr(what, "full_tensor")         # a DTensor, without the import of a second that its name costs
 
 # %% ../nbs/05c_division.ipynb #f0fb97ac
+@torch.no_grad()
 def whole(
     tensor: Tensor,             # where it is divided, all processes must ask
 ) -> Tensor:                    # itself, where it is not
     "All pieces, put together."
-    return tensor.detach().full_tensor() if is_divided(tensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor
 
 # %% ../nbs/05c_division.ipynb #d7948cbe
 def divided_like(

@@ -52,8 +52,7 @@ class TrainingConfig:
     compile: Compile | None = None      # forward pass in training: a mode of torch.compile; None: not compiled
     sync_batchnorm: bool = True         # several processes: does BatchNorm see the whole batch? false: each its slice
     process_timeout: float = field(default=600.0, metadata=FREE)    # seconds of silence after which processes give up
-    sharded: bool | None = field(default=None, metadata=FREE)   # several processes: a piece of each weight in each (FSDP)?
-    # gradients and optimizer state, too; for a network too large for one device; None: if accelerate launch says so
+    sharded: bool | None = field(default=None, metadata=FREE)   # several processes: each a piece of all weights (FSDP)?
     clip_norm: float | None = None      # greatest length of the gradient; None: no clipping
     monitor: str = "val_accuracy"       # column of the epoch table whose best value chooses the best epoch
     early_stopping: int | None = None   # epochs without a better `monitor` that are borne; None: all

@@ -225,9 +225,9 @@ def _resumed(resume: Run | str | Path, config: Any, overrides: Iterable[str], ch
     epochs = [wanted.pop(key) for key in ("num_epochs", "epochs", "training.num_epochs") if key in wanted]
     if config is not None or wanted:
         what = ", ".join(["config"] * (config is not None) + [*wanted])
-        raise ConfigError("A resumed run keeps its config; only num_epochs, device, num_workers, gradient_checkpointing "
-                          f"and sharded can be changed. Got {what}. For other settings begin a new run, by `retrain` "
-                          "with the weights of this one.")
+        raise ConfigError("A resumed run keeps its config; only num_epochs, device, num_workers, sharded and "
+                          f"gradient_checkpointing can be changed. Got {what}. For other settings begin a new run, by "
+                          "`retrain` with the weights of this one.")
     if free.get("num_workers", "auto") != "auto": free["num_workers"] = _whole("num_workers", free["num_workers"])
     for key in [key for key in _YES_OR_NO if key in free]:
         said = str(free[key]).lower()

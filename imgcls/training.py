@@ -435,7 +435,7 @@ def _together(state: State) -> Iterator[None]:
     "The end of a training: what is saved is that of all, unless an error came, after which nobody else may be there."
     if state.team.size > 1:
         if state.error is None: state.parts = state.team.gather(state.train_metrics.state_dict())
-        elif state.batch or is_divided(state.network): state.in_step = True     # what others have is in the last checkpoint
+        elif state.batch or is_divided(state.network): state.in_step = True     # the last checkpoint has the others'
         else: state.parts = [state.train_metrics.state_dict()] * state.team.size        # it begins anew with the epoch
     try: yield
     except BaseException as error:

@@ -51,7 +51,7 @@ class Server:
 
     def ran(self, n: int, work: str, name: str | None = None, code: int = 0) -> Path:
         "What so many processes leave behind."
-        out = self.folder/(name or f"{work}-{n}")
+        out = self.folder/(name or f"{work}-{n}".strip())
         out.mkdir(exist_ok=True)
         assert self.finished(self.start(n, work, out)) == [code] * n, self.errors
         return out
@@ -90,10 +90,10 @@ def alone(server: Server) -> Path:
     return server.ran(1, "laws")
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_several_are_one(server: Server, alone: Path, n: int) -> None:
-    "With everything switched on, and with fewer images than processes in the last batch."
-    found = server.ran(n, "laws")
+@pytest.mark.parametrize(("n", "how"), [(2, ""), (3, ""), (2, "sharded")])
+def test_several_are_one(server: Server, alone: Path, n: int, how: str) -> None:
+    "With everything switched on, with fewer images than processes in the last batch, and with a network in pieces."
+    found = server.ran(n, f"{how} laws")
     for case in together.CASES:
         one, several = loaded(alone/f"{case}.pt"), loaded(found/f"{case}.pt")
         for part in ("weights", "average"): assert apart(one[part], several[part]) < LAW, (case, part)
@@ -101,6 +101,7 @@ def test_several_are_one(server: Server, alone: Path, n: int) -> None:
         assert apart(one["losses"], several["losses"]) < loose and apart(one["epochs"], several["epochs"]) < loose, case
         assert len(one["losses"]) > 7 and max(one["losses"]) - min(one["losses"]) > 0.001, "nothing was learned"
         assert (alone/f"{case}.txt").read_text() == (found/f"{case}.txt").read_text()
+        assert several["divided"] == bool(how)
 
 
 def test_stopped_and_resumed(server: Server) -> None:
@@ -110,12 +111,18 @@ def test_stopped_and_resumed(server: Server) -> None:
     assert not same(loaded(found/"synced.pt"), loaded(found/"apart.pt"))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_resumed_by_another_number(server: Server, alone: Path, before: int, after: int) -> None:
-    "The law holds across a resume, which says what has changed."
+def test_in_pieces(server: Server) -> None:
+    "A divided network: stopped in the middle of an epoch, bit for bit; each optimizer; and answers."
+    found = server.ran(2, "sharded pieces")
+    assert same(loaded(found/"synced.pt"), loaded(found/"synced-stopped.pt")) and loaded(found/"synced.pt")["divided"]
+
+
+@pytest.mark.parametrize(("before", "after", "how"), [(2, 1, ""), (2, 1, "sharded"), (1, 2, "sharded")])
+def test_resumed_by_another_number(server: Server, alone: Path, before: int, after: int, how: str) -> None:
+    "The law holds across a resume, which says what has changed; one process has all pieces, two have them again."
     shutil.rmtree(server.folder/"runs"/"everything-moved", ignore_errors=True)
-    server.ran(before, "begins")
-    found = server.ran(after, "goes_on")
+    server.ran(before, f"{how} begins")
+    found = server.ran(after, f"{how} goes_on")
     one, moved = loaded(alone/"everything.pt"), loaded(found/"everything-moved.pt")
     assert apart(one["weights"], moved["weights"]) < LAW and apart(one["epochs"], moved["epochs"]) < LAW
     assert "processes" in [event["event"] for event in moved["events"]]
@@ -127,15 +134,14 @@ KILLS = {"one": [1], "the first": [0], "both": [0, 1]}
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_again_and_again(server: Server, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "work"), [(1, "long"), (2, "sharded long")])
+def test_killed_again_and_again(server: Server, seed: int, work: str) -> None:
     "Five times each, one or both, by SIGKILL, SIGTERM and SIGINT at random instants: as never stopped."
-    reference = server.folder/"long"
-    if not reference.exists(): server.ran(2, "long", "long")
+    reference = server.ran(2, work, f"long{seed}")
     numbers, out = random.Random(seed), server.folder/f"killed{seed}"
     out.mkdir()
     for _ in range(5):
-        began, pids = time.monotonic(), server.start(2, "long", out)
+        began, pids = time.monotonic(), server.start(2, work, out)
         step = at(out) + numbers.randrange(1, 5)
         while at(out) < step and time.monotonic() < began + 30: time.sleep(0.002)
         time.sleep(0.03 * numbers.random())
@@ -144,7 +150,7 @@ def test_killed_again_and_again(server: Server, seed: int) -> None:
         codes = server.finished(pids)
         assert 0 not in codes or codes == [0, 0], codes
         if codes == [0, 0]: break                   # it was done already
-    codes = server.finished(server.start(2, "long", out))
+    codes = server.finished(server.start(2, work, out))
     assert codes == [0, 0] and same(loaded(reference/"long.pt"), loaded(out/"long.pt"))
 
 

@@ -1,4 +1,5 @@
 "What `test_processes.py` has done by one, two or three processes, which are forked from one that has loaded all."
+import copy
 import json
 import os
 import socket
@@ -11,12 +12,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.distributed.fsdp           # here, and not in each process
+import torch.distributed.fsdp  # here, and not in each process
 from torch import nn
 
 from imgcls import ImageData, Learner
 from imgcls.callbacks import EMA
 from imgcls.checkpointing import plain as snapshot
+from imgcls.core import ConfigError
+from imgcls.division import ELEMENTWISE, divide, is_divided, pieces_for, whole
+from imgcls.optimizers import OptimizerConfig, build_optimizer
+from imgcls.processes import team_here
 from imgcls.samples import write_digits
 from imgcls.seeding import seed_all
 from imgcls.training import Callback, State, StopAt
@@ -75,13 +80,12 @@ def learner(case: str, name: str | None = None, **more: Any) -> Learner:
 def told(learn: Learner, file: Path) -> None:
     "What came out of it."
     average = next((c.average for c in learn.callbacks if isinstance(c, EMA)), None)
-    whole = snapshot([learn.network.state_dict(), average])        # of all processes, where it is in pieces
+    weights, average = snapshot([learn.network.state_dict(), average])      # of all processes, where it is in pieces
     if learn.state.team.rank: return
     epochs = learn.history.epochs.drop(columns="seconds").to_dict("list")
-    weights, average = whole
     torch.save({"weights": weights, "epochs": epochs, "losses": learn.history.steps.loss.tolist(),
                 "events": learn.history.event_rows(), "status": learn.state.status,
-                "average": average}, file)
+                "average": average, "divided": is_divided(learn.network)}, file)
 
 
 def laws(folder: Path) -> None:
@@ -100,6 +104,42 @@ def stops(folder: Path, cases: tuple[str, ...] = ("synced", "apart")) -> None:
         learner(case, f"{case}-{folder.name}-stopped").fit(callbacks=[StopAt(3)])
         learn = Learner.from_run(f"runs/{case}-{folder.name}-stopped", progress="pipe").resume()
         told(learn, folder/f"{case}-stopped.pt")
+
+
+def pieces(folder: Path) -> None:
+    "Stopped in the middle of an epoch and resumed; each optimizer; and who answers."
+    stops(folder, ("synced",))
+    for kind in ELEMENTWISE: steps(kind)
+    learn = Learner.from_run(f"runs/synced-{folder.name}", progress="pipe")
+    found = learn.evaluate("val")
+    if learn.state.team.rank: return
+    alone, (images, _) = learn.predictor(), next(iter(learn.data.batches("val", 21, num_workers=0)))     # it has all
+    assert (alone.evaluate(learn.data.eval_dataset("val")).logits - found.logits).abs().max() < 1e-6
+    assert not is_divided(alone.network) and len(alone.logits(images)) == 21
+    try: learn.predictor("current")
+    except ConfigError as error: assert "in pieces" in str(error)
+    else: raise AssertionError("it had a piece only")
+
+
+def steps(kind: str) -> None:
+    "An optimizer moves pieces as it moves the whole, also after its memory was saved and loaded."
+    seed_all(1)
+    networks = [nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    divide(networks[1], team_here())
+    config = OptimizerConfig(type=kind, lr=0.01, weight_decay=0.1)
+    optimizers = [build_optimizer(network, config) for network in networks]
+    for step in range(4):
+        images = torch.randn(4, 5, dtype=torch.float64)
+        halves = [range(4), range(team_here().rank, 4, 2)]
+        for network, optimizer, rows in zip(networks, optimizers, halves, strict=True):
+            optimizer.zero_grad()
+            network(images[[*rows]]).square().sum().backward()
+            optimizer.step()
+        saved = copy.deepcopy(optimizers[0].state_dict())
+        if step == 1: optimizers[1].load_state_dict(pieces_for(optimizers[1], saved))
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert (one - whole(other)).abs().max() < 1e-10, kind
 
 
 def goes_on(folder: Path) -> None:
