@@ -76,6 +76,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgcls.assembly._for_each_phase': ('assembly.html#_for_each_phase', 'imgcls/assembly.py'),
                                  'imgcls.assembly._for_several': ('assembly.html#_for_several', 'imgcls/assembly.py'),
                                  'imgcls.assembly._in_channels': ('assembly.html#_in_channels', 'imgcls/assembly.py'),
+                                 'imgcls.assembly._in_pieces': ('assembly.html#_in_pieces', 'imgcls/assembly.py'),
                                  'imgcls.assembly._in_words': ('assembly.html#_in_words', 'imgcls/assembly.py'),
                                  'imgcls.assembly._made_by': ('assembly.html#_made_by', 'imgcls/assembly.py'),
                                  'imgcls.assembly._name_of': ('assembly.html#_name_of', 'imgcls/assembly.py'),

@@ -35,7 +35,7 @@ from .core import CheckpointError, ConfigError, DataError, Logits, Targets, chec
 from .core import listed, near_miss
 from .data import OF_WEIGHTS, ImageData
 from .datasets import ONE_CLASS
-from .division import ELEMENTWISE, divide, division_asked, kind_of
+from .division import ELEMENTWISE, divide, division_asked, is_divided, kind_of
 from .experiment import ALIASES, ExperimentConfig, Layer, TrainingConfig, load_experiment, presets
 from .history import Event
 from .losses import FOR_SEVERAL, LossConfig, as_loss, build_loss, check_loss
@@ -821,7 +821,12 @@ def assemble(
     return Setup(data=data, config=config, given=given, state=state, loaded=loaded,
                  callbacks=_callbacks(config, data, state, given), changed=dict(changed or {}),
                  planned=config.training.num_epochs,
-                 notes=[*map(str, loaded), *_of_labels(config, data, given, changed or {})])
+                 notes=[*map(str, loaded), *_of_labels(config, data, given, changed or {}), *_in_pieces(state)])
+
+
+def _in_pieces(state: State) -> list[str]:
+    n = state.team.size
+    return [f"each of {n} processes has a piece of all weights (sharded)"] if is_divided(state.network) else []
 
 
 def _of_labels(config: ExperimentConfig, data: ImageData, given: Given, changed: Mapping[str, Any]) -> list[str]:
