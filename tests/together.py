@@ -114,7 +114,7 @@ def pieces(folder: Path) -> None:
     found = learn.evaluate("val")
     if learn.state.team.rank: return
     alone, (images, _) = learn.predictor(), next(iter(learn.data.batches("val", 21, num_workers=0)))     # it has all
-    assert (alone.evaluate(learn.data.eval_dataset("val")).logits - found.logits).abs().max() < 1e-6
+    assert (alone.evaluate(learn.data, split="val").logits - found.logits).abs().max() < 1e-6
     assert not is_divided(alone.network) and len(alone.logits(images)) == 21
     try: learn.predictor("current")
     except ConfigError as error: assert "in pieces" in str(error)
