@@ -1,7 +1,6 @@
 #!/bin/bash
 # One training on two nodes, for as long as it takes: sbatch slurm.sh flowers.yaml
-# Three minutes before its time is over it pauses, saves, and is queued again; so it does where the cluster preempts it.
-#SBATCH --job-name=flowers
+# Three minutes before its time is over it pauses, saves and is queued again.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
@@ -18,8 +17,8 @@ run=$(basename "$config" .yaml)-$SLURM_JOB_ID           # the job keeps its numb
 
 if [ -e "runs/$run/weights/last.pt" ]; then
     words=(--resume "$run")
-else
-    [ ! -e "runs/$run" ] || mv "runs/$run" "runs/$run-unsaved-$SLURM_RESTART_COUNT"     # it was killed before it had saved
+else                                                    # a folder without last.pt was killed before it had saved
+    [ ! -e "runs/$run" ] || mv "runs/$run" "runs/$run-unsaved-${SLURM_RESTART_COUNT:-0}"
     words=(--config "$config" --name "$run")
 fi
 
@@ -29,10 +28,10 @@ srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$processes" --rdzv_back
     -m imgcls.cli train "${words[@]}" &
 step=$!
 
-# shellcheck disable=SC2317       # a trap calls it
-pause() { queue_again=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }     # to the step on all nodes; srun itself would kill it
+# shellcheck disable=SC2317                             # a trap calls it
+pause() { paused=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }      # reaches the processes on all nodes
 trap pause USR1 TERM
-while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done      # a trap ends `wait`, not the step
+while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done  # a trap ends `wait`, not the step
 
-if [ "${queue_again:-no}" = yes ] && [ "$code" != 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "${paused:-no}" = yes ] && [ "$code" != 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

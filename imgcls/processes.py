@@ -251,9 +251,9 @@ def processes_said(
     said = there.get("WORLD_SIZE")
     if said is None:
         if "ACCELERATE_USE_CPU" not in there or "MASTER_ADDR" not in there: return 1
-        raise ConfigError("accelerate launch was asked for several processes and has started one: on CPUs it does more only "
-                          "by MPI. Try accelerate launch --multi_gpu (it does for CPUs too), torchrun --nproc_per_node "
-                          "2 -m imgcls.cli train ..., or imgcls-train --processes 2.")
+        raise ConfigError("accelerate launch was asked for several processes and has started one: on CPUs it does more "
+                          "only by MPI. Try accelerate launch --multi_gpu (it does for CPUs too), torchrun "
+                          "--nproc_per_node 2 -m imgcls.cli train ..., or imgcls-train --processes 2.")
     check(said.isdigit() and int(said) > 0, "WORLD_SIZE in the environment must be a whole number > 0", said,
           "torchrun and accelerate launch set it; unset it to train in one process.")
     return int(said)
