@@ -31,7 +31,8 @@ step=$!
 # shellcheck disable=SC2317                             # a trap calls it
 pause() { paused=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }      # reaches the processes on all nodes
 trap pause USR1 TERM
-while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done  # a trap ends `wait`, not the step
+while kill -0 "$step" 2> /dev/null; do wait "$step"; done              # a trap ends `wait`, not the step
+wait "$step"; code=$?
 
 if [ "${paused:-no}" = yes ] && [ "$code" != 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -23,7 +23,8 @@ step=$!
 # shellcheck disable=SC2317                             # a trap calls it
 pause() { paused=yes; scancel --signal=TERM "$me"; }
 trap pause USR1 TERM
-while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done
+while kill -0 "$step" 2> /dev/null; do wait "$step"; done
+wait "$step"; code=$?
 
 if [ "${paused:-no}" = yes ] && [ "$code" != 0 ]; then scontrol requeue "$me"; fi
 exit "$code"
