@@ -25,26 +25,26 @@ class Server:
     "A process that has loaded all and computed nothing, in a workspace: teams are forked from it."
 
     def __init__(self, folder: Path):
-        self.folder, self._said, self._seen = folder, folder/"said.txt", 0
+        self.folder, self.said, self._seen = folder, folder/"said.txt", 0
         environment = Workspace(folder).environment
         self.process = subprocess.Popen([sys.executable, together.__file__], cwd=folder, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said.open("w"))
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said.open("w"))
 
     def _ask(self, *words: Any) -> list[int]:
         self.process.stdin.write(f"{json.dumps(words)}\n")
         self.process.stdin.flush()
         while line := self.process.stdout.readline():
             if line.startswith("ANSWER "): return json.loads(line.removeprefix("ANSWER "))
-        raise AssertionError(self._said.read_text())
+        raise AssertionError(self.said.read_text())
 
     def start(self, n: int, work: str, out: Path) -> list[int]:
         "Begin; the numbers of the processes."
-        self._seen = len(self._said.read_text())
+        self._seen = len(self.said.read_text())
         return self._ask("start", n, work, str(out))
 
     def launch(self, n: int, work: str, out: Path) -> list[int]:
         "By a launcher, whose number comes first."
-        self._seen = len(self._said.read_text())
+        self._seen = len(self.said.read_text())
         return self._ask("launch", n, work, str(out))
 
     def finished(self, pids: list[int]) -> list[int]:
@@ -52,7 +52,7 @@ class Server:
         return self._ask("finished", pids)
 
     @property
-    def errors(self) -> str: return self._said.read_text()[self._seen:]
+    def errors(self) -> str: return self.said.read_text()[self._seen:]
 
     def ran(self, n: int, work: str, name: str | None = None, code: int = 0) -> Path:
         "What so many processes leave behind."
