@@ -324,6 +324,6 @@ def follow_launcher() -> None:
 _PARENT: list[int] = []         # the launcher's number, as it was in the beginning
 _PARENT_DEATH_SIGNAL = 1        # of prctl(2)
 
-
+# %% ../nbs/05b_processes.ipynb #b8b7d373
 @patch(as_prop=True)
 def abandoned(self: Processes) -> bool: return bool(_PARENT) and os.getppid() != _PARENT[0]
