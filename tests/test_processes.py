@@ -42,6 +42,11 @@ class Server:
         self._seen = len(self.said.read_text())
         return self._ask("start", n, work, str(out))
 
+    def launch(self, n: int, work: str, out: Path) -> list[int]:
+        "By a launcher, whose number comes first."
+        self._seen = len(self.said.read_text())
+        return self._ask("launch", n, work, str(out))
+
     def finished(self, pids: list[int]) -> list[int]:
         "Exit codes; a signal's number with a minus."
         return self._ask("finished", pids)
@@ -172,6 +177,31 @@ def test_one_that_hangs_ends_all(server: Server) -> None:
     os.kill(pids[1], signal.SIGKILL)
     assert code == [1] and server.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
     assert "It has said nothing for 3 s" in server.errors
+
+
+def test_the_launcher_is_killed(server: Server) -> None:
+    "Its processes save, end, say why, and leave a run that goes on bit for bit."
+    if not (server.folder/"long").exists(): server.ran(2, "long", "long")
+    out = server.folder/"orphans"
+    out.mkdir()
+    launcher, *pids = server.launch(2, "long", out)
+    while at(out) < 3: time.sleep(0.005)
+    os.kill(launcher, signal.SIGKILL)
+    assert server.finished([launcher]) == [-9]
+    began = time.monotonic()
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < began + 20, "they train on"
+        time.sleep(0.01)
+    assert Run(server.folder/"runs"/"orphans").summary().status == "interrupted"
+    assert "(the launcher of its processes has ended). Saved to orphans." in server.errors
+    server.ran(2, "long", "orphans")
+    assert same(loaded(server.folder/"long"/"long.pt"), loaded(out/"long.pt"))
+
+
+def alive(pid: int) -> bool:
+    "Is it there, and no zombie whom nobody has asked for its exit code?"
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
 
 
 def test_a_pause_is_no_silence(server: Server) -> None:

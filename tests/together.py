@@ -226,7 +226,7 @@ def plain(folder: Path) -> None:
     told(learner("apart", "plain", num_epochs=2).fit(), folder/"plain.pt")
 
 
-def start(n: int, work: Any, folder: Path, environment: dict[str, str]) -> list[int]:
+def start(n: int, work: Any, folder: Path, environment: dict[str, str] | None = None) -> list[int]:
     "Fork the processes; their numbers."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -237,7 +237,7 @@ def start(n: int, work: Any, folder: Path, environment: dict[str, str]) -> list[
             pids.append(pid)
             continue
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{n}", "LOCAL_WORLD_SIZE": f"{n}",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"} | environment
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"} | (environment or {})
         code = 1
         try:
             work(folder)
@@ -250,6 +250,22 @@ def start(n: int, work: Any, folder: Path, environment: dict[str, str]) -> list[
     return pids
 
 
+def launched(n: int, work: Any, folder: Path) -> list[int]:
+    "The same by a process that stands in for torch's launcher: its number, and theirs."
+    reading, writing = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        os.environ["TORCHELASTIC_RUN_ID"] = "together"
+        pids = start(n, work, folder)
+        os.write(writing, json.dumps(pids).encode())
+        finished(pids)
+        os._exit(0)
+    os.close(writing)
+    pids = json.loads(os.read(reading, 1000))
+    os.close(reading)
+    return [launcher, *pids]
+
+
 def finished(pids: list[int]) -> list[int]:
     "Exit codes; a signal's number with a minus."
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -259,7 +275,8 @@ def answer_to(verb: str, what: Any, work: str = "", folder: str = "") -> list[in
     "Numbers of processes that were started, or the exit codes of such."
     if verb == "finished": return finished(what)
     *sharded, work = work.split()       # "sharded laws": as accelerate launch says it
-    return start(what, globals()[work], Path(folder), {"ACCELERATE_USE_FSDP": "true"} if sharded else {})
+    more = [{"ACCELERATE_USE_FSDP": "true"} if sharded else {}] if verb == "start" else []
+    return {"start": start, "launch": launched}[verb](what, globals()[work], Path(folder), *more)
 
 
 def serve() -> None:
