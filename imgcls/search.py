@@ -318,8 +318,7 @@ class Trials:
         self._known: list[Any] = []                 # rows, when they were last read
         self._busy: dict[str, float] = {}           # runs that others turned out to train, and when that was seen
         self._cells: list[dict[str, Any]] = []      # of a grid
-        self._lines: dict[str, Mapping[str, Any]] = {}     # what trials.jsonl says, as far as it was read
-        self._read = 0                              # bytes of it
+        self._lines, self._read = {}, 0             # what trials.jsonl says, and how many bytes of it were read
         self._copy, self._again, self._stop = None, 0.0, threading.Event()
         with _one_at_a_time(place):
             self.storage = open_storage(place, storage, heartbeat)
