@@ -92,7 +92,7 @@ def predict_command(
     parser.add_argument("--out", metavar="FILE", help=".csv, .jsonl or .parquet; it can be taken up again")
     parser.add_argument("--format", choices=["table", "csv", "jsonl"], help="without --out; table in a terminal")
     parser.add_argument("--strategy", default="standard", metavar="X", help="standard, mixed_precision, accelerate")
-    parser.add_argument("--engine", metavar="X", help="with --out; ray, or 'ray(cpus=2)': the processes of a Ray cluster")
+    parser.add_argument("--engine", metavar="X", help="with --out: ray, or 'ray(cpus=2)': processes of a cluster")
     parser.add_argument("--views", metavar="X", help="average over flip, five_crop, ten_crop, scales")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE, and what was begun of it")
     arguments = _parsed(parser, argv)

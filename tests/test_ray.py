@@ -27,7 +27,6 @@ from imgcls.jobs import Job
 from imgcls.keeping import load_checkpoint
 from imgcls.networks import ModelConfig, build_network
 from imgcls.predictor import Predictor
-from imgcls.processes import Lost
 from imgcls.runs import Run
 from imgcls.search import run_of
 from imgcls.streaming import predict_to
@@ -56,7 +55,7 @@ def ray(tmp_path_factory) -> Iterator:
     patch.undo()
 
 
-def wait_for(there, seconds: float = 60, said=lambda: "") -> None:
+def wait_for(there, seconds: float = 120, said=lambda: "") -> None:
     until = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < until, said()
@@ -92,21 +91,27 @@ def same_runs(one: Run, two: Run) -> None:
     assert history(one).same_as(history(two))
 
 
-def test_a_sweep_outlives_the_kill_of_a_worker(ray, folder, monkeypatch):
-    "Each trial has one result, that of a sweep in one process; the killed one was resumed, bit for bit."
-    monkeypatch.chdir(folder)
-    space = {"lr": [0.01, 0.02, 0.04]}
-    own = {**QUIET, "callbacks": [Dies()]}
-    found = sweep(CONFIG, space, trials=None, name="on_ray", prune=None, own=own, engine="ray")
-    assert Path("died").exists()
-    straight = sweep(CONFIG, space, trials=None, name="here", prune=None, own=own)
-    names = [f"trial_{i}" for i in range(3)]
-    assert found.table.index.tolist() == names and set(found.table.status) == {"completed"}
-    assert found.table.to_csv() == straight.table.to_csv()
-    rows = [row for row in found.study.get_trials() if row.state.name == "COMPLETE"]
-    assert sorted(map(run_of, rows)) == names                       # none twice
-    assert sorted(len(history(found.run(name)).happened(Event.RESUMED)) for name in names) == [0, 0, 1]
-    for name in names: same_runs(found.run(name), straight.run(name))
+def save_at_the_end(place: str) -> None:
+    Path(place, "begun").touch()
+    try:
+        for _ in range(600): time.sleep(0.1)
+    except KeyboardInterrupt:
+        Path(place, "saved").touch()
+        raise
+
+
+def test_what_is_left_is_ended(ray, tmp_path):
+    asked = Ray().each(save_at_the_end, [Task("long", str(tmp_path)), Task("short", "/nowhere")])
+    with pytest.raises(FileNotFoundError) as caught: next(asked)        # the error of the other one
+    assert "save_at_the_end" in "".join(caught.value.__notes__)
+    assert (tmp_path/"saved").exists() or not (tmp_path/"begun").exists()
+
+
+def test_no_machine_is_large_enough(ray, monkeypatch):
+    monkeypatch.setattr("imgcls.cluster.PATIENCE", 0)
+    said = "must fit into a machine of the cluster. Got '64 CPUs and 0 GPUs; the largest has 2 CPUs and 0 GPUs'"
+    with pytest.raises(ConfigError, match=said):
+        [*Ray(cpus=64).each(str, [Task("one", 1)])]
 
 
 def test_pruning_is_told_from_the_workers(ray, folder, monkeypatch):
@@ -145,41 +150,6 @@ def test_what_fails_by_itself_is_not_tried_again(ray, folder, monkeypatch):
 class Holding(Slow):
     def __init__(self): self.lock = threading.Lock()
     def __deepcopy__(self, memo): return self
-
-
-CODE = "import sys; sys.path.insert(0, sys.argv[1]); import test_ray; getattr(test_ray, sys.argv[2])(*sys.argv[3:])"
-
-
-def start(workspace, address: str, *words: str):
-    "A process of its own that asks the same Ray."
-    os.environ["RAY_ADDRESS"] = address
-    try: return workspace.launch(sys.executable, "-c", CODE, str(TESTS), *words)
-    finally: del os.environ["RAY_ADDRESS"]
-
-
-def two_seeds(engine: str = "ray", name: str = "pressed") -> None:
-    repeat(CONFIG, seeds=2, name=name, own={**QUIET, "callbacks": [Slow()]}, engine=engine)
-
-
-def test_an_interrupt_pauses_all_of_them(ray, folder, workspace, monkeypatch):
-    "They are saved, nothing goes on behind, and the same call goes on; the cluster of somebody else stays."
-    monkeypatch.chdir(folder)
-    workspace.folder = folder
-    Path("fast").unlink(missing_ok=True)
-    process = start(workspace, ray.get_runtime_context().gcs_address, "two_seeds")
-    runs = [Run(folder/"runs"/"pressed"/f"seed_{seed}") for seed in (42, 43)]
-    wait_for(lambda: all(run.last.exists() for run in runs) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert "what was being trained is saved. repeat(..., name='pressed') goes on" in errors, errors[-3000:]
-    assert not printed
-    assert [run.summary().status for run in runs] == ["interrupted"] * 2
-    Path("fast").touch()
-    two_seeds()
-    assert [run.summary().status for run in runs] == ["completed"] * 2
-    assert [len(history(run).happened(Event.RESUMED)) for run in runs] == [1, 1]
-    two_seeds("here", "unpressed")
-    for run in runs: same_runs(run, Run(folder/"runs"/"unpressed"/run.name))
 
 
 # Images
@@ -228,24 +198,6 @@ def die_after_four(photos: str, out: str) -> None:
     predict_to(predictor(), out, photos, chunk=8, engine="ray")
 
 
-def test_answers_outlive_the_kill_of_a_worker_and_of_whoever_asked(ray, photos, workspace, monkeypatch):
-    "Byte for byte those of one process, each image once."
-    monkeypatch.chdir(workspace.folder)
-    out, whole = workspace.folder/"out.csv", workspace.folder/"whole.csv"
-    predict_to(predictor(), whole, photos, chunk=8)
-    process = start(workspace, ray.get_runtime_context().gcs_address, "die_after_four", str(photos), str(out))
-    assert process.wait(60) == -signal.SIGKILL, process.communicate()
-    assert not out.exists() and len([*workspace.folder.glob("out.csv.parts/0*.csv")]) == 4
-    Path("fatal").write_text(str(os.getpid()))
-    written = predict_to(predictor(), out, photos, chunk=8, engine="ray")
-    assert not Path("fatal").exists()
-    assert (written.n, written.n_errors, written.found) == (N, len(BROKEN), 4*8)
-    assert written.agreement.strategy == "ray" and written.agreement.greatest_difference == 0
-    assert out.read_bytes() == whole.read_bytes()
-    notes = [json.loads(file.with_name(f"{file.name}.json").read_text()) for file in (out, whole)]
-    assert notes[0]["job"] == notes[1]["job"] and notes[0]["sha256"] == notes[1]["sha256"]
-
-
 def test_images_in_memory_and_processes_that_load_them(ray, tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "_TOGETHER", 2)
     rng = np.random.default_rng(1)
@@ -257,34 +209,73 @@ def test_images_in_memory_and_processes_that_load_them(ray, tmp_path, monkeypatc
         predict_to(predictor(), tmp_path/"x.csv", images, engine="here")
 
 
-# Tasks
+# Kills
 
-def kill_self(x: int) -> None: os.kill(os.getpid(), signal.SIGKILL)
-
-
-def save_at_the_end(place: str) -> None:
-    Path(place, "begun").touch()
-    try:
-        for _ in range(600): time.sleep(0.1)
-    except KeyboardInterrupt:
-        Path(place, "saved").touch()
-        raise
+CODE = "import sys; sys.path.insert(0, sys.argv[1]); import test_ray; getattr(test_ray, sys.argv[2])(*sys.argv[3:])"
 
 
-def test_a_task_that_always_dies_is_given_up(ray):
-    with pytest.raises(Lost, match=r"^one: its process died, 2 times without getting on"):
-        [*Ray(retries=1).each(kill_self, [Task("one", 1)])]
+def start(workspace, address: str, *words: str):
+    "A process of its own that asks the same Ray."
+    os.environ["RAY_ADDRESS"] = address
+    try: return workspace.launch(sys.executable, "-c", CODE, str(TESTS), *words)
+    finally: del os.environ["RAY_ADDRESS"]
 
 
-def test_what_is_left_is_ended(ray, tmp_path):
-    asked = Ray().each(save_at_the_end, [Task("long", str(tmp_path)), Task("short", "/nowhere")])
-    with pytest.raises(FileNotFoundError) as caught: next(asked)        # the error of the other one
-    assert "save_at_the_end" in "".join(caught.value.__notes__)
-    assert (tmp_path/"saved").exists() or not (tmp_path/"begun").exists()
+def test_a_sweep_outlives_the_kill_of_a_worker(ray, folder, monkeypatch):
+    "Each trial has one result, that of a sweep in one process; the killed one was resumed, bit for bit."
+    monkeypatch.chdir(folder)
+    space = {"lr": [0.01, 0.02, 0.04]}
+    own = {**QUIET, "callbacks": [Dies()]}
+    found = sweep(CONFIG, space, trials=None, name="on_ray", prune=None, own=own, engine="ray")
+    assert Path("died").exists()
+    straight = sweep(CONFIG, space, trials=None, name="here", prune=None, own=own)
+    names = [f"trial_{i}" for i in range(3)]
+    assert found.table.index.tolist() == names and set(found.table.status) == {"completed"}
+    assert found.table.to_csv() == straight.table.to_csv()
+    rows = [row for row in found.study.get_trials() if row.state.name == "COMPLETE"]
+    assert sorted(map(run_of, rows)) == names                       # none twice
+    assert sorted(len(history(found.run(name)).happened(Event.RESUMED)) for name in names) == [0, 0, 1]
+    for name in names: same_runs(found.run(name), straight.run(name))
 
 
-def test_no_machine_is_large_enough(ray, monkeypatch):
-    monkeypatch.setattr("imgcls.cluster.PATIENCE", 0)
-    said = "must fit into a machine of the cluster. Got '64 CPUs and 0 GPUs; the largest has 2 CPUs and 0 GPUs'"
-    with pytest.raises(ConfigError, match=said):
-        [*Ray(cpus=64).each(kill_self, [Task("one", 1)])]
+def test_answers_outlive_the_kill_of_a_worker_and_of_whoever_asked(ray, photos, workspace, monkeypatch):
+    "Byte for byte those of one process, each image once."
+    monkeypatch.chdir(workspace.folder)
+    out, whole = workspace.folder/"out.csv", workspace.folder/"whole.csv"
+    predict_to(predictor(), whole, photos, chunk=8)
+    process = start(workspace, ray.get_runtime_context().gcs_address, "die_after_four", str(photos), str(out))
+    assert process.wait(150) == -signal.SIGKILL, process.communicate()
+    assert not out.exists() and len([*workspace.folder.glob("out.csv.parts/0*.csv")]) == 4
+    Path("fatal").write_text(str(os.getpid()))
+    written = predict_to(predictor(), out, photos, chunk=8, engine="ray")
+    assert not Path("fatal").exists()
+    assert (written.n, written.n_errors, written.found) == (N, len(BROKEN), 4*8)
+    assert written.agreement.strategy == "ray" and written.agreement.greatest_difference == 0
+    assert out.read_bytes() == whole.read_bytes()
+    notes = [json.loads(file.with_name(f"{file.name}.json").read_text()) for file in (out, whole)]
+    assert notes[0]["job"] == notes[1]["job"] and notes[0]["sha256"] == notes[1]["sha256"]
+
+
+def two_seeds(engine: str = "ray", name: str = "pressed") -> None:
+    repeat(CONFIG, seeds=2, name=name, own={**QUIET, "callbacks": [Slow()]}, engine=engine)
+
+
+def test_an_interrupt_pauses_all_of_them(ray, folder, workspace, monkeypatch):
+    "They are saved, nothing goes on behind, and the same call goes on; the cluster of somebody else stays."
+    monkeypatch.chdir(folder)
+    workspace.folder = folder
+    Path("fast").unlink(missing_ok=True)
+    process = start(workspace, ray.get_runtime_context().gcs_address, "two_seeds")
+    runs = [Run(folder/"runs"/"pressed"/f"seed_{seed}") for seed in (42, 43)]
+    wait_for(lambda: all(run.last.exists() for run in runs) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=150)
+    assert "what was being trained is saved. repeat(..., name='pressed') goes on" in errors, errors[-3000:]
+    assert not printed
+    assert [run.summary().status for run in runs] == ["interrupted"] * 2
+    Path("fast").touch()
+    two_seeds()
+    assert [run.summary().status for run in runs] == ["completed"] * 2
+    assert [len(history(run).happened(Event.RESUMED)) for run in runs] == [1, 1]
+    two_seeds("here", "unpressed")
+    for run in runs: same_runs(run, Run(folder/"runs"/"unpressed"/run.name))
