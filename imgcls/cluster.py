@@ -20,6 +20,7 @@ import pickle
 import platform
 import re
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -129,7 +130,9 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     "With an error that says what to do."
     quietly = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
-        try: ray.init(address=address, **quietly)
+        try:
+            _knock(address)
+            ray.init(address=address, **quietly)
         except Exception as error:
             raise ConfigError(f"The Ray cluster {address!r} cannot be reached ({_first_line(error)}). `ray start "
                               "--head` starts one; without `address` and RAY_ADDRESS, one is started on this "
@@ -146,6 +149,12 @@ def _connect(ray: ModuleType, address: str | None) -> None:
                                   "logs are in session_latest/logs, in the folder ray of the temporary "
                                   "files.") from error
             get_logger().warning(f"Ray did not start ({_first_line(error)}): is this machine busy? Once more.")
+
+
+def _knock(address: str) -> None:
+    "Is anybody there? Ray itself would ask for minutes."
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address.strip())
+    if found: socket.create_connection((found[1], int(found[2])), timeout=20).close()
 
 
 def _first_line(error: BaseException) -> str:
@@ -313,20 +322,27 @@ def end(self: _Flying) -> None:
         if left:
             with suppress(Exception): self.ray.wait(left, num_returns=len(left), timeout=10)
 
+# %% ../nbs/05d_cluster.ipynb #0f1ad996
+class _Terminated:
+    "Keeps a SIGTERM until the tasks can be ended: raised while Ray waits, an exit loses its code."
 
-@contextmanager
-def _terminated() -> Iterator[None]:
-    "A SIGTERM ends the tasks, too; who handles it already goes on doing so, and not Ray's own code below Python."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    def __enter__(self) -> "_Terminated":
+        self.number, self.main = 0, threading.current_thread() is threading.main_thread()
+        if self.main: self.before = signal.signal(signal.SIGTERM, self._keep)
+        return self
 
-    def stop(number: int, frame: Any) -> None: raise SystemExit(128 + number)
+    def _keep(self, number: int, frame: Any) -> None: self.number = number
 
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, stop if before in (None, signal.SIG_DFL) else before)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    def let_out(self) -> None:
+        "Now it may strike, as whoever handles it wants it; a SIGTERM that nobody handles ends the process in order."
+        if not self.number: return
+        number, self.number = self.number, 0
+        if not callable(self.before): raise SystemExit(128 + number)
+        self.before(number, None)
+
+    def __exit__(self, *error: object) -> None:
+        if self.main: signal.signal(signal.SIGTERM, signal.SIG_DFL if self.before is None else self.before)
+        if self.number: os.kill(os.getpid(), self.number)
 
 # %% ../nbs/05d_cluster.ipynb #3f97fccf
 @patch
@@ -338,7 +354,7 @@ def each(
 ) -> Iterator[tuple[Task, Any]]:        # as they end; close it to end the rest
     "Do something with each, in processes of the cluster."
     sent, tasks, more = packed(work, parts or {}), iter(tasks), True
-    with self.connected() as (ray, ours), _terminated():
+    with self.connected() as (ray, ours), _Terminated() as terminated:
         flying = _Flying(self, ray, sent, ours)
         try:
             while more or flying.tasks:
@@ -347,7 +363,9 @@ def each(
                     if task is None: more = False
                     else: flying.begin(task, packed(task.load, task.parts))
                 if not flying.tasks: continue
-                for reference in ray.wait([*flying.tasks], timeout=1)[0]:
+                ready = ray.wait([*flying.tasks], timeout=0.5)[0]
+                terminated.let_out()
+                for reference in ready:
                     ended = flying.result(reference)
                     if ended is not None: yield ended
         finally: flying.end()

@@ -20,7 +20,7 @@ from test_sweeps import CONFIG, folder, history  # noqa: F401 (a fixture)
 
 from imgcls import ConfigError, cross_validate, repeat, streaming, sweep
 from imgcls.checkpointing import first_difference
-from imgcls.cluster import Ray, Task
+from imgcls.cluster import Ray, Task, _Terminated
 from imgcls.engines import on_ray
 from imgcls.history import Event
 from imgcls.jobs import Job
@@ -89,6 +89,26 @@ def same_runs(one: Run, two: Run) -> None:
         ours, theirs = (load_checkpoint(run.weights/file) for run in (one, two))
         assert first_difference(ours["network"], theirs["network"]) is None, file
     assert history(one).same_as(history(two))
+
+
+def test_a_sigterm_waits_until_tasks_can_be_ended():
+    "private: between two looks at Ray, which makes another exit of it."
+    before, heard = signal.getsignal(signal.SIGTERM), []
+    try:
+        signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        with _Terminated() as terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not heard
+            terminated.let_out()
+            assert len(heard) == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 2                      # nobody looked again: it is handed on at the end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as caught, _Terminated() as terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            terminated.let_out()
+        assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally: signal.signal(signal.SIGTERM, before)
 
 
 def save_at_the_end(place: str) -> None:
