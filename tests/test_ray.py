@@ -92,7 +92,8 @@ def same_runs(one: Run, two: Run) -> None:
 
 
 def test_a_sigterm_waits_until_tasks_can_be_ended():
-    "private: between two looks at Ray, which makes another exit of it."
+    "Between two looks at Ray, which would make another exit of it."
+    # private: a signal at a moment of its own needs the whole of a call
     before, heard = signal.getsignal(signal.SIGTERM), []
     try:
         signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
