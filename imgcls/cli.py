@@ -508,6 +508,8 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         from imgcls.config import dump_yaml
         from imgcls.experiment import load_experiment
         return write(dump_yaml(load_experiment(config, overrides)[0]))
+    from imgcls.processes import follow_launcher
+    follow_launcher()
     from imgcls.pipeline import train
     retrain = {"retrain": arguments.retrain} if arguments.retrain else {}
     train(config, *overrides, resume=arguments.resume, own={"name": arguments.name} if arguments.name else None,

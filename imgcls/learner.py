@@ -969,6 +969,7 @@ def lr_find(
     n_steps: int = 30,          # steps of each short training, 10 to 1,000; at most ten are made with the defaults
 ) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
     "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
+    _check_here(self)
     state, config = self.state, self.config
     if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
     dataset = self.setup.data_in(state.epoch).dataset("train")
@@ -981,6 +982,12 @@ def lr_find(
         try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
                             lowest, highest, n_steps, config.optimizer.lr)
         finally: stream.close()
+
+
+def _check_here(learner: Learner) -> None:
+    "What is tried, is tried on copies of the weights at hand."
+    check(not learner.setup.elsewhere, "Other processes train these weights now, and here are older ones",
+          training.place(learner.state), "learn.wait() waits for them, learn.control.stop() ends them.")
 
 
 def _endless(batches: Batches) -> Iterator[Any]:
@@ -999,6 +1006,7 @@ def find_batch_size(
     share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
 ) -> BatchSize:                             # shows itself; .suggestion .settings
     "How many images fit in a batch? Tried on copies; the learner is left as it is."
+    _check_here(self)
     state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
     dataset = data.dataset("train")
     most = max(2, len(dataset)) if max_batch_size is None else max_batch_size

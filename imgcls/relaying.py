@@ -31,11 +31,11 @@ import torch
 from fastcore.basics import patch
 
 from .core import ConfigError, ImgclsError, check, checked
-from .processes import Lost
+from .processes import Lost, follow_launcher
 from .progress import NotebookProgress
 from .settings import get_logger
 from .steering import Control
-from .training import Callback, Events, Order, State, TrainingInterrupted, interruptible
+from .training import ABANDONED, Callback, Events, Order, State, TrainingInterrupted, interruptible
 
 # %% ../nbs/54a_relaying.ipynb #4da4cf5f
 @checked
@@ -191,6 +191,7 @@ LINE = "IMGCLS_LINE"        # in the environment: the port where the kernel list
 
 def work_here() -> int:         # exit code
     "Do, as one of several processes, what the kernel asks for."
+    follow_launcher()
     port, _, key = os.environ.pop(LINE).partition(":")
     return serve(Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(key)), int(os.environ["RANK"]), _print_nowhere)
 
@@ -378,7 +379,7 @@ def _goes_on(self: Relay, processes: Any) -> bool:
     if not self._lines: return False
     if self._until is None:
         self._until = time.monotonic() + PATIENCE
-        self.state.stop("the launcher of its processes was ended", by_hand=True)
+        self.state.stop(ABANDONED, by_hand=True)
     return time.monotonic() < self._until
 
 

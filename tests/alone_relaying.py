@@ -14,6 +14,7 @@ import torch
 from conftest import Workspace
 
 from imgcls import Learner, relaying, training
+from imgcls.core import ConfigError
 from imgcls.processes import Lost
 from imgcls.relaying import LINE, work_here
 from imgcls.training import Callback, State, TrainingInterrupted
@@ -21,12 +22,15 @@ from imgcls.training import Callback, State, TrainingInterrupted
 pytest.importorskip("torch.distributed")
 
 
+GRACE = 2.0         # seconds between the two signals; torch's launcher takes half a minute
+
+
 class Forked:
     "In place of `Started`: forked from here, where everything is loaded; ended together, as torch's launcher does."
 
     def __init__(self, n: int, address: str):
         os.environ[LINE] = address
-        self.pids, self.codes, self.told = together.start(n, self.work, Path()), {}, False
+        self.pids, self.codes, self.told = together.start(n, self.work, Path()), {}, None
         del os.environ[LINE]
 
     def work(self, _: Path) -> None:
@@ -38,9 +42,10 @@ class Forked:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended: self.codes[pid] = os.waitstatus_to_exitcode(status)
         left, failed = {*self.pids} - {*self.codes}, [code for code in self.codes.values() if code]
-        if failed and not self.told:
-            for pid in left: os.kill(pid, signal.SIGTERM)
-            self.told = True
+        late = self.told is not None and time.monotonic() > self.told + GRACE
+        if failed and (self.told is None or late):
+            for pid in left: os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            self.told = time.monotonic()
         return None if left else (failed or [0])[0]
 
     def said(self) -> str: return ""
@@ -124,9 +129,13 @@ def test_stopped_by_hand_and_resumed(forked: Path, straight: dict[str, Any], bac
         learn.control.pause()
         until(lambda: learn.control.waiting)
         with suppress(Exception): learn.evaluate("val", "last")         # somebody looks meanwhile
+        for tries in (learn.lr_find, learn.find_batch_size):
+            try: tries()
+            except ConfigError as error: refused.append(str(error))
         learn.control.resume()
         until(lambda: not learn.control.waiting)
         learn.control.stop("enough")
+    refused: list[str] = []
     thread = threading.Thread(target=person, daemon=True)
     thread.start()
     why = "enough" if background else "SIGINT"
@@ -134,6 +143,7 @@ def test_stopped_by_hand_and_resumed(forked: Path, straight: dict[str, Any], bac
     with pytest.raises(TrainingInterrupted, match=said):
         learn.fit(processes=2, background=background).wait()
     thread.join(30)
+    assert len(refused) == 2 * background and all("Other processes train these weights now" in said for said in refused)
     assert (learn.state.status, learn.run.summary().status) == ("interrupted", "interrupted")
     assert 3 <= learn.state.step < len(straight["losses"])
     assert "interrupted at" in repr(learn)
@@ -164,11 +174,38 @@ def test_an_error_of_a_process_is_the_error_of_the_cell(forked: Path):
     assert "2 processes before, 1 from here" in learn.run_summary.notes[-1]
 
 
+def test_fine_tuned(forked: Path):
+    "The head first, then everything, on two processes: what torchrun's processes make of it."
+    def work(folder: Path) -> None: together.told(together.learner("apart", "tuned").fine_tune(2), folder/"tuned.pt")
+    assert together.finished(together.start(2, work, forked)) == [0, 0]
+    learn, there = together.learner("apart", "tuned here").fine_tune(2, processes=2), torch.load(forked/"tuned.pt")
+    weights = learn.network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in there["weights"].items())
+    assert learn.history.steps.loss.tolist() == there["losses"]
+    assert (learn.history.event_rows(), learn.state.epoch, learn.state.status) == (there["events"], 3, "completed")
+
+
 class Long(Callback):
     "Says which processes there are, and takes its time."
     def on_batch_end(self, state: State) -> None:
         Path(f"{state.team.rank}.pid").write_text(f"{os.getpid()} {os.getppid()}")
         time.sleep(0.05)
+
+
+def test_one_that_hangs(forked: Path):
+    "Stopped by SIGSTOP: the other says so, and nothing is left."
+    def person() -> None:
+        until(lambda: learn.state.step >= 3)
+        pids.extend(int((forked/f"{rank}.pid").read_text().split()[0]) for rank in range(2))
+        os.kill(pids[0], signal.SIGSTOP)
+    pids: list[int] = []
+    learn = together.learner("apart", "hangs", callbacks=[Long()], num_epochs=500, process_timeout=2.0)
+    threading.Thread(target=person, daemon=True).start()
+    with pytest.raises(Lost, match="It has said nothing for 2 s"): learn.fit(processes=2)
+    assert (learn.state.status, learn.run.summary().status) == ("failed", "failed")
+    for rank, pid in enumerate(pids):
+        with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+        (forked/f"{rank}.pid").unlink()
 
 
 def test_the_processes_end_with_the_kernel(here: Path):

@@ -25,29 +25,34 @@ class Server:
     "A process that has loaded all and computed nothing, in a workspace: teams are forked from it."
 
     def __init__(self, folder: Path):
-        self.folder, self._said, self._seen = folder, folder/"said.txt", 0
+        self.folder, self.said, self._seen = folder, folder/"said.txt", 0
         environment = Workspace(folder).environment
         self.process = subprocess.Popen([sys.executable, together.__file__], cwd=folder, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said.open("w"))
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said.open("w"))
 
     def _ask(self, *words: Any) -> list[int]:
         self.process.stdin.write(f"{json.dumps(words)}\n")
         self.process.stdin.flush()
         while line := self.process.stdout.readline():
             if line.startswith("ANSWER "): return json.loads(line.removeprefix("ANSWER "))
-        raise AssertionError(self._said.read_text())
+        raise AssertionError(self.said.read_text())
 
     def start(self, n: int, work: str, out: Path) -> list[int]:
         "Begin; the numbers of the processes."
-        self._seen = len(self._said.read_text())
+        self._seen = len(self.said.read_text())
         return self._ask("start", n, work, str(out))
+
+    def launch(self, n: int, work: str, out: Path) -> list[int]:
+        "By a launcher, whose number comes first."
+        self._seen = len(self.said.read_text())
+        return self._ask("launch", n, work, str(out))
 
     def finished(self, pids: list[int]) -> list[int]:
         "Exit codes; a signal's number with a minus."
         return self._ask("finished", pids)
 
     @property
-    def errors(self) -> str: return self._said.read_text()[self._seen:]
+    def errors(self) -> str: return self.said.read_text()[self._seen:]
 
     def ran(self, n: int, work: str, name: str | None = None, code: int = 0) -> Path:
         "What so many processes leave behind."
@@ -166,6 +171,31 @@ def test_one_that_hangs_ends_all(server: Server) -> None:
     os.kill(pids[1], signal.SIGKILL)
     assert code == [1] and server.finished(pids[1:]) == [-9] and time.monotonic() - began < 30
     assert "It has said nothing for 3 s" in server.errors
+
+
+def test_the_launcher_is_killed(server: Server) -> None:
+    "Its processes save, end, say why, and leave a run that goes on bit for bit."
+    if not (server.folder/"long").exists(): server.ran(2, "long", "long")
+    out = server.folder/"orphans"
+    out.mkdir()
+    launcher, *pids = server.launch(2, "long", out)
+    while at(out) < 3: time.sleep(0.005)
+    os.kill(launcher, signal.SIGKILL)
+    assert server.finished([launcher]) == [-9]
+    began = time.monotonic()
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < began + 20, "they train on"
+        time.sleep(0.01)
+    assert Run(server.folder/"runs"/"orphans").summary().status == "interrupted"
+    assert "(the launcher of its processes has ended). Saved to orphans." in server.errors
+    server.ran(2, "long", "orphans")
+    assert same(loaded(server.folder/"long"/"long.pt"), loaded(out/"long.pt"))
+
+
+def alive(pid: int) -> bool:
+    "Is it there, and no zombie whom nobody has asked for its exit code?"
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
 
 
 def test_a_pause_is_no_silence(server: Server) -> None:

@@ -204,6 +204,22 @@ def start(n: int, work: Any, folder: Path) -> list[int]:
     return pids
 
 
+def launched(n: int, work: Any, folder: Path) -> list[int]:
+    "The same by a process that stands in for torch's launcher: its number, and theirs."
+    reading, writing = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        os.environ["TORCHELASTIC_RUN_ID"] = "together"
+        pids = start(n, work, folder)
+        os.write(writing, json.dumps(pids).encode())
+        finished(pids)
+        os._exit(0)
+    os.close(writing)
+    pids = json.loads(os.read(reading, 1000))
+    os.close(reading)
+    return [launcher, *pids]
+
+
 def finished(pids: list[int]) -> list[int]:
     "Exit codes; a signal's number with a minus."
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -211,7 +227,8 @@ def finished(pids: list[int]) -> list[int]:
 
 def answer_to(verb: str, what: Any, work: str = "", folder: str = "") -> list[int]:
     "Numbers of processes that were started, or the exit codes of such."
-    return start(what, globals()[work], Path(folder)) if verb == "start" else finished(what)
+    if verb == "finished": return finished(what)
+    return {"start": start, "launch": launched}[verb](what, globals()[work], Path(folder))
 
 
 def serve() -> None:
