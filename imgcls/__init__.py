@@ -19,6 +19,7 @@ Modules:
 - `imgcls.checking`: What is wrong with these images, before a network learns it?
 - `imgcls.checkpointing`: How is a state kept in a file, so that it can neither be lost nor lie?
 - `imgcls.cli`: How is it used from a shell?
+- `imgcls.cluster`: How is work done by the processes of a Ray cluster, and what if one of them is killed?
 - `imgcls.combining`: How do several looks, or several networks, give one answer?
 - `imgcls.commands`: How does a run answer, get judged and get handed on from a shell?
 - `imgcls.comparison`: Which run was better, and what was different about it?
@@ -36,6 +37,7 @@ Modules:
 - `imgcls.division`: How do several processes hold a network that none of them could hold alone?
 - `imgcls.duplicates`: Which images show the same?
 - `imgcls.edits`: How are labels mended without touching a file?
+- `imgcls.engines`: Who trains the runs of a study: this process, or a cluster?
 - `imgcls.ensembles`: Do several looks, or several runs, know more than one?
 - `imgcls.evaluation`: How sure may one be of what it says?
 - `imgcls.experiment`: Which knobs are there, all on one page?

@@ -92,6 +92,7 @@ def predict_command(
     parser.add_argument("--out", metavar="FILE", help=".csv, .jsonl or .parquet; it can be taken up again")
     parser.add_argument("--format", choices=["table", "csv", "jsonl"], help="without --out; table in a terminal")
     parser.add_argument("--strategy", default="standard", metavar="X", help="standard, mixed_precision, accelerate")
+    parser.add_argument("--engine", metavar="X", help="with --out: ray, or 'ray(cpus=2)': processes of a cluster")
     parser.add_argument("--views", metavar="X", help="average over flip, five_crop, ten_crop, scales")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE, and what was begun of it")
     arguments = _parsed(parser, argv)
@@ -106,13 +107,16 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.out and arguments.format:
         raise ConfigError("--out takes its format from the file's name, and --format is for the screen or a pipe. Give "
                           "one of them.")
-    if arguments.overwrite and not arguments.out: raise ConfigError("--overwrite belongs to --out FILE. Give both.")
+    for name in ("overwrite", "engine"):
+        if getattr(arguments, name) and not arguments.out:
+            raise ConfigError(f"--{name} belongs to --out FILE. Give both.")
     predictor = _loaded(arguments)
     if arguments.views: predictor = predictor.with_views(arguments.views)
     paths = [str(path) for given in arguments.images
              for path in (listed_images if given.lower().endswith(".txt") else images_in)(given)]
     if arguments.out:
-        written = predictor.predict_to(arguments.out, paths, strategy=arguments.strategy, overwrite=arguments.overwrite)
+        written = predictor.predict_to(arguments.out, paths, strategy=arguments.strategy, overwrite=arguments.overwrite,
+                                       engine=arguments.engine)
         if written.rank == 0: say(str(written))
         return int(written.n_errors > 0)
     return _print_answers(predictor, paths, arguments.format or ("table" if sys.stdout.isatty() else "csv"),

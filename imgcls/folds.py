@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
+from .cluster import Ray
 from .core import ConfigError, DataError, check, checked, explain_function
 from .data import ImageData
+from .engines import Engine, engine_of, train_all
 from .evaluation import Evaluation, read_predictions
 from .experiment import ExperimentConfig, Layer
-from .jobs import Engine, Fold, Job, as_job, begin_study, division_seed, engine_of, images_of, said_of
-from .jobs import settled, train_all, usual_name, with_seed
+from .jobs import Fold, Job, as_job, begin_study, division_seed, images_of, said_of
+from .jobs import settled, usual_name, with_seed
 from .markup import escaped, html_table, tag
 from .multilabel_evaluation import MultiLabelEvaluation, read_labels
 from .plots import GREY, PALETTE, given_or_new
@@ -215,7 +217,7 @@ def cross_validate(
     own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, progress
     name: str | None = None,        # of the study's folder; None: made from what was changed
     runs: str | Path | None = None,     # folder of all runs; None: the workspace's
-    engine: str | Engine | None = None,     # who trains: a name in engines(), or a function; None: here, one by one
+    engine: str | Engine | Ray | None = None,   # who trains: 'ray', a `Ray`, or a function; None: here, one by one
     **changes: Any,                 # config keys: lr=0.01, batch_size=32
 ) -> CrossValidation:               # shows itself; `.metrics`, `.table`, `.evaluation`, `.ensemble()`
     "Train and judge a config on each part of the images."
@@ -414,7 +416,7 @@ def repeat(
     own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, progress
     name: str | None = None,        # of the study's folder; None: made from what was changed
     runs: str | Path | None = None,     # folder of all runs; None: the workspace's
-    engine: str | Engine | None = None,     # who trains: a name in engines(), or a function; None: here, one by one
+    engine: str | Engine | Ray | None = None,   # who trains: 'ray', a `Ray`, or a function; None: here, one by one
     **changes: Any,                 # config keys: lr=0.01, batch_size=32
 ) -> Seeds:                         # shows itself; `.metrics`, `.table`, `.plot()`
     "Train the same with several seeds: how much is luck?"

@@ -20,6 +20,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from .config import parse_yaml
@@ -47,14 +48,18 @@ def list_runs(
 ) -> "DataFrame":                       # a row per run; empty when there are none
     "Every run and how it went."
     if root is not None: check(Path(root).is_dir(), "`root` must be a folder of runs", str(root))
-    found = [(run, *_read(run)) for run in runs_in(Path(root) if root else find_settings().runs)]
-    rows, knobs = [_row(*one) for one in found], [_knobs(run, summary) for run, summary, _ in found]
-    for row, unlike in zip(rows, _unlike_most(knobs), strict=True): row["differs"] = unlike
-    known = [k | _measured(summary) | row | {"_epochs": summary.epoch, "_duration": summary.seconds}
-             for (_, summary, _), k, row in zip(found, knobs, rows, strict=True)]
+    rows, known, numbers, said = [], [], [], set()
+    for run in runs_in(Path(root) if root else find_settings().runs):
+        summary, status = _read(run)            # large, and not kept: there may be thousands
+        rows.append(_row(run, summary, status))
+        known.append(_knobs(run, summary))
+        numbers.append(_measured(summary) | {"_epochs": summary.epoch, "_duration": summary.seconds})
+        said |= {name for result in (summary.best, *summary.final.values()) for name in result}
+    for row, unlike in zip(rows, _unlike_most(known), strict=True): row["differs"] = unlike
+    for run, measured, row in zip(known, numbers, rows, strict=True): run.update(measured | row)
     chosen = _chosen(known, [where] if isinstance(where, str) else where, [sort] if isinstance(sort, str) else sort)
     more = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)      # metrics of some runs
-    usual = [name for name in _COLUMNS[:-1] if name not in _unknown(found)]
+    usual = [name for name in _COLUMNS[:-1] if name not in _unknown(said)]
     names = {name: _key(name, known) for name in columns or (*usual, *more, _COLUMNS[-1])}
     shown = [[run.get(key, math.nan) for key in names.values()] for run in chosen]
     return _table_of_runs()(shown, columns=list(names))
@@ -86,12 +91,10 @@ def _interval(result: Mapping[str, Any], name: str) -> str:
     return "" if math.isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 # %% ../nbs/38_listing.ipynb #1d1634e9
-def _unknown(found: Sequence[tuple[Run, Summary, str]]) -> set[str]:
+def _unknown(measured: Collection[str]) -> set[str]:
     "Columns of accuracy, where no run has one and all are judged by something else: several labels an image."
-    results = [result for _, s, _ in found for result in (s.best, *s.final.values())]
-    measured = {name for result in results for name in result}
     judged = any("average_precision" in name for name in measured)
-    if measured & {"accuracy", "val_accuracy"} or not judged: return set()
+    if {*measured} & {"accuracy", "val_accuracy"} or not judged: return set()
     return {f"{split}_{what}" for split in ("val", "test") for what in ("accuracy", "interval")}
 
 # %% ../nbs/38_listing.ipynb #cfb02d71
@@ -124,7 +127,7 @@ def _knobs(run: Run, summary: Summary) -> dict[str, Any]:
         if part not in _MADE_FROM: continue
         unused, key = _MADE_FROM[part]
         knobs = {k: value for k, value in knobs.items() if not k.startswith(unused)} | {key: what}
-    return knobs
+    return {intern(key): intern(value) if type(value) is str else value for key, value in knobs.items()}
 
 
 def _config_of(run: Run) -> Mapping[str, Any]:      # empty: there is none that can be read
@@ -238,9 +241,10 @@ def _holds(value: Any, sign: str, wanted: str, number: float | None) -> bool:
 # %% ../nbs/38_listing.ipynb #4eedce56
 def _key(word: str, runs: Sequence[_Known]) -> str:
     "The full name of what is asked for."
+    if word in _COLUMNS or not runs: return word
     names = dict.fromkeys(name for run in runs for name in run)
     ends = [name for name in names if name.endswith(f".{word}")]
-    if word in names or word in _COLUMNS or not runs: return word
+    if word in names: return word
     check(len(ends) < 2, f"{word!r} must be clear", ends, "Write one of them.")
     check(bool(ends), "There must be such a column or knob", word,
           near_miss(word, names).strip() or f"Columns: {', '.join(_COLUMNS)}; and every knob of the config.")

@@ -392,10 +392,11 @@ def predict_to(
     overwrite: bool = False,    # replace another file, and what another call has begun? This job, finished, stays
     chunk: int = 1024,      # images that are written at once, > 0: what a kill may cost
     progress: bool | None = None,   # show a bar? None: where somebody sees it
+    engine: Any = None,     # 'ray', or a `Ray` of imgcls.cluster: by the processes of a cluster; None: here
 ) -> Any:                   # a `Written`: shows itself; .n .n_errors .errors .agreement
     "Write what the network sees in any number of images; called again, it goes on where it was ended."
     from imgcls.streaming import predict_to
-    return predict_to(self, path, images, strategy, num_workers, overwrite, chunk, progress)
+    return predict_to(self, path, images, strategy, num_workers, overwrite, chunk, progress, engine)
 
 # %% ../nbs/27_predictor.ipynb #ef4c6e98
 @patch

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
@@ -316,6 +317,8 @@ class Trials:
         self._owed: list[dict[str, Any]] = []       # results that the storage does not know
         self._known: list[Any] = []                 # rows, when they were last read
         self._busy: dict[str, float] = {}           # runs that others turned out to train, and when that was seen
+        self._cells: list[dict[str, Any]] = []      # of a grid
+        self._lines, self._read = {}, 0             # what trials.jsonl says, and how many bytes of it were read
         self._copy, self._again, self._stop = None, 0.0, threading.Event()
         with _one_at_a_time(place):
             self.storage = open_storage(place, storage, heartbeat)
@@ -412,15 +415,21 @@ def run_of(
     return row.user_attrs.get("run", "")
 
 
-def _state(row: Any) -> str: return row.state.name.lower()
+def _state(row: Any) -> str: return _word(row.state)
 def _counts(row: Any) -> bool: return _state(row) != "fail" or "error" in row.user_attrs
+
+
+@cache
+def _word(state: Any) -> str: return state.name.lower()     # every row is asked at every trial
+
+
+_RANKS = {word: i for i, word in enumerate(("waiting", "running", "fail", "pruned", "complete"))}
 
 
 def _live(rows: Sequence[Any]) -> dict[str, Any]:
     "Run -> its row, the one that says most; a row without a name counts by its number."
-    ranks = ("waiting", "running", "fail", "pruned", "complete")
     found: dict[str, Any] = {}
-    for row in sorted(filter(_counts, rows), key=lambda row: ranks.index(_state(row))): found[_key(row)] = row
+    for row in sorted(filter(_counts, rows), key=lambda row: _RANKS[_state(row)]): found[_key(row)] = row
     return found
 
 
@@ -449,11 +458,13 @@ def _next(self: Trials, wanted: int) -> Trial | None:
         self._known = self.study.get_trials(deepcopy=False)
         live = _live(self._known)
         waits = any(_state(row) == "waiting" for row in live.values())
+        if not waits and self._queue(live): continue
         if len({*live, *self._elsewhere()}) >= wanted and not waits: return None
         self.study.sampler = self._sampler(len(live))
         asked = self.study.ask(self.distributions)
-        trial = self._named(asked)
-        if self._is_wanted(trial, wanted): return self._taken(trial)
+        if not self._cells or "run" in asked.user_attrs:     # of a grid only its cells are tried
+            trial = self._named(asked)
+            if self._is_wanted(trial, wanted): return self._taken(trial)
         asked.set_user_attr("dropped", True)        # somebody else was quicker
         self.study.tell(asked.number, state=_optuna().trial.TrialState.FAIL)
 
@@ -484,7 +495,7 @@ def _is_wanted(self: Trials, trial: Trial, wanted: int) -> bool:
     others = [row for row in self.study.get_trials(deepcopy=False) if row.number != trial.row and _counts(row)]
     taken = any(run_of(row) == trial.run and _state(row) != "waiting" for row in others)
     before = {_key(row) for row in others if row.number < trial.row} - {trial.run}
-    resumed = any(line["run"] == trial.run for line in self._asked())
+    resumed = trial.run in self._asked()
     return not taken and (resumed or len(before) < wanted)
 
 
@@ -492,7 +503,7 @@ def _is_wanted(self: Trials, trial: Trial, wanted: int) -> bool:
 def _taken(self: Trials, trial: Trial) -> Trial:
     "Written down beside the storage too: the folder alone does not say which values it was about."
     self._mine[trial.run] = trial
-    if not any(line["run"] == trial.run for line in self._asked()):
+    if trial.run not in self._asked():
         line = json.dumps({"run": trial.run, "params": trial.asked.params})
         with open(self.place/ASKED, "a", encoding="utf-8") as file: file.write(line + "\n")
     return trial
@@ -502,13 +513,17 @@ ASKED = "trials.jsonl"          # a line a trial that was begun here: its folder
 
 
 @patch
-def _asked(self: Trials) -> list[dict[str, Any]]:
-    "What stands there; a line that a crash cut short is left out."
-    found = []
-    with suppress(FileNotFoundError):
-        for line in (self.place/ASKED).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError): found.append(json.loads(line))
-    return found
+def _asked(self: Trials) -> dict[str, Mapping[str, Any]]:      # run -> values, as a storage holds them
+    "What stands there; others write too, so what is new is read, and a line that a crash cut short is left out."
+    with suppress(FileNotFoundError), open(self.place/ASKED, "rb") as file:
+        file.seek(self._read)
+        for line in file:
+            if not line.endswith(b"\n"): break          # it is being written
+            self._read += len(line)
+            with suppress(ValueError):
+                one = json.loads(line)
+                self._lines.setdefault(one["run"], one["params"])
+    return self._lines
 
 # %% ../nbs/58a_search.ipynb #c1f9e42e
 @patch
@@ -522,11 +537,17 @@ def _find_dead(self: Trials) -> None:
     live = _live(self.study.get_trials(deepcopy=False))
     lost = {run_of(row): row.params for row in rows if _state(row) == "fail" and run_of(row) and not row.user_attrs.get(
         "dropped") and {*row.params} == {*self.space}}
-    lost = {**{line["run"]: line["params"] for line in self._asked()}, **lost}
-    known = {*live, *self._mine, *self._elsewhere(), *(one["run"] for one in self._owed)}
+    lost = {**self._asked(), **lost}
+    known = self._known_runs(live)
     for run, params in lost.items():
         if run not in known:
             self.study.enqueue_trial(params, user_attrs={"run": run})
+
+
+@patch
+def _known_runs(self: Trials, live: Mapping[str, Any]) -> set[str]:
+    "Runs that somebody is at, or was."
+    return {*live, *self._mine, *self._elsewhere(), *(one["run"] for one in self._owed)}
 
 
 @patch
@@ -546,10 +567,29 @@ def enqueue(
     cells: Sequence[Mapping[str, Any]],     # values of each, as a storage holds them
 ) -> None:
     "Have these tried, each once: a grid."
-    with _one_at_a_time(self.place), _quietly():
-        there = {run_of(row) for row in self.study.get_trials(deepcopy=False)}
-        for i, cell in enumerate(cells):
-            if f"trial_{i}" not in there: self.study.enqueue_trial(dict(cell), user_attrs={"run": f"trial_{i}"})
+    self._cells = [*map(dict, cells)]
+
+
+_AHEAD = 8      # cells that wait in the storage: Optuna reads what is not finished again each time
+
+
+@patch
+def _queue(self: Trials, live: Mapping[str, Any]) -> bool:      # False: there is none left
+    "The next cells of a grid, where none waits."
+    if not self._missing(live): return False
+    with _one_at_a_time(self.place):
+        live = _live(self.study.get_trials(deepcopy=False))
+        if any(_state(row) == "waiting" for row in live.values()): return True      # somebody else was quicker
+        for run, cell in self._missing(live)[:_AHEAD]: self.study.enqueue_trial(cell, user_attrs={"run": run})
+    return True
+
+
+@patch
+def _missing(self: Trials, live: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    "Cells that nobody has, and their runs."
+    known = self._known_runs(live)
+    return [(f"trial_{i}", cell) for i, cell in enumerate(self._cells) if f"trial_{i}" not in known]
+
 
 # %% ../nbs/58a_search.ipynb #f3f8d35f
 @patch

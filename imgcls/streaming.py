@@ -16,6 +16,7 @@ __all__ = ['WORDS', 'ANSWER', 'ROOM', 'SHOWN', 'SHARED', 'STALL', 'listed_images
 
 # %% ../nbs/60g_streaming.ipynb #3a3c0e5a
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpointing import weights_hash
+from .cluster import Ray, Task, as_ray
 from imgcls.core import (
     ConfigError,
     DataError,
@@ -44,6 +46,7 @@ from imgcls.core import (
     ImgclsError,
     check,
     checked,
+    extra,
     is_gone,
     listed,
     near_miss,
@@ -272,13 +275,21 @@ class Job:
 
     def save(self, number: int, columns: Mapping[str, list[Any]], first: int) -> None:
         "Keep a chunk; `first` is the number of its first row."
-        wrong = [(row, error) for row, error in enumerate(columns["error"]) if error is not None]
+        self.keep(number, *_as_part(self.kind, columns, first))
+
+    def keep(self, number: int, errors: str, part: bytes) -> None:
+        "Keep what a chunk has become."
         with writing(self.out, ROOM, DataError):
-            if wrong:
-                paths = columns.get("path") or [f"image {first + row}" for row in range(len(columns["error"]))]
-                kept = [[paths[row], error] for row, error in wrong[:SHOWN]]
-                write_atomic(self.errors(number), json.dumps({"n": len(wrong), "first": kept}))
-            write_atomic(self.part(number), self.kind.part(columns))
+            if errors: write_atomic(self.errors(number), errors)
+            write_atomic(self.part(number), part)
+
+
+def _as_part(kind: Any, columns: Mapping[str, list[Any]], first: int) -> tuple[str, bytes]:
+    "Its errors, '' where there are none, and its rows."
+    wrong = [(row, error) for row, error in enumerate(columns["error"]) if error is not None]
+    names = lambda row: columns["path"][row] if "path" in columns else f"image {first + row}"
+    said = {"n": len(wrong), "first": [[names(row), error] for row, error in wrong[:SHOWN]]}
+    return json.dumps(said) if wrong else "", kind.part(columns)
 
 
 ROOM = "Make room there, or make it writable, and call again: it goes on where it was."
@@ -429,11 +440,13 @@ def predict_to(
     chunk: int = 1024,          # images that are written at once, > 0: what a kill may cost; what was begun goes on
                                 # with its own
     progress: bool | None = None,   # show a bar? None: where somebody sees it
+    engine: str | Ray | None = None,    # 'ray', or a `Ray`: parts are made by the processes of a cluster; None: here
 ) -> Written:                   # shows itself
     "Write what a network sees in any number of images; called again, it goes on where it was ended."
     since, out = time.perf_counter(), _checked_out(path)
     check(chunk > 0, "`chunk` must be > 0 images", chunk)
     worker, team = strategies[strategy](predictor)
+    cluster = _cluster_of(engine, team)
     items = listed_images(images)
     batches = planned(worker, Patient(items, predictor._transform()), num_workers)
     names = [*(["path"] if batches.dataset.files else []), *names_of(predictor), "error"]
@@ -444,8 +457,11 @@ def predict_to(
         if done is None:
             found = len(items) - sum(len(rows) for number in missing for rows in _rows(batches, number, job.size))
             bar = _bar(team, len(items), found, progress)
-            with _kept(job, team): _make(job, worker, team, batches, missing, bar, beside)
-            agreement = lambda: None if strategy == "standard" else _agreement(job, predictor, batches, strategy)
+            with _kept(job, team):
+                if cluster is None: _make(job, worker, team, batches, missing, bar, beside)
+                else: _make_on(cluster, job, worker, batches, missing, bar)
+            by = "ray" if cluster is not None and strategy == "standard" else strategy
+            agreement = lambda: None if by == "standard" else _agreement(job, predictor, batches, by)
             done = team.each(lambda: _finish(job, agreement()) if team.rank == 0 else None)[0]
         else: found = len(items)
     agreement = None if done["agreement"] is None else Agreement(**done["agreement"])
@@ -573,13 +589,20 @@ def _made(worker: Predictor, batches: Planned, mine: Sequence[int], size: int, b
     "Each chunk with its number and that of its first row; workers read on meanwhile."
     ours = planned(worker, batches.dataset, batches.num_workers)
     ours.plan = [rows for number in mine for rows in _rows(batches, number, size)]
-    items, stream = batches.dataset.items, iter(ours)
+    parts = [(number, number*size, _rows(batches, number, size)) for number in mine]
+    yield from _chunks(worker, ours, parts, bar)
+
+
+def _chunks(worker: Predictor, ours: Planned, parts: Sequence[tuple[int, int, Sequence[range]]], bar: tqdm | None = None
+            ) -> Iterator[tuple[int, dict[str, list[Any]], int]]:
+    "Of parts: their numbers, those of their first batches, and the rows of their batches, which stand in `ours`."
+    items, stream = ours.dataset.items, iter(ours)
     try:
-        for number in mine:
-            plan = _rows(batches, number, size)
-            logits, said = worker._ask(_counted(islice(stream, len(plan)), bar), first=number*size)
+        for number, first, plan in parts:
+            batches = islice(stream, len(plan))
+            logits, said = worker._ask(batches if bar is None else _counted(batches, bar), first=first)
             rows = range(plan[0].start, plan[-1].stop)
-            paths = items[rows.start:rows.stop] if batches.dataset.files else None
+            paths = [items[i] for i in rows] if ours.dataset.files else None
             yield number, columns_of(worker, paths, logits, said), rows.start
     finally:
         stream.close()
@@ -590,6 +613,82 @@ def _counted(batches: Iterator[Any], bar: tqdm) -> Iterator[Any]:
     for batch in batches:
         yield batch
         bar.update(len(batch[0]))
+
+# %% ../nbs/60g_streaming.ipynb #e57e5a07
+def _cluster_of(engine: Any, team: Team) -> Ray | None:
+    cluster = as_ray(engine)
+    check(engine is None or cluster is not None, "`engine` must be 'ray' or a `Ray`, or None: here", engine)
+    if cluster is None: return None
+    check(team.size == 1, "A cluster is asked by one process", f"{team.size} processes", "Leave out `engine`.")
+    extra("ray", "ray")                         # or its error, before anything is made
+    return cluster
+
+
+class _Answers:
+    "What a process of the cluster does with some parts."
+
+    def __init__(self, worker: Predictor, batches: Planned, kind: Any):
+        network = worker.network if worker.runtime.device.type == "cpu" else copy.deepcopy(worker.network).cpu()
+        self.asked, self.kind = {"network": network, "transform": batches.dataset.transform}, kind
+        self.runtime = replace(worker.runtime, device=torch.device(worker.runtime.device.type), scaler=None)
+        self.options = {key: getattr(worker, key) for key in ("class_names", "n_outputs", "batch_size", "seed",
+                                                              "deterministic", "decisions", "multi_label")}
+        self.batches, self.predictor = (batches.num_workers, batches.seed, batches.dataset.files), None
+
+    def __call__(self, load: tuple[list[Any], list[tuple[int, int, list[range]]]]) -> list[tuple[int, str, bytes]]:
+        items, parts = load
+        if self.predictor is None: self.predictor = self._again()
+        num_workers, seed, files = self.batches
+        first = parts[0][2][0].start
+        ours = planned(self.predictor, Patient(_Window(items, first), self.predictor.transform), num_workers)
+        ours.seed, ours.plan = seed, [rows for *_, plan in parts for rows in plan]
+        ours.dataset.files = files
+        return [(number, *_as_part(self.kind, *rest)) for number, *rest in _chunks(self.predictor, ours, parts)]
+
+    def _again(self) -> Predictor:
+        gpu = self.runtime.device.type != "cuda" or torch.cuda.is_available()
+        check(gpu, "The network computes on a GPU, and so must a task", platform.node(), "Try Ray(gpus=1).")
+        return Predictor(**self.asked, runtime=self.runtime, **self.options)
+
+
+class _Window:
+    "Some of many images, by their numbers among all."
+
+    def __init__(self, items: list[Any], first: int): self.items, self.first = items, first
+    def __len__(self) -> int: return len(self.items)
+    def __getitem__(self, i: int) -> Any: return self.items[i - self.first]
+    def __iter__(self) -> Iterator[Any]: return iter(self.items)
+
+# %% ../nbs/60g_streaming.ipynb #b4119ddc
+_TOGETHER = 8       # parts of a task, at most, whose process starts others that load images
+
+
+def _make_on(cluster: Ray, job: Job, worker: Predictor, batches: Planned, missing: Sequence[int], bar: tqdm) -> None:
+    "The chunks that are missing, by a cluster; kept here."
+    if worker.runtime.device.type != "cuda" and cluster.gpus is None: cluster = replace(cluster, gpus=0)
+    work, items = _Answers(worker, batches, job.kind), batches.dataset.items
+
+    def tasks() -> Iterator[Task]:
+        for some in _runs_of(missing, max(1, min(_TOGETHER, len(missing) // 16)) if batches.num_workers else 1):
+            parts = [(number, number*job.size, [*_rows(batches, number, job.size)]) for number in some]
+            start, stop = parts[0][2][0].start, parts[-1][2][-1].stop
+            yield Task(f"Images {start:,} to {stop - 1:,}", (items[start:stop], parts), key=stop - start)
+
+    with bar, contextlib.closing(cluster.each(work, tasks(), work.asked)) as ended:
+        for task, parts in ended:
+            for part in parts: job.keep(*part)
+            bar.update(task.key)
+
+
+def _runs_of(numbers: Sequence[int], most: int) -> Iterator[list[int]]:
+    "Neighbours, some at a time."
+    some: list[int] = []
+    for number in numbers:
+        if some and (number != some[-1] + 1 or len(some) == most):
+            yield some
+            some = []
+        some.append(number)
+    if some: yield some
 
 # %% ../nbs/60g_streaming.ipynb #904a122a
 STALL = 1800        # seconds without a new part from anybody

@@ -45,7 +45,8 @@ def sweep_parser() -> argparse.ArgumentParser:
     parser.add_argument("--heartbeat", type=int, metavar="SECONDS", help="between signs of life; after two without one "
                         "a trial is taken over by another process; without it 60")
     parser.add_argument("--measure_again", type=int, metavar="N", help="then train the winner with so many other seeds")
-    parser.add_argument("--engine", metavar="NAME", help="who trains; without it this process, one trial after another")
+    parser.add_argument("--engine", metavar="NAME", help="who trains: ray, or 'ray(cpus=2, gpus=0.5)': as many "
+                        "trials at a time as a Ray cluster has room for; without it this process, one after another")
     return parser
 
 # %% ../nbs/63f_sweep.ipynb #d467bd8e

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 
 from .callbacks import TrainingDiverged
+from .cluster import Ray, as_ray
 from .config import find_keys, free_keys, leaves
 from .core import CheckpointError, ConfigError, DataError, check, checked, explain_function, extra
 from .core import near_miss
 from .data import ImageData
+from .engines import Engine, engine_of, running
 from .experiment import ALIASES, ExperimentConfig, Layer, load_experiment
 from .folds import Seeds, repeat
-from .jobs import STUDY, Done, Engine, Job, as_job, begin_study, engine_of, images_of, learner_of, read_study
+from .jobs import STUDY, Done, Job, as_job, begin_study, images_of, learner_of, read_study
 from .jobs import said_of, settled, usual_name
 from .listing import differences as run_differences
 from .markup import escaped, html_table, tag
@@ -208,11 +210,12 @@ def sweep(
     own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, progress
     name: str | None = None,        # of the study; None: made from the keys of the space
     runs: str | Path | None = None,     # folder of all runs; None: the workspace's
-    engine: str | Engine | None = None,     # who trains: a name in engines(), or a function; None: here, one by one
+    engine: str | Engine | Ray | None = None,   # who trains: 'ray', a `Ray`, or a function; None: here, one by one
     **changes: Any,                 # config keys: num_epochs=5, batch_size=64
 ) -> Sweep:                         # shows itself; `.table`, `.best_config`, `.measure_again()`, `.plot()`
     "Train with many settings, and compare."
     extra("optuna", "sweep")
+    _check_reached(storage, engine)
     engine, job = engine_of(engine), as_job(config, overrides, data, own, changes)
     chosen = settled(job)
     found = check_space(space, chosen, job.data is not None)
@@ -238,6 +241,13 @@ def _check_said_once(space: Mapping[str, Range | Choice], chosen: ExperimentConf
     given = [*job.changes, *(text.partition("=")[0].strip().lstrip("-") for text in job.overrides)]
     twice = [key for key in space if any(meant(key) & meant(other) for other in given)]
     check(not twice, "A knob is varied or given, not both", twice, "Leave it out of one of them.")
+
+
+def _check_reached(storage: Any, engine: Any) -> None:
+    "Trials in other processes report to the storage."
+    alone = isinstance(storage, extra("optuna", "sweep").storages.InMemoryStorage)
+    check(not alone or as_ray(engine) is None, "`storage` must be one that other processes reach", storage,
+          "Give a URL, or leave it out.")
 
 
 def _how_many(space: Mapping[str, Range | Choice], trials: int | None) -> tuple[list[dict[str, Any]] | None, int]:
@@ -290,8 +300,8 @@ def _train(ledger: Trials, job: Job, wanted: int, engine: Engine) -> None:
     begun: dict[Path, Trial] = {}
     try:
         while True:
-            for done in engine(_jobs(ledger, job, wanted, begun)):
-                _result(ledger, begun.pop(done.job.place), done)
+            with running(_jobs(ledger, job, wanted, begun), engine) as ended:
+                for done in ended: _result(ledger, begun.pop(done.job.place), done)
             if not ledger.others(): break
             time.sleep(min(_POLL, ledger.heartbeat / 2))
     except BaseException:
@@ -348,7 +358,7 @@ def _failed(ledger: Trials, trial: Trial, error: Exception) -> None:
 def measure_again(
     self: Sweep,
     seeds: int | Sequence[int] = 5,     # how many, after the one that chose; or which
-    engine: str | Engine | None = None,     # as for `sweep`
+    engine: str | Engine | Ray | None = None,   # as for `sweep`
 ) -> Seeds:                             # on test where there is one; shows itself
     "The winner with seeds, and on images, that did not choose it."
     config, job = self.best_config, self.job
