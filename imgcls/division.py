@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import ConfigError, check, checked
+from .core import check, checked
 from .processes import Team
 
 # %% ../nbs/05c_division.ipynb #0eb9c506
