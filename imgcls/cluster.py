@@ -289,6 +289,7 @@ def result(self: _Flying, reference: Any) -> tuple[Task, Any] | None:       # No
     except died as error: return self.again(task, load, error)
     except Exception as error:
         raise ImgclsError(f"{task.name}: Ray could not do it ({_first_line(error)}).") from error
+    self.deaths.pop(id(task), None)         # another task may get this number
     if kind == "interrupted": raise KeyboardInterrupt(pickle.loads(sent) or f"{task.name} was interrupted.")
     if kind == "failed": raise pickle.loads(sent)
     return task, pickle.loads(sent)
@@ -358,7 +359,7 @@ def each(
         flying = _Flying(self, ray, sent, ours)
         try:
             while more or flying.tasks:
-                while more and flying.is_room():
+                while flying.is_room() and more:        # machines are looked at to the end: the last may be gone
                     task = next(tasks, None)
                     if task is None: more = False
                     else: flying.begin(task, packed(task.load, task.parts))

@@ -64,9 +64,21 @@ def divide(
     check(team.group is not None, "A network is divided over several processes", team.size)
     single = [name for name, parameter in network.named_parameters() if not parameter.ndim]
     check(not single, "A weight that is a single number has no pieces", single, "Give it the shape (1,).")
+    parts = [*parts]
+    _check_apart(network, parts)
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     names = {id(module): name for name, module in network.named_modules()}
     _divide(network, copy.deepcopy(network, empty), [*(names[id(part)] for part in parts), ""], team)
+
+
+def _check_apart(network: nn.Module, parts: Iterable[nn.Module]) -> None:
+    place = {id(module): i for i, part in enumerate(parts) for module in part.modules()}
+    held: dict[int, tuple[int | None, str]] = {}
+    for name, module in network.named_modules():
+        for key, weight in module.named_parameters(name, recurse=False):
+            part, other = held.setdefault(id(weight), (place.get(id(module)), key))
+            check(part == place.get(id(module)), "A weight that two parts of a network share cannot be divided",
+                  [other, key], "Leave `sharded` out.")
 
 
 def _divide(network: nn.Module, frame: nn.Module, names: list[str], team: Team) -> None:
@@ -86,6 +98,8 @@ def _divide(network: nn.Module, frame: nn.Module, names: list[str], team: Team) 
 # %% ../nbs/05c_division.ipynb #62f77e36
 def _no_view(part: nn.Module, inputs: Any, output: Any) -> Any:
     "torch watches what a part gives, and loses sight of a view that the next layer changes in place."
+    if type(output) is dict: return {name: _no_view(part, inputs, one) for name, one in output.items()}
+    if type(output) in (tuple, list): return type(output)(_no_view(part, inputs, one) for one in output)
     view = torch.is_grad_enabled() and isinstance(output, Tensor) and output._base is not None
     return output.clone() if view else output
 
@@ -101,11 +115,20 @@ def _copied(network: nn.Module, frame: nn.Module, names: list[str], team: Team, 
     "What copy.deepcopy makes of it: divided alike, with copies of the pieces."
     fresh = memo[id(network)] = copy.deepcopy(frame)
     _divide(fresh, frame, names, team)
-    fresh.load_state_dict({name: tensor.detach().clone() for name, tensor in network.state_dict().items()}, assign=True)
+    held = network.state_dict(keep_vars=True)
+    copies = {id(tensor): _copy_of(tensor) for tensor in held.values()}         # what has two names keeps both
+    fresh.load_state_dict({name: copies[id(tensor)] for name, tensor in held.items()}, assign=True)
     for old, new in zip(network.parameters(), fresh.parameters(), strict=True):
         memo[id(old)] = new.requires_grad_(old.requires_grad)       # an optimizer that is copied along
     for old, new in zip(network.modules(), fresh.modules(), strict=True): new.training = old.training
     return fresh
+
+
+def _copy_of(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor): return copy.deepcopy(tensor)         # a network's own extra state
+    new = tensor.detach().clone()
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
 
 # %% ../nbs/05c_division.ipynb #658d8e23
 def undivided(

@@ -459,7 +459,7 @@ def _next(self: Trials, wanted: int) -> Trial | None:
         live = _live(self._known)
         waits = any(_state(row) == "waiting" for row in live.values())
         if not waits and self._queue(live): continue
-        if len({*live, *self._elsewhere()}) >= wanted and not waits: return None
+        if not waits and (self._cells or len({*live, *self._elsewhere()}) >= wanted): return None
         self.study.sampler = self._sampler(len(live))
         asked = self.study.ask(self.distributions)
         if not self._cells or "run" in asked.user_attrs:     # of a grid only its cells are tried
@@ -496,7 +496,7 @@ def _is_wanted(self: Trials, trial: Trial, wanted: int) -> bool:
     taken = any(run_of(row) == trial.run and _state(row) != "waiting" for row in others)
     before = {_key(row) for row in others if row.number < trial.row} - {trial.run}
     resumed = trial.run in self._asked()
-    return not taken and (resumed or len(before) < wanted)
+    return not taken and (resumed or bool(self._cells) or len(before) < wanted)
 
 
 @patch
@@ -576,19 +576,33 @@ _AHEAD = 8      # cells that wait in the storage: Optuna reads what is not finis
 @patch
 def _queue(self: Trials, live: Mapping[str, Any]) -> bool:      # False: there is none left
     "The next cells of a grid, where none waits."
-    if not self._missing(live): return False
+    if not self._missing(self._tried(live)): return False
     with _one_at_a_time(self.place):
         live = _live(self.study.get_trials(deepcopy=False))
         if any(_state(row) == "waiting" for row in live.values()): return True      # somebody else was quicker
-        for run, cell in self._missing(live)[:_AHEAD]: self.study.enqueue_trial(cell, user_attrs={"run": run})
+        for run, cell in self._missing(self._tried(live))[:_AHEAD]:
+            self.study.enqueue_trial(cell, user_attrs={"run": run})
     return True
 
 
 @patch
-def _missing(self: Trials, live: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    "Cells that nobody has, and their runs."
-    known = self._known_runs(live)
-    return [(f"trial_{i}", cell) for i, cell in enumerate(self._cells) if f"trial_{i}" not in known]
+def _tried(self: Trials, live: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    "Runs that somebody is at, or was, and their values."
+    asked = self._asked()
+    return {**{run: asked.get(run, {}) for run in self._known_runs({})},
+            **{run: row.params or row.system_attrs.get("fixed_params", {}) for run, row in live.items()}}
+
+
+@patch
+def _missing(self: Trials, tried: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    "Cells whose values nobody has, and runs for them: of the cell's number, where no other trial has that."
+    values = {*map(_alike, tried.values())}
+    more = (run for i in itertools.count(len(self._cells)) if (run := f"trial_{i}") not in tried)
+    return [(next(more) if f"trial_{i}" in tried else f"trial_{i}", cell)
+            for i, cell in enumerate(self._cells) if _alike(cell) not in values]
+
+
+def _alike(values: Mapping[str, Any]) -> str: return repr(sorted(values.items()))
 
 
 # %% ../nbs/58a_search.ipynb #f3f8d35f
@@ -694,6 +708,7 @@ def _lost(self: Trials, error: Exception) -> None:
 @patch
 def _next_alone(self: Trials, wanted: int) -> Trial | None:
     "From what was known when the storage went away."
+    if self._cells: return self._cell_alone()
     owed = {one["run"] for one in self._owed}
     n = len({*_live(self._known)} | owed | {*self._mine})
     if n >= wanted: return None
@@ -703,6 +718,25 @@ def _next_alone(self: Trials, wanted: int) -> Trial | None:
         asked.set_user_attr("run", f"trial_{n}_{os.getpid()}")
     params = {key: part.value(asked.params[key]) for key, part in self.space.items()}
     return self._taken(Trial(f"trial_{n}_{os.getpid()}", params, None, asked))
+
+
+@patch
+def _cell_alone(self: Trials) -> Trial | None:
+    "Of a grid: what no process of this file system has begun. Those that wait in the storage keep their runs."
+    with _one_at_a_time(self.place):
+        rows = _live(self._known)
+        waits = {run: row for run, row in rows.items() if _state(row) == "waiting"}
+        queued = {_alike(values): run for run, values in self._tried(waits).items() if run in waits}
+        left = self._missing({**self._tried({run: rows[run] for run in rows if run not in waits}), **self._asked()})
+        if not left: return None
+        run, cell = left[0]
+        run = queued.get(_alike(cell), run)
+        with _quietly():
+            self._copy.enqueue_trial(cell, user_attrs={"run": run})
+            asked = self._copy.ask(self.distributions)
+        params = {key: part.value(asked.params[key]) for key, part in self.space.items()}
+        return self._taken(Trial(run, params, None, asked))
+
 
 # %% ../nbs/58a_search.ipynb #bdac1c75
 @patch

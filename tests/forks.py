@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def become(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
+    tempfile.tempdir = None             # whoever was loaded may have asked where it is
     np.random.seed()                    # the others do so, or begin with the same state in every process
     kind, *words = job["command"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
