@@ -16,7 +16,7 @@ storage=${STORAGE:?A database that all nodes reach: export STORAGE=postgresql+ps
 
 me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID           # SLURM_JOB_ID of the last element means all of them
 
-srun imgcls-sweep "$config" lr=loguniform:1e-4,1e-1 'optimizer.type=[sgd,adamw]' \
+srun imgcls-sweep "$config" "lr=loguniform(1e-4,1e-1)" 'optimizer.type=[sgd,adamw]' \
     --name rates --trials 50 --storage "$storage" &
 step=$!
 

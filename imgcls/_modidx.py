@@ -4308,7 +4308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.sweeps.Sweep.study': ('sweeps.html#sweep.study', 'imgcls/sweeps.py'),
                                'imgcls.sweeps.Sweep.table': ('sweeps.html#sweep.table', 'imgcls/sweeps.py'),
                                'imgcls.sweeps._again': ('sweeps.html#_again', 'imgcls/sweeps.py'),
-                               'imgcls.sweeps._check_reached': ('sweeps.html#_check_reached', 'imgcls/sweeps.py'),
+                               'imgcls.sweeps._check_optunas': ('sweeps.html#_check_optunas', 'imgcls/sweeps.py'),
                                'imgcls.sweeps._check_said_once': ('sweeps.html#_check_said_once', 'imgcls/sweeps.py'),
                                'imgcls.sweeps._compared': ('sweeps.html#_compared', 'imgcls/sweeps.py'),
                                'imgcls.sweeps._described': ('sweeps.html#_described', 'imgcls/sweeps.py'),

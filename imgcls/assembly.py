@@ -821,12 +821,13 @@ def assemble(
     return Setup(data=data, config=config, given=given, state=state, loaded=loaded,
                  callbacks=_callbacks(config, data, state, given), changed=dict(changed or {}),
                  planned=config.training.num_epochs,
-                 notes=[*map(str, loaded), *_of_labels(config, data, given, changed or {}), *_in_pieces(state)])
+                 notes=[*map(str, loaded), *_of_labels(config, data, given, changed or {}),
+                        *_in_pieces(state, config.training.sharded)])
 
 
-def _in_pieces(state: State) -> list[str]:
-    n = state.team.size
-    return [f"each of {n} processes has a piece of all weights (sharded)"] if is_divided(state.network) else []
+def _in_pieces(state: State, sharded: bool | None) -> list[str]:
+    if is_divided(state.network): return [f"each of {state.team.size} processes has a piece of all weights (sharded)"]
+    return ["sharded has no effect in one process"] if sharded else []
 
 
 def _of_labels(config: ExperimentConfig, data: ImageData, given: Given, changed: Mapping[str, Any]) -> list[str]:

@@ -209,6 +209,9 @@ _OF_TRAINING = {         # here -> words of other libraries
 _OF_DATA = {
     "`num_workers`": "workers n_workers nw num_proc num_procs",
     "`trackers`": "report_to log_with logger loggers",
+    "learn.fit(processes=2), in a shell --processes 2":
+        "processes strategy devices n_devices num_devices n_gpus num_gpus nproc_per_node num_processes world_size",
+    "`sharded`, beside several processes": "fsdp fsdp_config",
     "`seed`": "random_state random_seed", "`device`": "gpu gpus cuda accelerator",
     "`data_dir`": "root folder data_path", "`runs`": "save_dir output_dir model_dir log_dir",
     "`val_ratio`": "valid_pct val_pct val_split validation_split valid_size val_size val_fraction",

@@ -108,7 +108,7 @@ def as_job(
 
 _THEIRS = {**dict.fromkeys(("cv", "n_splits", "n_folds", "folds", "fold"), "The number of folds is `k`."),
            **dict.fromkeys(("n_repeats", "n_seeds"), "How often is `repeats` of cross_validate, `seeds` of repeat."),
-           **dict.fromkeys(("n_trials", "max_trials", "n_iter"), "How many is `trials`."),
+           **dict.fromkeys(("n_trials", "max_trials", "n_iter", "num_samples"), "How many is `trials`."),
            **dict.fromkeys(("direction", "metric", "scoring", "objective"),
                            "What is compared is `monitor`, a column of the history such as 'val_loss'; whether more of "
                            "it is better is known of each metric."),

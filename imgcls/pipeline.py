@@ -189,8 +189,9 @@ def train(
     else: learner = _resumed(resume, config, overrides, changes, own)
     log = get_logger()
     log.info(repr(learner))
-    learner.way_on = "train(resume={run!r}) goes on, in a shell imgcls-train --resume {run}"
     state = learner.state
+    learner.way_on = "train(resume={run!r}) goes on, in a shell imgcls-train --resume {run}"
+    if state.team.size > 1: learner.way_on = f"imgcls-train --resume {{run}} --processes {state.team.size} goes on"
     if resume is None and again is None: learner.fit()
     elif state.epoch < state.n_epochs: learner.resume()
     else:

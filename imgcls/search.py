@@ -178,7 +178,9 @@ def _part(key: Any, values: Any) -> Range | Choice:
     if isinstance(values, tuple):
         raise ConfigError(f"`{key}` must be a range or a list of values. Got {values!r}. For a range uniform{values!r} "
                           f"or loguniform{values!r}, for a choice {[*values]!r}.")
-    hint = f"What does not vary is no part of the space: sweep(config, space, {key.rpartition('.')[2]}={values!r})."
+    alone = isinstance(values, bool | int | float | str) and "(" not in str(values)
+    hint = (f"What does not vary is no part of the space: sweep(config, space, {key.rpartition('.')[2]}={values!r})."
+            if alone else f"Try {{{key!r}: loguniform(1e-4, 1e-1)}}, uniform(0, 1), integers(1, 8), or a list.")
     raise ConfigError(f"`{key}` must be a range or a list of values. Got {values!r} ({type(values).__name__}). {hint}")
 
 

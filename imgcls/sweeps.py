@@ -21,7 +21,7 @@ from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastcore.basics import patch
 
@@ -201,7 +201,7 @@ def sweep(
     config: Layer | Sequence[Layer] | ImageData | None = None,      # as for `train`; or images, then keys of the config
     space: Any = None,              # {'lr': loguniform(1e-4, 1e-1), 'optimizer.type': ['sgd', 'adamw']}
     *overrides: str,                # 'num_epochs=5', as on the command line
-    trials: int | None = 50,        # of all processes together; None: every combination of lists, once
+    trials: int | Literal["all"] | None = 50,     # of all processes together; None, 'all': every one of lists
     prune: Any = "median",          # 'median': end what is behind; a pruner of Optuna's; None: each trial to its end
     storage: Any = None,            # a URL that Optuna takes, for several machines; None: a file in the study's folder
     sampler: Any = None,            # Optuna's; None: TPE with the config's seed
@@ -215,12 +215,13 @@ def sweep(
 ) -> Sweep:                         # shows itself; `.table`, `.best_config`, `.measure_again()`, `.plot()`
     "Train with many settings, and compare."
     extra("optuna", "sweep")
-    _check_reached(storage, engine)
+    _check_optunas(storage, sampler, engine)
+    pruner = _pruner(prune)
     engine, job = engine_of(engine), as_job(config, overrides, data, own, changes)
     chosen = settled(job)
     found = check_space(space, chosen, job.data is not None)
     _check_said_once(found, chosen, job)
-    cells, wanted = _how_many(found, trials)
+    cells, wanted = _how_many(found, None if trials == "all" else trials)
     images = images_of(job)
     check("val" in images.datasets, "Trials are compared on a val split", [*images.datasets], error=DataError)
     monitor, higher = _compared(job)
@@ -228,7 +229,7 @@ def sweep(
             "space": {key: repr(part) for key, part in found.items()}, **said_of(job, images)}
     place = begin_study(name, usual_name(_usual(found), job), said, runs, ("trials", "storage"), bool(job.objects))
     job = replace(job, splits=("val",), way_on=f"sweep(..., name={place.name!r}) goes on")
-    ledger = Trials(place, found, higher, chosen.seed, storage, None, _pruner(prune), sampler, heartbeat,
+    ledger = Trials(place, found, higher, chosen.seed, storage, None, pruner, sampler, heartbeat,
                     _mark(said, chosen))
     if cells is not None: ledger.enqueue(cells)
     with ledger: _train(ledger, job, wanted, engine)
@@ -243,9 +244,12 @@ def _check_said_once(space: Mapping[str, Range | Choice], chosen: ExperimentConf
     check(not twice, "A knob is varied or given, not both", twice, "Leave it out of one of them.")
 
 
-def _check_reached(storage: Any, engine: Any) -> None:
-    "Trials in other processes report to the storage."
-    alone = isinstance(storage, extra("optuna", "sweep").storages.InMemoryStorage)
+def _check_optunas(storage: Any, sampler: Any, engine: Any) -> None:
+    "Its objects; trials in other processes report to the storage."
+    optuna = extra("optuna", "sweep")
+    check(sampler is None or isinstance(sampler, optuna.samplers.BaseSampler), "`sampler` must be a sampler of Optuna's",
+          sampler, "Try optuna.samplers.RandomSampler(seed=42), or leave it out.")
+    alone = isinstance(storage, optuna.storages.InMemoryStorage)
     check(not alone or as_ray(engine) is None, "`storage` must be one that other processes reach", storage,
           "Give a URL, or leave it out.")
 

@@ -80,7 +80,7 @@ CHECKS = {
     "export": lambda: unchanged("nbdev-export"),
     "ruff": lambda: run("ruff", "check", "nbs", "tests", "imgcls"),
     "notebooks": lambda: run("nbdev-test", "--n-workers", "2", "--do-print", "--skip-folder-re", "^benchmarks$"),
-    "processes": lambda: run("python", "-m", "pytest", "tests", "-n", "2", "--dist", "loadfile"),
+    "processes": lambda: run("python", "-m", "pytest", "tests", "-n", "3", "--dist", "loadfile"),
     "site": lambda: run("nbdev-proc-nbs"),
 }
 QUICK_CHECKS = {
