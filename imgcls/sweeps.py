@@ -247,8 +247,9 @@ def _check_said_once(space: Mapping[str, Range | Choice], chosen: ExperimentConf
 def _check_optunas(storage: Any, sampler: Any, engine: Any) -> None:
     "Its objects; trials in other processes report to the storage."
     optuna = extra("optuna", "sweep")
-    check(sampler is None or isinstance(sampler, optuna.samplers.BaseSampler), "`sampler` must be a sampler of Optuna's",
-          sampler, "Try optuna.samplers.RandomSampler(seed=42), or leave it out.")
+    check(sampler is None or isinstance(sampler, optuna.samplers.BaseSampler),
+          "`sampler` must be a sampler of Optuna's", sampler,
+          "Try optuna.samplers.RandomSampler(seed=42), or leave it out.")
     alone = isinstance(storage, optuna.storages.InMemoryStorage)
     check(not alone or as_ray(engine) is None, "`storage` must be one that other processes reach", storage,
           "Give a URL, or leave it out.")
