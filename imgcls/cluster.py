@@ -147,7 +147,8 @@ def _connect(ray: ModuleType, address: str | None) -> None:
             if not left:
                 raise ImgclsError(f"Ray did not start on this machine, {STARTS} times ({_first_line(error)}). Its own "
                                   "logs are in session_latest/logs, in the folder ray of the temporary "
-                                  "files.") from error
+                                  "files. On a busy machine `ray start --head` and address='auto' have longer; or do "
+                                  "without Ray.") from error
             get_logger().warning(f"Ray did not start ({_first_line(error)}): is this machine busy? Once more.")
 
 

@@ -269,4 +269,5 @@ def test_an_interrupt_reaches_all(workspace: Workspace) -> None:
     said = output_of(process)
     assert process.returncode == 130, said
     assert said[1].count("Stopped at") == 1 and "Traceback" not in said[1]
+    assert "imgcls-train --resume interrupted --processes 2 goes on" in said[1]
     assert run.summary().status == "interrupted"
