@@ -827,7 +827,7 @@ def assemble(
 
 def _in_pieces(state: State, sharded: bool | None) -> list[str]:
     if is_divided(state.network): return [f"each of {state.team.size} processes has a piece of all weights (sharded)"]
-    return ["sharded has no effect in one process"] if sharded else []
+    return ["sharded counts only where several processes train"] if sharded else []
 
 
 def _of_labels(config: ExperimentConfig, data: ImageData, given: Given, changed: Mapping[str, Any]) -> list[str]:
