@@ -3929,6 +3929,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgcls.search._said': ('search.html#_said', 'imgcls/search.py'),
                                'imgcls.search._state': ('search.html#_state', 'imgcls/search.py'),
                                'imgcls.search._tell_row': ('search.html#_tell_row', 'imgcls/search.py'),
+                               'imgcls.search._values_of': ('search.html#_values_of', 'imgcls/search.py'),
                                'imgcls.search._word': ('search.html#_word', 'imgcls/search.py'),
                                'imgcls.search.check_space': ('search.html#check_space', 'imgcls/search.py'),
                                'imgcls.search.choice': ('search.html#choice', 'imgcls/search.py'),

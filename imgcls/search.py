@@ -592,7 +592,10 @@ def _tried(self: Trials, live: Mapping[str, Any]) -> dict[str, Mapping[str, Any]
     "Runs that somebody is at, or was, and their values."
     asked = self._asked()
     return {**{run: asked.get(run, {}) for run in self._known_runs({})},
-            **{run: row.params or row.system_attrs.get("fixed_params", {}) for run, row in live.items()}}
+            **{run: _values_of(row) for run, row in live.items()}}
+
+
+def _values_of(row: Any) -> Mapping[str, Any]: return row.params or row.system_attrs.get("fixed_params", {})
 
 
 @patch
@@ -727,9 +730,9 @@ def _cell_alone(self: Trials) -> Trial | None:
     "Of a grid: what no process of this file system has begun. Those that wait in the storage keep their runs."
     with _one_at_a_time(self.place):
         rows = _live(self._known)
-        waits = {run: row for run, row in rows.items() if _state(row) == "waiting"}
-        queued = {_alike(values): run for run, values in self._tried(waits).items() if run in waits}
-        left = self._missing({**self._tried({run: rows[run] for run in rows if run not in waits}), **self._asked()})
+        queued = {_alike(_values_of(row)): run for run, row in rows.items() if _state(row) == "waiting"}
+        begun = {run: row for run, row in rows.items() if _state(row) != "waiting"}
+        left = self._missing({**self._tried(begun), **self._asked()})
         if not left: return None
         run, cell = left[0]
         run = queued.get(_alike(cell), run)
