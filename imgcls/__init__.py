@@ -81,6 +81,7 @@ Modules:
 - `imgcls.networks`: Which network, with which weights, and which of them may move?
 - `imgcls.optimizers`: How do the weights move, and how fast at each step?
 - `imgcls.packages`: How does a trained classifier reach people who have never heard of imgcls?
+- `imgcls.pages`: How does a notebook become a page that one likes to read?
 - `imgcls.paired`: Which of two networks is right more often, and about which images do they disagree?
 - `imgcls.pipeline`: How does an experiment run from its config to its reports?
 - `imgcls.plots`: How do arrays become pictures that show themselves, anywhere?
@@ -119,6 +120,7 @@ Modules:
 - `imgcls.summaries`: How did a run go, in one file that a person reads and a program reads back?
 - `imgcls.sweep_command`: How are many settings tried from a shell, on one machine or on several?
 - `imgcls.sweeps`: Which settings are best, and how good are they really?
+- `imgcls.symbols`: What does a module offer, as its source says it?
 - `imgcls.synchronization`: What does BatchNorm see of a batch that several processes share?
 - `imgcls.tables`: How is an answer a row of a file?
 - `imgcls.tracking`: Where else is a training written: TensorBoard, or a tracker of yours?

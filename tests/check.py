@@ -81,7 +81,7 @@ CHECKS = {
     "ruff": lambda: run("ruff", "check", "nbs", "tests", "imgcls"),
     "notebooks": lambda: run("nbdev-test", "--n-workers", "2", "--do-print", "--skip-folder-re", "^benchmarks$"),
     "processes": lambda: run("python", "-m", "pytest", "tests", "-n", "3", "--dist", "loadfile"),
-    "site": lambda: run("nbdev-proc-nbs"),
+    "site": lambda: run("python", "tests/staged.py"),
 }
 QUICK_CHECKS = {
     "export": CHECKS["export"],

@@ -203,57 +203,6 @@ def test_unused_names_are_found():
     assert not unused([*cells(), spare, needed], needed_elsewhere())
 
 
-def unknown_to_the_site(cells: list[Cell]) -> list[str]:
-    "Types in quotes of public functions that no import outside `if TYPE_CHECKING:` gives: the site evaluates them."
-    known: dict[str, set[str]] = {}
-    guarded: dict[str, set[str]] = {}
-    for cell in cells:
-        for node in cell.tree.body:
-            names = {alias.asname or alias.name for one in ast.walk(node) if isinstance(one, ast.ImportFrom)
-                     for alias in one.names}
-            where = guarded if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) else known
-            where.setdefault(cell.notebook, set()).update(names)
-    quoted = [(cell.notebook, text.value) for cell in cells if cell.kind == "exported" for node in cell.tree.body
-              if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-              for hint in [node.returns, *(argument.annotation for argument in ast.walk(node.args)
-                                           if isinstance(argument, ast.arg))] if hint is not None
-              for text in ast.walk(hint) if isinstance(text, ast.Constant) and isinstance(text.value, str)]
-    return sorted({f"{notebook}: {word}" for notebook, text in quoted for word in re.findall(r"\w+", text)
-                   if word in guarded.get(notebook, set()) - known.get(notebook, set())})
-
-
-def test_the_site_knows_every_type():
-    assert not unknown_to_the_site(cells())
-
-
-def test_types_unknown_to_the_site_are_found():
-    spare = Cell("20_x", "x", "exported",
-                 'if TYPE_CHECKING:\n    from a import Figure\n\n\ndef f(x: "Figure | None") -> int: ...')
-    assert unknown_to_the_site([spare]) == ["20_x: Figure"]
-    assert not unknown_to_the_site([spare, Cell("20_x", "x", "hidden", "from a import Figure")])
-
-
-def run_by_the_site(cells: list[Cell]) -> list[str]:
-    "Cells of a room that import and do something else too: the site runs them, without those that stand before."
-    mixed = []
-    for cell in cells:
-        if not cell.module or cell.kind == "exported" or "nbdev_export()" in cell.text: continue
-        imports = any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(cell.tree))
-        alone = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in cell.tree.body)
-        if imports and not alone: mixed.append(f"{cell.notebook}: {cell.text[:60]}")
-    return mixed
-
-
-def test_an_import_stands_alone_in_a_lesson():
-    assert not run_by_the_site(cells())
-
-
-def test_mixed_imports_are_found():
-    assert run_by_the_site([Cell("20_x", "x", "hidden", "import json\nprint(json)")])
-    assert run_by_the_site([Cell("20_x", "x", "hidden", "class A:\n    def b(self):\n        import json")])
-    assert not run_by_the_site([Cell("20_x", "x", "hidden", "import json\nimport re")])
-
-
 def defined_twice(cells: list[Cell]) -> list[str]:
     "Functions and classes that a module defines again: of a merge, say. Patched methods may share names."
     seen: set[tuple[str, str]] = set()
