@@ -140,7 +140,7 @@ def links_to_pages(text: str) -> str:
 
 # %% ../nbs/64a_pages.ipynb #faef5858
 def _headed(text: str) -> str:
-    "Bold in the body of a table is said by <b>; a first row of headings alone becomes the head of its table."
+    "Tables stay as they are; bold in a body is said by <b>, and a first row of headings alone becomes the head."
     def table(found: re.Match) -> str:
         inner = found[2]
         if "<thead" not in inner:
@@ -148,7 +148,8 @@ def _headed(text: str) -> str:
                            r"<thead>\2</thead>\1", inner, count=1, flags=re.S)
         head, end, body = inner.rpartition("</thead>")
         body = re.sub(r"<th\b([^>]*)>(.*?)</th>", r"<td\1><b>\2</b></td>", body, flags=re.S)
-        return found[1] + head + end + body + found[3]
+        opening = found[1] if "data-quarto" in found[1] else found[1][:-1] + ' data-quarto-disable-processing="true">'
+        return opening + head + end + body + found[3]
     return re.sub(r"(<table\b[^>]*>)((?:(?!<table\b).)*?)(</table>)", table, text, flags=re.S)
 
 
@@ -218,7 +219,8 @@ def _told(says: str, width: int = 84) -> dict[str, Any]:
     after = "" if words.endswith((".", "?", "!")) else " ..."
     text = textwrap.fill(f"{kind}: {before}{words}{after}", width, subsequent_indent="    ", break_long_words=False,
                          break_on_hyphens=False)
-    return {"output_type": "stream", "name": "stderr", "text": text + "\n"}
+    return {"output_type": "display_data", "metadata": {},
+            "data": {"text/markdown": f"::: {{.says}}\n\n```\n{text}\n```\n\n:::"}}
 
 # %% ../nbs/64a_pages.ipynb #f697fa81
 class Page:
@@ -268,7 +270,7 @@ class Page:
         "What stands on the page instead of a `show_doc`."
         file = f"{self.book.package}/{symbol.module}.py#L{symbol.line}"
         url = self.book.url and f"{self.book.url}/blob/{self.book.branch}/{file}"
-        return mk_cell("---\n\n" + entry_of(symbol, self.link, url), "markdown")
+        return mk_cell("***\n\n" + entry_of(symbol, self.link, url), "markdown")
 
     def ways_to_run(self) -> list[Any]:
         "Links that open a page to be run: for pages, not for rooms, once the project has an address."
@@ -319,5 +321,6 @@ def _pieces_of(cell: Any) -> Iterator[Any]:
 
 
 def _fold(cell: Any) -> Any:
-    if "code-fold" not in cell.source: cell.source = '#| code-fold: true\n#| code-summary: "Check"\n' + cell.source
+    word = "Code" if cell["outputs"] else "Check"
+    if "code-fold" not in cell.source: cell.source = f'#| code-fold: true\n#| code-summary: "{word}"\n{cell.source}'
     return cell
