@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 BENCH  := .venv-bench
+QUARTO ?= quarto
 
-.PHONY: train test quick lab docs bench clean
+.PHONY: train test quick lab docs quarto bench clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,8 +24,13 @@ quick: $(VENV)/.installed      ## two minutes of it: export, ruff, structure, th
 lab: $(VENV)/.installed        ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=nbs
 
-docs: $(VENV)/.installed       ## the documentation site (needs Quarto)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-docs
+docs: quarto $(VENV)/.installed        ## the documentation site, in _docs
+	PATH="$(CURDIR)/$(BIN):$$(dirname "$$(command -v '$(QUARTO)')"):$$PATH" $(BIN)/nbdev-docs
+
+quarto:                        ## is it there? nbdev would try to install it, as root
+	@command -v '$(QUARTO)' >/dev/null || { echo "make docs needs Quarto, and there is no '$(QUARTO)' here: install \
+	version 1.7.34 (quarto.org has packages for Linux, macOS and Windows). If it lies outside the PATH, say where: \
+	make docs QUARTO=/opt/quarto/bin/quarto" >&2; exit 2; }
 
 $(BENCH)/.installed: pyproject.toml
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)

@@ -130,5 +130,5 @@ def started_before(
     "The run that these processes had begun before torchrun started them again."
     note = _note(Path(runs))
     if note is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0 or not note.exists(): return None
-    run = Run(Path(runs)/note.read_text())
+    run = Run(Path(runs)/note.read_text("utf-8"))
     return run if run.last.exists() else None

@@ -578,7 +578,7 @@ def _make(job: Job, worker: Predictor, team: Team, batches: Planned, missing: Se
                 if team.size > 1: _wait(job, missing, beside, bar, set(mine))
         except BaseException as error:      # an interrupt, too: the others shall not wait
             if team.size > 1:
-                with contextlib.suppress(OSError): (job.parts/f"failed-{team.rank}").write_text(repr(error))
+                with contextlib.suppress(OSError): (job.parts/f"failed-{team.rank}").write_text(repr(error), "utf-8")
             raise
 
     team.each(work)

@@ -73,8 +73,12 @@ def texts() -> dict[Path, str]:
     "Both files."
     def written(value: dict) -> str: return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
     note = "# Written by tests/sidebar.py.\n"
-    render = ["nbs/index.ipynb", "nbs/*.ipynb", *[f"nbs/{part}/*.ipynb" for part in PARTS]]
-    root = {"project": {"render": render}, "format": {"html": {"keep-md": False}}, **below(site(), "nbs/")}
+    render = ["nbs/index.ipynb", "nbs/404.qmd", "nbs/*.ipynb", *[f"nbs/{part}/*.ipynb" for part in PARTS]]
+    light = ["cosmo", "nbs/theme.scss"]
+    look = {"theme": {"light": light, "dark": [*light, "nbs/dark.scss"]}, "css": "nbs/styles.css"}
+    website = below(site(), "nbs/")["website"] | {"favicon": "nbs/favicon.svg"}
+    root = {"project": {"render": render, "resources": ["nbs/llms.txt"]},
+            "format": {"html": {"keep-md": False, **look}}, "website": website}
     return {NBS/"sidebar.yml": note + written(site()),
             NBS/"root.yml": note + "# Read only by a render from the top folder.\n" + written(root)}
 
