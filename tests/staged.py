@@ -74,6 +74,13 @@ def read_page(file: Path, page: str) -> Staged:
     return Staged(page, tuple(json.loads(file.read_text(encoding="utf-8"))["cells"]))
 
 
+def text_page(file: Path) -> Staged:
+    "A page that is no notebook."
+    from imgcls.pages import links_to_pages
+    text = links_to_pages(file.read_text(encoding="utf-8"))
+    return Staged(str(file.relative_to(STAGED).with_suffix(".html")), ({"cell_type": "markdown", "source": text},))
+
+
 def links_of(page: Staged) -> Iterator[str]:
     "Where a page leads, within the site."
     for text in page.texts:
@@ -147,6 +154,7 @@ def main() -> int:
     different = sorted(name for name, made in stage().items() if first.get(name) != made)
     book = book_of(ROOT)
     pages = [read_page(STAGED/f"{name}.ipynb", str(page)) for name, page in book.pages.items()]
+    pages += [text_page(file) for file in STAGED.rglob("*.qmd")]
     files = {name for name in first if not name.endswith(".ipynb")}
     problems = [f"{name} differs between two stagings" for name in different]
     problems += dead_links(pages, files) + left_behind(pages) + unknown_names(pages, book)
