@@ -42,6 +42,7 @@ def command_parser(
     "What every command understands: --help with examples, --version, --debug, --print_completion."
     width = max(40, shutil.get_terminal_size().columns - 2)
     said = textwrap.fill(about or "", width)
+    if options.get("epilog"): options["epilog"] = textwrap.fill(options["epilog"], width)
     if examples: said += "\n\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
     parser = _Parser(**{
         "prog": command, "description": said, "allow_abbrev": False, "conflict_handler": "resolve",
