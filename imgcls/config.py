@@ -117,7 +117,9 @@ def scalar(
 ) -> str:                       # YAML
     "A value on one line."
     value = _as_plain(value)
-    return _known(value) if type(value) in (str, int, bool) else _written(value)
+    if isinstance(value, list) and all(type(one) in (int, float) for one in value):
+        return f"[{', '.join(map(scalar, value))}]"
+    return _written(value) if isinstance(value, (list, dict)) else _known(value, repr(value))
 
 
 def _written(value: Any) -> str:
@@ -125,8 +127,8 @@ def _written(value: Any) -> str:
     return written.removesuffix("\n").removesuffix("\n...")
 
 
-@lru_cache(maxsize=4096, typed=True)        # each summary says the same words again; no floats: 0.0 == -0.0
-def _known(value: str | int | bool) -> str: return _written(value)
+@lru_cache(maxsize=4096, typed=True)        # each summary says the same words again
+def _known(value: str | float | None, exactly: str) -> str: return _written(value)      # 0.0 == -0.0, not in words
 
 
 def _as_plain(value: Any) -> Any:
@@ -282,7 +284,7 @@ class _Builder:
         if not isinstance(tree, Mapping):
             what = "must hold" if path else "A config must hold"
             return self.note(path, f"{what} keys and values. Got {shown(tree)}.")
-        hints, values, before = get_type_hints(cls), {}, len(self.problems)
+        hints, values, before = dict(_hints(cls)), {}, len(self.problems)
         rest, named_by = _open_field(cls)
         hints.pop(rest, None)
         for key, value in tree.items():
@@ -305,10 +307,14 @@ class _Builder:
 
     def unknown(self, key: Any, dotted: str, hints: Mapping[str, Any]) -> None:
         place = dotted if dotted != str(key) or dotted in self.lines else ""     # of the top level, only with a line
-        homes = [name for name, hint in hints.items() if is_dataclass(hint) and key in get_type_hints(hint)]
+        homes = [name for name, hint in hints.items() if is_dataclass(hint) and key in _hints(hint)]
         home = " or ".join(f"{name}: {{{key}: ...}}" for name in homes)
         meant = f" Write it in its section, {home}." if homes else near_miss(key, hints) or our_word(str(key))
         self.note(place, f"Unknown key {key!r}.{meant} There are: {', '.join(hints)}.")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]: return get_type_hints(cls)     # quoted annotations are evaluated: once
 
 # %% ../nbs/02_config.ipynb #8dcfb509
 class _Mismatch(Exception): pass
@@ -639,7 +645,7 @@ def override(
 def _section(tree: dict[str, Any], cls: type, dotted: str) -> tuple[dict[str, Any], type, str]:
     "Where a key stands, of which class that is, and its last part."
     *parents, last = dotted.split(".")
-    for parent in parents: tree, cls = tree[parent], get_type_hints(cls)[parent]
+    for parent in parents: tree, cls = tree[parent], _hints(cls)[parent]
     return tree, cls, last
 
 # %% ../nbs/02_config.ipynb #ed6b0b6a
@@ -657,7 +663,7 @@ def _pairs(changes: Mapping[str, Any] | Iterable[str]) -> Iterable[tuple[str, An
 def _from_text(cls: type, dotted: str, text: str) -> Any:
     "A value typed in a shell; where the field is a text, 2024 stays a text, and so do marks that YAML has for itself."
     hint, marks = cls, text.strip() != "~" and not re.search(r"""[\w'"{}\[\]]""", text)
-    for part in dotted.split("."): hint = get_type_hints(hint).get(part, Any)    # an argument of yours may be anything
+    for part in dotted.split("."): hint = _hints(hint).get(part, Any)    # an argument of yours may be anything
     if text and marks:
         with suppress(_Mismatch): return _coerce(text, hint)
     try: value = parse_yaml(text, dotted)
@@ -749,7 +755,7 @@ def _merged(cls: Any, tree: Mapping[str, Any], part: Mapping[str, Any], lines: M
             places: dict[str, str], name: str, path: str = "") -> dict[str, Any]:
     "Both, in a new dict; `places` follows: of a section, each place where it stands."
     result, named_by = dict(tree), _open_field(cls)[1]
-    hints = get_type_hints(cls) if is_dataclass(cls) else {}
+    hints = _hints(cls) if is_dataclass(cls) else {}
     gone = _left_behind(cls, tree, part[named_by]) if named_by in part else []
     for key in dict.fromkeys([*gone, *(key for name in part for key in _forgotten(cls, tree, name))]):
         del result[key]

@@ -193,11 +193,20 @@ def fits(
 ) -> bool:
     "Is the value what the annotation says? Unknown annotations are taken on trust."
     if isinstance(hint, (TypeVar, str)): return True
-    origin, inner = get_origin(hint), get_args(hint)
+    origin, inner = _parts(hint)
     if origin is None: return _is_a(value, hint)
     if origin in _RULES: return _RULES[origin](value, inner)
     if issubclass(origin, Mapping): return _mapping_fits(value, inner)
     return _series_fits(value, origin, inner)
+
+
+@functools.cache
+def _known_parts(hint: Any) -> tuple[Any, tuple[Any, ...]]: return get_origin(hint), get_args(hint)
+
+
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    try: return _known_parts(hint)
+    except TypeError: return get_origin(hint), get_args(hint)       # it holds a list, and has no hash
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -223,7 +232,8 @@ def _tuple_fits(value: Any, inner: tuple[Any, ...]) -> bool:
 
 
 def _mapping_fits(value: Any, inner: tuple[Any, ...]) -> bool:
-    return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    if not isinstance(value, Mapping): return False
+    return inner == (Any, Any) or all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
 
 
 def _series_fits(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:

@@ -21,6 +21,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -34,18 +35,21 @@ from .core import DataError, check, checked
 @checked
 def write_digits(
     folder: str | Path,     # made when missing; left as it is when it holds anything
+    of_each: int | None = None,     # the first so many of each digit; None: all
 ) -> Path:                  # the folder: 0/ to 9/
-    "1,797 real handwritten digits as grey PNGs."
-    return _build(Path(folder), _write_digits)
+    "1,797 real handwritten digits as grey PNGs, or some of them."
+    check(of_each is None or of_each > 0, "`of_each` must be > 0 images of each digit", of_each)
+    return _build(Path(folder), partial(_write_digits, of_each=of_each))
 
 
-def _write_digits(root: Path) -> None:
+def _write_digits(root: Path, of_each: int | None) -> None:
     from sklearn.datasets import load_digits
     digits = load_digits()
-    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        file = root/str(label)/f"{i:04d}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(file)
+    for label in map(int, digits.target_names):
+        (root/str(label)).mkdir()
+        for i in np.flatnonzero(digits.target == label)[:of_each]:
+            pixels = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(root/str(label)/f"{i:04d}.png")
 
 # %% ../nbs/17_samples.ipynb #ffb12fc5
 @checked

@@ -234,21 +234,18 @@ class BreaksOnce(Callback):
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
 """
-WORDS = ["--config", "digits", "num_epochs=1", "batch_size=128", "architecture=tiny_net", "size=8", "seed=3",
-         "checkpoint_every=1 steps", "trackers=[]"]
 
 
 @pytest.mark.timeout(280)
-def test_torchrun_starts_again_and_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    "A worker is killed, torchrun starts all again: one run, the weights of `imgcls-train --processes 2`."
-    here = workspace.folder
+def test_torchrun_starts_again_and_goes_on(server: Server, workspace: Workspace,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    "A worker is killed, torchrun starts all again: one run, the weights of two processes that nobody kills."
+    here = workspace.folder = server.folder
+    server.ran(2, "commanded", "ours")
     (here/"mine.py").write_text(BREAKS_ONCE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")])))
-    ours = workspace.launch(str(BIN/"imgcls-train"), *WORDS, "--name", "ours", "--processes", "2", fresh=True)
-    said = output_of(ours)
-    assert ours.returncode == 0, said
     theirs = workspace.launch(str(BIN/"torchrun"), "--standalone", "--nproc_per_node", "2", "--max-restarts", "2", "-m",
-                              "imgcls.cli", "train", *WORDS, "--name", "theirs", "callbacks=[mine.BreaksOnce]")
+                              "imgcls.cli", "train", *together.WORDS, "--name", "theirs", "callbacks=[mine.BreaksOnce]")
     said = output_of(theirs)
     assert theirs.returncode == 0 and (here/"broken").exists(), said
     assert "Started again by torchrun: the run 'theirs' goes on." in said[1]
@@ -260,6 +257,7 @@ def test_torchrun_starts_again_and_goes_on(workspace: Workspace, monkeypatch: py
 @pytest.mark.timeout(200)
 def test_an_interrupt_reaches_all(workspace: Workspace) -> None:
     "Ctrl-C on the command: all pause, the run is saved, one line says so."
+    workspace.few_digits()
     process = workspace.launch(str(BIN/"imgcls-train"), "--config", "digits", "num_epochs=200", "batch_size=64",
                                "size=8", "architecture=tiny_net", "--name", "interrupted", "--processes", "2",
                                fresh=True)

@@ -47,6 +47,7 @@ def ray(tmp_path_factory) -> Iterator:
     patch.syspath_prepend(lean[0])
     patch.setattr("imgcls.cluster.cores_here", lambda: 2)
     patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("RAY_worker_niceness", "0")        # Ray's own 15 leaves its processes no time beside other tests
     before = signal.getsignal(signal.SIGTERM)
     with Ray().connected() as (ray, ours):
         assert ours and ray.cluster_resources()["CPU"] == 2

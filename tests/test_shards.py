@@ -53,9 +53,9 @@ def folder(tmp_path_factory) -> Path:
     "Twenty images of each digit as files, and the same in three shards, in an order of their own."
     folder = tmp_path_factory.mktemp("shards")
     (folder/"settings.ini").write_text("[imgcls]\n")
-    digits = write_digits(folder/"data"/"digits")
+    digits = write_digits(folder/"data"/"digits", of_each=20)
     rows = pd.DataFrame([(str(file), kind.name) for kind in sorted(digits.iterdir())
-                         for file in sorted(kind.iterdir())[:20]],
+                         for file in sorted(kind.iterdir())],
                         columns=["path", "label"]).sample(frac=1, random_state=0)
     rows["path"] = [_named(folder, number, path) for number, path in enumerate(rows["path"])]
     rows.assign(path=[path.removeprefix(f"{folder}/") for path in rows["path"]]).to_csv(folder/"files.csv", index=False)

@@ -61,7 +61,8 @@ class Stop(Callback):
         if state.epoch == self.epoch and self.batch is None: state.stop("enough")
 
 
-STOPS = [Stop(0, 4), Stop(1, 4), Stop()]        # of six batches an epoch, in two epochs
+ONCE = [Stop(1, 2), Stop()]                     # of six batches an epoch, in two epochs
+STOPS = [Stop(0, 4), Stop(1, 4), Stop()]
 STEPS = [{"type": "albumentations.CoarseDropout", "p": 0.5}]
 WARPS = [{"type": "RandomPerspective", "p": 0.5}]
 
@@ -126,7 +127,7 @@ def whole(folder: Path, name: str) -> float:
     return time.monotonic() - begun
 
 
-def law_resume(folder: Path, name: str, stops: Iterable[Stop] = STOPS, workers: int = 0) -> None:
+def law_resume(folder: Path, name: str, stops: Iterable[Stop] = ONCE, workers: int = 0) -> None:
     "Stopping anywhere changes nothing, nor do workers, who come and go at each stop."
     whole(folder, name)
     first, *others = stops

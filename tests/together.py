@@ -18,6 +18,7 @@ from torch import nn
 from imgcls import ImageData, Learner
 from imgcls.callbacks import EMA
 from imgcls.checkpointing import plain as snapshot
+from imgcls.cli import train_command
 from imgcls.core import ConfigError
 from imgcls.division import ELEMENTWISE, divide, is_divided, pieces_for, whole
 from imgcls.optimizers import OptimizerConfig, build_optimizer
@@ -42,10 +43,10 @@ class Exact(nn.Module):
 
 def digits(n_train: int = 50, n_val: int = 21, **options: Any) -> ImageData:
     "Some of the digits; their classes are unequal."
-    folder = write_digits(Path("data/digits"))
+    folder = write_digits(Path("data/digits"), of_each=14)
     rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.png"))]
     files = pd.DataFrame(rows, columns=["path", "label"])
-    chosen = files.groupby("label").head(14).sample(frac=1, random_state=3)
+    chosen = files.sample(frac=1, random_state=3)
     chosen = pd.concat([chosen[chosen.label < "3"], chosen[chosen.label >= "3"].groupby("label").head(5)])
     chosen = chosen.sample(frac=1, random_state=1).head(n_train + n_val).reset_index(drop=True)
     split = ["train" if i < n_train else "val" for i in range(len(chosen))]
@@ -63,6 +64,8 @@ CASES: dict[str, dict[str, Any]] = {
                 "optimizer": "adamw", "lr": 0.003},
     "logits": {"batch_size": 7, "balance": "logits", "loss": "focal", "num_epochs": 2},
 }
+WORDS = ["--config", "digits", "num_epochs=1", "batch_size=10", "architecture=tiny_net", "size=8", "seed=3",
+         "checkpoint_every=1 steps", "trackers=[]"]
 NORMED = {"batch_size": 13, "num_epochs": 3, "optimizer": "adamw", "lr": 0.003, "accumulate": 2}
 
 
@@ -171,6 +174,12 @@ def long(folder: Path) -> None:
     if (run/"last.pt").exists(): learn = Learner.from_run(run, progress="pipe", callbacks=[Slowly(folder)]).resume()
     else: learn = learner("apart", folder.name, callbacks=[Slowly(folder)], **settings).fit()
     told(learn, folder/"long.pt")
+
+
+def commanded(folder: Path) -> None:
+    "What `torchrun -m imgcls.cli train` and `imgcls-train --processes` have each of their processes do."
+    digits()                    # the command finds those few, and writes no others
+    assert train_command([*WORDS, "--name", folder.name]) == 0
 
 
 def unlike(folder: Path) -> None:
