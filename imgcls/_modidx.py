@@ -4380,6 +4380,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgcls.symbols._only_text': ('symbols.html#_only_text', 'imgcls/symbols.py'),
                                 'imgcls.symbols._parameters_of': ('symbols.html#_parameters_of', 'imgcls/symbols.py'),
                                 'imgcls.symbols._prose': ('symbols.html#_prose', 'imgcls/symbols.py'),
+                                'imgcls.symbols._registry': ('symbols.html#_registry', 'imgcls/symbols.py'),
                                 'imgcls.symbols._short_type': ('symbols.html#_short_type', 'imgcls/symbols.py'),
                                 'imgcls.symbols._shown': ('symbols.html#_shown', 'imgcls/symbols.py'),
                                 'imgcls.symbols._table': ('symbols.html#_table', 'imgcls/symbols.py'),

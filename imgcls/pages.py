@@ -28,7 +28,7 @@ from typing import Any
 
 from fastcore.nbio import mk_cell
 
-from .symbols import Symbol, entry_of, raw_html, symbols_of, with_links
+from .symbols import Link, Symbol, entry_of, raw_html, symbols_of, with_links
 
 # %% ../nbs/64a_pages.ipynb #e33f2300
 def html_of(notebook: Path) -> Path:
@@ -129,13 +129,13 @@ def _relative(page: Path, here: str) -> str:
     return os.path.relpath(page, Path(here).parent).replace(os.sep, "/")
 
 # %% ../nbs/64a_pages.ipynb #84561be1
-_TO_NOTEBOOK = re.compile(r"\]\((?!\w+:)([^)\s#]+)\.ipynb(#[^)\s]*)?\)")
+_TO_NOTEBOOK = re.compile(r"""(\]\(|\bhref=")(?!\w+:)([^)\s#"]+\.ipynb)(#[^)\s"]*)?(?=[)"])""")
 
 
 def links_to_pages(text: str) -> str:
     "Links between notebooks, as they work in JupyterLab, lead to the pages on the site."
     def page(found: re.Match) -> str:
-        return f"]({html_of(Path(found[1] + '.ipynb')).as_posix()}{(found[2] or '').lower()})"
+        return f"{found[1]}{html_of(Path(found[2])).as_posix()}{(found[3] or '').lower()}"
     return _TO_NOTEBOOK.sub(page, text)
 
 # %% ../nbs/64a_pages.ipynb #faef5858
@@ -153,14 +153,15 @@ def _headed(text: str) -> str:
     return re.sub(r"(<table\b[^>]*>)((?:(?!<table\b).)*?)(</table>)", table, text, flags=re.S)
 
 
-def _output(output: dict[str, Any]) -> dict[str, Any]:
+def _output(output: dict[str, Any], link: Link = lambda text: None) -> dict[str, Any]:
     "HTML becomes raw HTML in Markdown: Quarto would load require.js and jQuery from elsewhere for it."
     data = output.get("data", {})
     if "text/html" in data:
-        text = "".join(data["text/html"])
+        text = links_to_pages("".join(data["text/html"]))
         output["data"] = {"text/markdown": raw_html(_headed(text))}
         output["metadata"] = {}
-    elif "text/markdown" in data and len(data) > 1: data.pop("text/plain", None)
+    elif "text/markdown" in data:
+        output["data"] = {"text/markdown": with_links(links_to_pages("".join(data["text/markdown"])), link)}
     return output
 
 # %% ../nbs/64a_pages.ipynb #caa5fc4f
@@ -268,7 +269,7 @@ class Page:
             yield cell
         elif cell.cell_type == "code":
             cell.metadata.pop("execution", None)
-            cell["outputs"] = [_output(output) for output in cell.get("outputs", [])]
+            cell["outputs"] = [_output(output, self.link) for output in cell.get("outputs", [])]
             yield from _pieces_of(cell) if self.module else [cell]
         else: yield cell
 
@@ -297,6 +298,8 @@ def _entries(cells: Sequence[Any], page: Page) -> Iterator[Any]:
     "The entries of symbols that nbdev puts behind a cell, in the order of their source, each once."
     seen: set[str] = set()
     waiting: list[Symbol] = []
+    mine = page.book.symbols.get(page.module, {}).values()
+    registries = sorted((symbol for symbol in mine if symbol.kind == "registry"), key=lambda symbol: symbol.line)
     for cell in [*cells, None]:
         code = cell.source if cell is not None and cell.cell_type == "code" else ""
         asked = re.search(r"^show_doc\(([\w.]+)", code, re.M)
@@ -307,6 +310,10 @@ def _entries(cells: Sequence[Any], page: Page) -> Iterator[Any]:
             if symbol is not None and symbol.name not in seen: waiting.append(symbol)
             seen.add(asked[1])
             continue
+        if waiting or cell is None:             # nbdev knows functions and classes; registries go along
+            last = max((symbol.line for symbol in waiting), default=0)
+            waiting += [symbol for symbol in registries if symbol.line < last or cell is None]
+            registries = [symbol for symbol in registries if symbol not in waiting]
         yield from (page.entry(symbol) for symbol in sorted(waiting, key=lambda symbol: symbol.line))
         waiting = []
         if cell is not None: yield cell
