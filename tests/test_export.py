@@ -32,9 +32,8 @@ from imgcls.predictor import Predictor
 from imgcls.seeding import seeded
 from imgcls.transforms import NormalizeConfig, TransformConfig, build_transform
 
-RESNET = "timm/test_resnet"         # small, and of the blocks of a large one
 CASES = {       # network, mode, classes, how an image gets its size
-    "a ResNet, grey, 10 classes": (RESNET, "L", 10, "crop"),
+    "resnet18, grey, 10 classes": ("resnet18", "L", 10, "crop"),
     "simple_cnn, colour, 2 classes": ("simple_cnn", "RGB", 2, "stretch"),
     "tiny_net, colour, several labels": ("tiny_net", "RGB", 3, "pad"),
 }
@@ -52,7 +51,7 @@ def grey(image: Image.Image) -> Image.Image: return image.convert("L")
 
 def predictor_of(architecture: str, mode: str, n_classes: int, resize_mode: str) -> Predictor:
     "With statistics of later batches; a ResNet as it is fine-tuned; three classes: several labels."
-    channels, several, tuned = {"RGB": 3, "L": 1}[mode], n_classes == 3, architecture == RESNET
+    channels, several, tuned = {"RGB": 3, "L": 1}[mode], n_classes == 3, architecture == "resnet18"
     config = TransformConfig(resize=(48, 40), resize_mode=resize_mode, crop_pct=0.875 if tuned else None,
                              interpolation="bicubic" if tuned else "bilinear",
                              normalize=NormalizeConfig(mean=(0.45,)*channels, std=(0.25,)*channels))
