@@ -8,11 +8,22 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT/"nbs"/"images"         # the pictures of README.md
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+ALT = re.compile(r"^#\| fig-alt: (.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!\w+:|#)([^)]+[.]ipynb)")     # to a page of the site
+
+
+def _alt_texts(source: str) -> list[str]:
+    "Of a cell's pictures: one text, or a list of them."
+    found = ALT.search(source)
+    if found is None: return []
+    texts = yaml.safe_load(found[1])
+    return [texts] if isinstance(texts, str) else texts
 
 
 def render() -> tuple[str, dict[str, bytes]]:
@@ -20,6 +31,7 @@ def render() -> tuple[str, dict[str, bytes]]:
     notebook = nbformat.read(ROOT/"nbs"/"index.ipynb", 4)
     notebook.cells = [cell for cell in notebook.cells if "#| hide: true" not in cell.source]
     notebook.metadata.language_info = {"name": "python"}
+    alts = [_alt_texts(cell.source) for cell in notebook.cells]
     for cell in notebook.cells: cell.source = DIRECTIVE.sub("", cell.source)
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     pictures: dict[str, bytes] = {}
@@ -30,7 +42,13 @@ def render() -> tuple[str, dict[str, bytes]]:
         return f"nbs/images/{name}"
 
     outputs = resources.get("outputs", {})
-    text = re.sub(r"!\[png\]\(([^)]+)\)", lambda m: f"![]({keep(outputs[m[1]])})", text)
+    def described(match: re.Match) -> str:
+        "A picture, with what its cell says that it shows."
+        cell = int(re.fullmatch(r"output_(\d+)_\d+[.]png", match[1])[1])
+        return f"![{alts[cell].pop(0) if alts[cell] else ''}]({keep(outputs[match[1]])})"
+
+    text = re.sub(r"!\[png\]\(([^)]+)\)", described, text)
+    text = LINK.sub(r"](nbs/\1", text)
     text = re.sub(r'src="data:image/png;base64,([^"]+)"',
                   lambda m: f'src="{keep(base64.b64decode(m[1]))}"', text)
     text = re.sub(r"<style.*?</style>\n?", "", text, flags=re.DOTALL)
