@@ -14,7 +14,7 @@ NBS = ROOT/"nbs"
 
 # Folder -> its title, and the pages that come first, in the order in which one reads them.
 PARTS = {
-    "start": ("Get started", ["install", "first_run"]),
+    "start": ("Get started", ["install", "first_run", "tour"]),
     "tutorials": ("Tutorials", ["own_images", "fine_tuning", "photographs", "read_results", "resume", "several_labels",
                                 "extend", "compare_and_choose", "experiment", "service", "clusters"]),
     "howto": ("How-to", ["choose_a_learning_rate", "use_a_gpu", "pretrained_offline", "rare_classes",
@@ -22,7 +22,7 @@ PARTS = {
     "guide": ("Guide", ["exactness", "uncertainty", "the_loop", "data_flow", "weights_that_answer"]),
     "reference": ("Reference", ["rooms", "names", "config", "commands", "run_folder"]),
     "benchmarks": ("Benchmarks", ["speed", "toolbox", "recipes", "gpu", "drawing", "shipping", "scaling"]),
-    "coming_from": ("Coming from", ["fastai", "lightning", "keras", "timm", "commands"]),
+    "coming_from": ("Coming from", ["comparison", "fastai", "lightning", "keras", "timm", "commands"]),
 }
 HELP = ["troubleshooting", "when_not", "changelog"]
 FLOORS = ["ground", "data", "model", "training", "seeing", "the face", "shipping"]
