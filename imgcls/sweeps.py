@@ -445,7 +445,7 @@ def _drawn(sweep: Sweep, kind: str, least: int, title: str) -> "Axes":
 
 
 def _plainly(figure: "Figure") -> None:
-    "White, as every plot here; and without a bar of colours, which hides the last axis and says what the first one says."
+    "White, as every plot here; without the bar of colours, which hides the last axis: the first one says the same."
     for axes in figure.axes:
         axes.set_facecolor("white")
         axes.grid(alpha=0.25, color="#b0b0b0")
