@@ -123,7 +123,8 @@ def test_values_without_output_are_found():
 # What must not stand in them
 
 SPOILED = {"a path of a machine": r"(?<![\w.])(?:/tmp/|/home/|/root/|/Users/|/var/folders/|[A-Z]:\\\\?Users)",
-           "colours of a terminal": r"\x1b\[", "a progress bar": r"\r(?!\n)|\d+%\|| it/s\b|s/it\b"}
+           "colours of a terminal": r"\x1b\[", "an object that says nothing": r"<__main__\.\w+ object",
+           "a progress bar": r"\r(?!\n)|\d+%\|| it/s\b|s/it\b"}
 
 
 def spoiled(pages: list[Page]) -> list[str]:
@@ -143,7 +144,8 @@ def test_no_output_is_spoiled():
 
 
 def test_spoiled_outputs_are_found():
-    for text in ("/tmp/x/run", "in '/home/me/data'", "\x1b[31mred", "100%|####| 3/3", "0\r1", r"C:\Users\me"):
+    for text in ("/tmp/x/run", "in '/home/me/data'", r"C:\Users\me", "\x1b[31mred", "100%|####| 3/3", "0\r1",
+                 "<__main__.X object>"):
         assert spoiled([code_page("x", {"output_type": "stream", "name": "stdout", "text": [text]})]), text
     assert spoiled([code_page("x", {"output_type": "error", "ename": "ValueError"})])
     assert not spoiled([code_page("x", shown("text/html", '<img alt="a" src="data:image/png;base64,/tmp/">'),
