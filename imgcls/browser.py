@@ -411,7 +411,8 @@ def _strip(self: Browser, i: int, n: int = 8) -> str:
         images = [self.seen(i, epoch) for epoch in epochs]
         if all(torch.equal(image, images[0]) for image in images):
             return tag("div", f"The same in the epochs {epochs[0]} to {epochs[-1]}: nothing is drawn at random.")
-        tiles = [f'<img alt="" src="{thumbnail(self._for_eyes(image), 80)}" style="margin:0">' for image in images]
+        tiles = [f'<img alt="as in epoch {epoch}" src="{thumbnail(self._for_eyes(image), 80)}" style="margin:0">'
+                 for epoch, image in zip(epochs, images, strict=True)]
     except Exception: return ""         # the error stands above, in place of the large image
     style = "display:inline-block;margin:8px 6px 0 0;font-size:11px;text-align:center"
     return "".join(tag("div", f"{tile}<div>epoch {epoch}</div>", style, f"epoch {epoch}")

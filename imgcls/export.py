@@ -390,10 +390,10 @@ def _written(network: Any, place: Path, names: list[str], eager: Predictor, imag
     (place/"predict.py").write_text(PREDICT)
     files = {name: (name, place/kinds[name].file) for name in names if name in kinds}
     for name, path in files.values():
-        bar.set_postfix_str(name)
+        _say(bar, name)
         kinds[name](network, path, said)
         bar.update()
-    bar.set_postfix_str("proof")
+    _say(bar, "proof")
     return prove(eager, files, place/"predict.py", images, said, scratch, tolerance)
 
 
@@ -451,6 +451,11 @@ def _bar(names: Sequence[str]) -> tqdm:
     "A step a format, and one for the proof, where somebody sees it."
     return tqdm(desc="exporting", total=len(names), leave=False, delay=2, disable=where() == "pipe",
                 bar_format="{desc}: {n_fmt}/{total_fmt} {postfix} [{elapsed}]")
+
+
+def _say(bar: tqdm, step: str) -> None:
+    "What is done now, once the two seconds are over: `refresh` would not wait for them."
+    bar.set_postfix_str(step, refresh=bar.format_dict["elapsed"] > 2)
 
 
 def _check_name(folder: Path) -> None:

@@ -452,6 +452,7 @@ class FunctionMetric(Metric):
             said, targets = said.double().sigmoid() if self.of == "probabilities" else said.long(), targets.long()
         if not self.truth_first: return _called(self.name, self.function, said, targets, given=given)
         said = said.double() if said.is_floating_point() else said
+        if self.of == "probabilities" and not self.several: said = said / said.sum(1, keepdim=True)   # 1 in doubles
         return _called(self.name, self.function, targets.cpu().numpy(), said.cpu().numpy(), given=f"{given}, as arrays")
 
     def score(self) -> float:

@@ -98,7 +98,7 @@ def _png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:
     buffer = BytesIO()
     with drawing(): figure.savefig(buffer, format="png", dpi=figure.dpi)
     if any(axes.images for axes in figure.axes): return buffer.getvalue(), {"alt": _alt(figure)}
-    lines = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)   # a third of the size
+    lines = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)   # a third of the size
     lines.save(buffer := BytesIO(), "PNG", optimize=True)
     return buffer.getvalue(), {"alt": _alt(figure)}
 
@@ -229,7 +229,7 @@ def curves(
     missing = [_draw_curve(axes, i, name, *row) for i, (name, row) in enumerate(rows.items())]
     if all((np.mod(x, 1) == 0).all() for x, _ in rows.values()):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))     # there is no epoch 1.5
-    if len(series) > 1 or missing[-1]: axes.legend(frameon=False, handlelength=3)
+    if len(series) > 1 or missing[-1]: axes.legend(handlelength=3, framealpha=0.8, edgecolor="none")
     axes.set(xlabel=x_label, ylabel=y_label)
     _set_title(axes, title)
     return axes

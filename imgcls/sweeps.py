@@ -439,8 +439,18 @@ def _drawn(sweep: Sweep, kind: str, least: int, title: str) -> "Axes":
         axes.set_title(title, loc="left", fontsize=11)
     figure = axes.get_figure()
     pyplot.close(figure)
+    _plainly(figure)
     axes._repr_png_ = figure._repr_png_ = partial(_png, figure)
     return axes
+
+
+def _plainly(figure: "Figure") -> None:
+    "White, as every plot here; without the bar of colours, which hides the last axis: the first one says the same."
+    for axes in figure.axes:
+        axes.set_facecolor("white")
+        axes.grid(alpha=0.25, color="#b0b0b0")
+        axes.spines[["left", "bottom"]].set_color("black")
+        if axes.get_label() == "<colorbar>": axes.remove()
 
 
 def _png(figure: "Figure") -> bytes:
