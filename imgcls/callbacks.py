@@ -166,7 +166,8 @@ class StopOnNaN(Callback):
         state.in_step = True                # not fit to be saved
         first = bad.iloc[0]
         raise TrainingDiverged(f"The loss became {first.loss} at step {int(first.step)} "
-                               f"(learning rate {first.lr:g}). Try a smaller lr, or clip_norm=1.0.")
+                               f"(learning rate {first.lr:g}). Try a smaller lr, or clip_norm=1.0. If neither "
+                               "helps, pixels, targets or a loss of yours are no numbers.")
 
 # %% ../nbs/34_callbacks.ipynb #c30dd73e
 class CheckFirstBatch(Callback):
