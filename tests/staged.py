@@ -124,7 +124,7 @@ def unknown_names(pages: Iterable[Staged], book) -> list[str]:
     folders = {name.split("/")[0] for name in book.pages if "/" in name}
     found = []
     for page in pages:
-        if page.name.startswith("coming_from/"): continue       # names of other libraries stand there
+        if page.name.startswith(("coming_from/", "changelog")): continue    # other libraries' names, and former ones
         for text in ("".join(cell["source"]) for cell in page.cells if cell["cell_type"] == "markdown"):
             for name in re.findall(r"(?<!`)`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
                 if is_unknown(name, folders, book): found.append(f"{page.name}: `{name}`")
