@@ -369,72 +369,6 @@ def resume(
         self.history.note(state.step, state.epoch, Event.RESUMED)
         return _train(self, callbacks, background, claim, elsewhere)
 
-# %% ../nbs/55_learner.ipynb #6424aa03
-@patch
-@checked
-def fine_tune(
-    self: Learner,
-    epochs: int,                            # of everything, after the frozen ones, > 0
-    frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
-    lr: Any = None,                         # of the head, a number > 0; None: the config's
-    backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
-    callbacks: Iterable[Callback] = (),     # more listeners, this time only
-    background: bool = False,               # in a thread, with buttons to steer, and return at once?
-    processes: int | None = None,           # that train it together, > 0, started for this; None: this one
-) -> Learner:                               # itself
-    "Train a network that was trained before: the head first, then everything, the layers below it more slowly."
-    _checked_fit(epochs, None, lr)
-    callbacks, training = check_callbacks(callbacks), self.config.training
-    frozen = (training.frozen_epochs or 1) if frozen_epochs is None else frozen_epochs
-    check(frozen >= 0, "`frozen_epochs` must be >= 0", frozen)
-    _check_idle(self)
-    _check_tunable(self, frozen)
-    with _Claim(self) as claim:
-        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
-        factor, setup = _rate_below(self, backbone_lr_factor), self.setup
-        asked = {"training.frozen_epochs": frozen_epochs is not None or frozen == training.frozen_epochs,
-                 "optimizer.backbone_lr_factor": backbone_lr_factor is not None or factor is None}
-        by_itself = [key for key, said in asked.items() if not said]
-        setup.plan_phases(frozen, epochs, factor, (*setup.by_itself, *by_itself))
-        _note_tuning(self)
-        if lr is not None: self.setup.set_lr(float(lr), begun=False)
-        return _train(self, callbacks, background, claim, elsewhere)
-
-
-def _check_tunable(learner: Learner, frozen: int) -> None:
-    "It begins a training, of more than the head."
-    if learner.run is not None or learner.state.step:
-        way = _way_on(learner) if _broken_off(learner) else "learn.fit(3) trains everything for three more epochs"
-        raise ConfigError(f"`fine_tune` begins a training, and this learner has begun one: {_trained(learner)}. {way}; "
-                          "to tune these weights anew: Learner(data, ..., weights=learn.run.folder).")
-    head = f"{head_of(learner.network)[0]}."
-    alone = all(name.startswith(head) for name in trained_names(learner.network))
-    check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
-          "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
-
-
-def _rate_below(learner: Learner, factor: float | None) -> float | None:
-    "What is said of the backbone's rate; where nobody said anything, a tenth of the head's."
-    optimizer = learner.config.optimizer
-    said = "optimizer.backbone_lr_factor" in learner.changed or optimizer.backbone_lr_factor != 1
-    if factor is not None or said or optimizer.layer_decay is not None: return factor
-    return 0.1
-
-
-_OF_FACTOR = "fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)"
-
-# %% ../nbs/55_learner.ipynb #cd55b1df
-def _note_tuning(learner: Learner) -> None:
-    "What nobody said, for whoever reads the run's summary; and that there is nothing to tune."
-    setup, notes = learner.setup, []
-    if "optimizer.backbone_lr_factor" in setup.by_itself: notes.append(_OF_FACTOR)
-    if not (setup.loaded or learner.given.network is not None):
-        random = f"the weights of {setup.network_name} are random: there is nothing to fine-tune"
-        notes.append(f"fine_tune: {random}")
-        get_logger().warning(f"{random[0].upper()}{random[1:]}. weights='DEFAULT' begins with pretrained ones, "
-                             "weights='file.pt' with yours.")
-    setup.notes += [note for note in notes if note not in setup.notes]
-
 # %% ../nbs/55_learner.ipynb #5c3be607
 @patch
 @checked
@@ -586,122 +520,6 @@ def _with_less_memory(learner: Learner) -> str:
     first = "" if has_gradient_checkpointing(learner.network) else f"{exact} goes on in it, bit for bit on a CPU; "
     return f"The run {run!r} keeps its last checkpoint: {first}{anew} begins a new run with its weights."
 
-# %% ../nbs/55_learner.ipynb #fe1dfdbc
-@patch_to(Learner, cls_method=True)
-@checked
-def from_config(
-    cls,
-    config: Layer | Sequence[Layer] | None = None,
-    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
-    *overrides: str,                # 'lr=0.01', as on the command line
-    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
-    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
-    **changes: Any,                 # config keys: lr=0.01, batch_size=32
-) -> Learner:
-    "A learner from a declared experiment: data, network and all."
-    base, _ = load_experiment(config)
-    chosen, changed = load_experiment(base, [*overrides])
-    chosen, more = load_experiment(chosen, changes)
-    check_plan(chosen, config)
-    if data is None:
-        data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
-        keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
-        data.unsaid = unsaid_transforms(config, [dotted for key in [*keys, *changes]
-                                                 for dotted in find_keys(chosen, key, ALIASES)])
-    learner = cls(data, config=chosen, **dict(own or {}))
-    learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
-    return learner
-
-# %% ../nbs/55_learner.ipynb #eb5664e9
-_FREE = ("num_workers", "device", "gradient_checkpointing", "sharded")      # where and how it is computed
-_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "trackers", *_FREE)
-
-
-@patch_to(Learner, cls_method=True)
-@checked
-def from_run(
-    cls,
-    run: Run | str | Path,          # a run, its name, its folder, or a file in it
-    data: ImageData | None = None,  # the same images as objects; None: those the run has listed
-    **own: Any,                     # objects the run was made with: network, loss, ...; progress, num_workers
-) -> Learner:
-    "A run, opened again as it was left."
-    wrong = [key for key in own if key not in _OWN]
-    check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
-          "where this one got to.")
-    place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
-    followed, classes = _sorted_trackers(own.pop("trackers", None))
-    free = {key: own.pop(key) for key in _FREE if key in own}
-    if followed is not None: free["training.trackers"] = followed
-    _check_texts(**place)
-    given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
-                                      own.get("metrics") or (), own.get("callbacks") or ())
-    check(not settings and not named, "A run keeps its settings", [*settings.values(), *named],
-          "Only objects are given again.")
-    setup, record = reopen(Run.open(run, place.get("runs")), data, given, free)
-    learner = cls.__new__(cls)
-    check_trackers([*setup.config.training.trackers, *classes])
-    learner._begin(setup, record, **place, trackers=classes)
-    return learner
-
-# %% ../nbs/55_learner.ipynb #50693b25
-@patch_to(Learner, cls_method=True)
-@checked
-def retrain(
-    cls,
-    run: Run | str | Path,          # whose weights: a run, its name, its folder, or a file in it
-    *overrides: str,                # 'lr=0.001', as on the command line
-    config: Layer | Sequence[Layer] | None = None,      # another one; None: the run's
-    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
-    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
-    **changes: Any,                 # config keys: lr=0.01, batch_size=32
-) -> Learner:                       # not trained yet
-    "A new run that begins with the weights of another."
-    own, run = dict(own or {}), Run.open(run, dict(own or {}).get("runs"))
-    wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
-    said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
-    check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
-    file, objects = weights_of_run(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
-    passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
-    given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
-    if config is None: check_given(run, objects, data, given)
-    if given.network is None: changes["model.weights"] = str(file)
-    if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
-    layer = load_experiment(run.config_path)[0] if config is None else config
-    learner = cls.from_config(layer, *overrides, own=own, data=data, **changes)
-    return _begun_with(learner, run, file)
-
-
-def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
-    "The weights are of these classes, and the summary says whose they are."
-    _, about = read_weights(file)
-    names, config = about.get("class_names", learner.class_names), learner.config.model
-    check(names == learner.class_names or config.new_head, f"The data must have the classes of run {run.name!r}, "
-          f"{listed(names, 10)}", learner.class_names, "For other classes: new_head=True.", DataError)
-    if learner.given.network is not None: learner.load(file)
-    epoch = (about.get("best") or {}).get("epoch", run.summary().epoch)
-    learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
-    for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
-    return learner
-
-# %% ../nbs/55_learner.ipynb #d33405ec
-@patch
-@checked
-def predictor(
-    self: Learner,
-    weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
-) -> Predictor:                     # of these weights, whatever is trained afterwards
-    "Who answers with these weights."
-    with preserve_rng(): return _answering(self).predictor(weights)
-
-
-def _answering(learner: Learner) -> Answering:
-    "Who knows the weights of this learner now; it remembers the checkpoint that it read."
-    known = learner._asked
-    if known is None or known.setup is not learner.setup or known.run != learner.run:
-        learner._asked = known = Answering(learner.setup, learner.run)
-    return known
-
 # %% ../nbs/55_learner.ipynb #1a6bc8f3
 @patch
 @checked
@@ -739,6 +557,24 @@ def _picture(data: ImageData, dataset: Dataset, split: str, i: int) -> Tensor:
     "Image i of a dataset as an eye can see it: for data that has no files."
     with preserve_rng(): image = dataset[i][0]
     return data.colours(image[None], "val" if split == "train" else split)[0]
+
+# %% ../nbs/55_learner.ipynb #d33405ec
+@patch
+@checked
+def predictor(
+    self: Learner,
+    weights: str | None = None,     # 'best', 'last' or 'current'; None: best where val chose, else current
+) -> Predictor:                     # of these weights, whatever is trained afterwards
+    "Who answers with these weights."
+    with preserve_rng(): return _answering(self).predictor(weights)
+
+
+def _answering(learner: Learner) -> Answering:
+    "Who knows the weights of this learner now; it remembers the checkpoint that it read."
+    known = learner._asked
+    if known is None or known.setup is not learner.setup or known.run != learner.run:
+        learner._asked = known = Answering(learner.setup, learner.run)
+    return known
 
 # %% ../nbs/55_learner.ipynb #6b4b6c3e
 @patch
@@ -823,6 +659,374 @@ def plot_history(
 ) -> "Figure":                  # shows itself
     "Loss and accuracy, epoch by epoch."
     return self.history.plot()
+
+# %% ../nbs/55_learner.ipynb #eb5664e9
+_FREE = ("num_workers", "device", "gradient_checkpointing", "sharded")      # where and how it is computed
+_OWN = ("network", "loss", "optimizer", "metrics", "callbacks", "runs", "progress", "trackers", *_FREE)
+
+
+@patch_to(Learner, cls_method=True)
+@checked
+def from_run(
+    cls,
+    run: Run | str | Path,          # a run, its name, its folder, or a file in it
+    data: ImageData | None = None,  # the same images as objects; None: those the run has listed
+    **own: Any,                     # objects the run was made with: network, loss, ...; progress, num_workers
+) -> Learner:
+    "A run, opened again as it was left."
+    wrong = [key for key in own if key not in _OWN]
+    check(not wrong, "A run keeps its settings", wrong, "For others start a new one; weights='.../best.pt' begins "
+          "where this one got to.")
+    place = {key: own.pop(key) for key in ("runs", "progress") if key in own}
+    followed, classes = _sorted_trackers(own.pop("trackers", None))
+    free = {key: own.pop(key) for key in _FREE if key in own}
+    if followed is not None: free["training.trackers"] = followed
+    _check_texts(**place)
+    given, settings, named = sort_out(own.get("network"), own.get("loss"), own.get("optimizer"),
+                                      own.get("metrics") or (), own.get("callbacks") or ())
+    check(not settings and not named, "A run keeps its settings", [*settings.values(), *named],
+          "Only objects are given again.")
+    setup, record = reopen(Run.open(run, place.get("runs")), data, given, free)
+    learner = cls.__new__(cls)
+    check_trackers([*setup.config.training.trackers, *classes])
+    learner._begin(setup, record, **place, trackers=classes)
+    return learner
+
+# %% ../nbs/55_learner.ipynb #fe1dfdbc
+@patch_to(Learner, cls_method=True)
+@checked
+def from_config(
+    cls,
+    config: Layer | Sequence[Layer] | None = None,
+    # a tree, nested mappings, a YAML file, the name of a preset; several are merged left to right; None: the defaults
+    *overrides: str,                # 'lr=0.01', as on the command line
+    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
+    **changes: Any,                 # config keys: lr=0.01, batch_size=32
+) -> Learner:
+    "A learner from a declared experiment: data, network and all."
+    base, _ = load_experiment(config)
+    chosen, changed = load_experiment(base, [*overrides])
+    chosen, more = load_experiment(chosen, changes)
+    check_plan(chosen, config)
+    if data is None:
+        data = data_from_config(chosen.data, chosen.transforms, chosen.seed)
+        keys = [text.partition("=")[0].strip().lstrip("-") for text in overrides]
+        data.unsaid = unsaid_transforms(config, [dotted for key in [*keys, *changes]
+                                                 for dotted in find_keys(chosen, key, ALIASES)])
+    learner = cls(data, config=chosen, **dict(own or {}))
+    learner.setup.changed, learner.setup.layers = changed | more, layers_of(config)
+    return learner
+
+# %% ../nbs/55_learner.ipynb #50693b25
+@patch_to(Learner, cls_method=True)
+@checked
+def retrain(
+    cls,
+    run: Run | str | Path,          # whose weights: a run, its name, its folder, or a file in it
+    *overrides: str,                # 'lr=0.001', as on the command line
+    config: Layer | Sequence[Layer] | None = None,      # another one; None: the run's
+    own: Mapping[str, Any] | None = None,   # objects for Learner(...): network, loss, callbacks, name, runs
+    data: ImageData | None = None,  # instead of what the config says of images; None: as it says
+    **changes: Any,                 # config keys: lr=0.01, batch_size=32
+) -> Learner:                       # not trained yet
+    "A new run that begins with the weights of another."
+    own, run = dict(own or {}), Run.open(run, dict(own or {}).get("runs"))
+    wanted = [*changes, *(text.partition("=")[0].strip().lstrip("-") for text in overrides)]
+    said = [key for key in wanted if key in ("weights", "model.weights", "pretrained")]
+    check(not said, "`retrain` says where the weights come from", said, "Leave it out, or begin without `retrain`.")
+    file, objects = weights_of_run(run), {key: what for key, what in run.summary().objects.items() if key != "metrics"}
+    passed = {key: own.get(key) for key in ("network", "loss", "optimizer")}
+    given = Given(**{key: value for key, value in passed.items() if not isinstance(value, str)})
+    if config is None: check_given(run, objects, data, given)
+    if given.network is None: changes["model.weights"] = str(file)
+    if config is None and not {"new_head", "model.new_head"} & {*wanted}: changes["model.new_head"] = False
+    layer = load_experiment(run.config_path)[0] if config is None else config
+    learner = cls.from_config(layer, *overrides, own=own, data=data, **changes)
+    return _begun_with(learner, run, file)
+
+
+def _begun_with(learner: Learner, run: Run, file: Path) -> Learner:
+    "The weights are of these classes, and the summary says whose they are."
+    _, about = read_weights(file)
+    names, config = about.get("class_names", learner.class_names), learner.config.model
+    check(names == learner.class_names or config.new_head, f"The data must have the classes of run {run.name!r}, "
+          f"{listed(names, 10)}", learner.class_names, "For other classes: new_head=True.", DataError)
+    if learner.given.network is not None: learner.load(file)
+    epoch = (about.get("best") or {}).get("epoch", run.summary().epoch)
+    learner.notes[:] = [f"begins with the weights of run {run.name}: {file.name}, epoch {epoch}"]
+    for key in ("model.weights", "model.new_head"): learner.changed.pop(key, None)      # no part of its name
+    return learner
+
+# %% ../nbs/55_learner.ipynb #6956c654
+@patch
+@checked
+def lr_find(
+    self: Learner,
+    lowest: float = 1e-5,       # smallest learning rate tried, > 0
+    highest: float = 10.0,      # no larger one is tried; at most a billion times the smallest
+    n_steps: int = 30,          # steps of each short training, 10 to 1,000; at most ten are made with the defaults
+) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
+    "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
+    _check_here(self)
+    state, config = self.state, self.config
+    if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
+    dataset = self.setup.data_in(state.epoch).dataset("train")
+    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers,
+                      pin_memory=state.runtime.pin_memory, name="lr finder",
+                      worker_timeout=self.data.config.worker_timeout,
+                      classes=self.data.targets("train") if config.training.balance == "sampler" else None)
+    stream = _endless(batches)
+    with preserve_rng(), deterministic_mode(config.deterministic):
+        try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
+                            lowest, highest, n_steps, config.optimizer.lr)
+        finally: stream.close()
+
+
+def _check_here(learner: Learner) -> None:
+    "What is tried, is tried on copies of the weights at hand."
+    check(not learner.setup.elsewhere, "Other processes train these weights now, and here are older ones",
+          training.place(learner.state), "learn.wait() waits for them, learn.control.stop() ends them.")
+
+
+def _endless(batches: Batches) -> Iterator[Any]:
+    "Epoch after epoch."
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+# %% ../nbs/55_learner.ipynb #fe79e7c2
+@patch
+@checked
+def find_batch_size(
+    self: Learner,
+    max_batch_size: int | None = None,      # no larger one is tried, >= 2; None: all training images
+    share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
+) -> BatchSize:                             # shows itself; .suggestion .settings
+    "How many images fit in a batch? Tried on copies; the learner is left as it is."
+    _check_here(self)
+    state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
+    dataset = data.dataset("train")
+    most = max(2, len(dataset)) if max_batch_size is None else max_batch_size
+    with preserve_rng(), deterministic_mode(self.config.deterministic):
+        batch = next(Batches(dataset, min(4, len(dataset)), self.config.seed, name="batch size").epoch())
+        return largest_batch(state.network, state.optimizer, state.loss_fn, batch, state.runtime,
+                             now.batch_size * now.accumulate, most, share, self.config.seed)
+
+
+@patch
+def _largest_epoch(self: Learner) -> int:
+    "The epoch whose images take most memory."
+    return max(self.config.training.sizes, key=lambda row: row[1][0] * row[1][1], default=(0, ()))[0]
+
+# %% ../nbs/55_learner.ipynb #8a985af5
+@patch
+@checked
+def set_batch_size(
+    self: Learner,
+    batch_size: int,                    # images a batch, > 0
+    accumulate: int | None = None,      # batches a step, > 0; None: as many images a step as now
+) -> Learner:                           # itself, as if just made
+    "Train in other batches; possible before the first step."
+    _check_idle(self)
+    _recover(self)
+    setup, now, run = self.setup, self.config.training, self.run and self.run.name
+    check(batch_size > 0, "`batch_size` must be > 0", batch_size)
+    check(not self.state.step, "A run keeps its batch size", f"{self.state.step} steps of batches of {now.batch_size}",
+          f"Learner.retrain({run!r}, batch_size={batch_size}) begins a new one with its weights.")
+    images = now.batch_size * now.accumulate
+    if accumulate is None:
+        even = batch_size >= images or images % batch_size == 0
+        check(even, f"`batch_size` must divide the {images} images of a step", batch_size,
+              "Or say `accumulate`, the number of batches that make a step.")
+        accumulate = max(1, images // batch_size)
+    changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
+    return _anew(self, override(self.config, changes), {**setup.changed, **changes})
+
+
+def _anew(learner: Learner, config: ExperimentConfig, changed: Mapping[str, Any]) -> Learner:
+    "With its network, as if just made: a phase of the head alone is not what the next run begins with."
+    before = learner.setup
+    for callback in before.callbacks:
+        if isinstance(callback, HeadFirst): callback.end(learner.network)
+    config = override(config, {"training.num_epochs": learner.planned})
+    config = replace(config, data=replace(learner.data.config, num_workers=config.data.num_workers))
+    fresh = assemble(learner.data, config, replace(before.given, network=learner.network), changed)
+    fresh.given, fresh.notes, fresh.layers = before.given, before.notes, before.layers
+    fresh.loaded, fresh.by_itself = before.loaded, before.by_itself
+    learner.setup, learner.record, learner.background = fresh, None, None
+    return learner
+
+# %% ../nbs/55_learner.ipynb #6424aa03
+@patch
+@checked
+def fine_tune(
+    self: Learner,
+    epochs: int,                            # of everything, after the frozen ones, > 0
+    frozen_epochs: int | None = None,       # before them, of the head alone, >= 0; None: the config's, or 1
+    lr: Any = None,                         # of the head, a number > 0; None: the config's
+    backbone_lr_factor: float | None = None,    # None: the config's; 0.1 where it says 1, and no layer_decay
+    callbacks: Iterable[Callback] = (),     # more listeners, this time only
+    background: bool = False,               # in a thread, with buttons to steer, and return at once?
+    processes: int | None = None,           # that train it together, > 0, started for this; None: this one
+) -> Learner:                               # itself
+    "Train a network that was trained before: the head first, then everything, the layers below it more slowly."
+    _checked_fit(epochs, None, lr)
+    callbacks, training = check_callbacks(callbacks), self.config.training
+    frozen = (training.frozen_epochs or 1) if frozen_epochs is None else frozen_epochs
+    check(frozen >= 0, "`frozen_epochs` must be >= 0", frozen)
+    _check_idle(self)
+    _check_tunable(self, frozen)
+    with _Claim(self) as claim:
+        elsewhere = None if processes is None else _prepared(self, callbacks, processes)
+        factor, setup = _rate_below(self, backbone_lr_factor), self.setup
+        asked = {"training.frozen_epochs": frozen_epochs is not None or frozen == training.frozen_epochs,
+                 "optimizer.backbone_lr_factor": backbone_lr_factor is not None or factor is None}
+        by_itself = [key for key, said in asked.items() if not said]
+        setup.plan_phases(frozen, epochs, factor, (*setup.by_itself, *by_itself))
+        _note_tuning(self)
+        if lr is not None: self.setup.set_lr(float(lr), begun=False)
+        return _train(self, callbacks, background, claim, elsewhere)
+
+
+def _check_tunable(learner: Learner, frozen: int) -> None:
+    "It begins a training, of more than the head."
+    if learner.run is not None or learner.state.step:
+        way = _way_on(learner) if _broken_off(learner) else "learn.fit(3) trains everything for three more epochs"
+        raise ConfigError(f"`fine_tune` begins a training, and this learner has begun one: {_trained(learner)}. {way}; "
+                          "to tune these weights anew: Learner(data, ..., weights=learn.run.folder).")
+    head = f"{head_of(learner.network)[0]}."
+    alone = all(name.startswith(head) for name in trained_names(learner.network))
+    check(not (frozen and alone), "`fine_tune` trains more than the head after the frozen epochs", "a frozen backbone",
+          "learn.unfreeze() or learn.freeze_to(...) says what; learn.fit(n) trains the head alone.")
+
+
+def _rate_below(learner: Learner, factor: float | None) -> float | None:
+    "What is said of the backbone's rate; where nobody said anything, a tenth of the head's."
+    optimizer = learner.config.optimizer
+    said = "optimizer.backbone_lr_factor" in learner.changed or optimizer.backbone_lr_factor != 1
+    if factor is not None or said or optimizer.layer_decay is not None: return factor
+    return 0.1
+
+
+_OF_FACTOR = "fine_tune: the backbone's rate is 0.1 of the head's (backbone_lr_factor=1: the same)"
+
+# %% ../nbs/55_learner.ipynb #cd55b1df
+def _note_tuning(learner: Learner) -> None:
+    "What nobody said, for whoever reads the run's summary; and that there is nothing to tune."
+    setup, notes = learner.setup, []
+    if "optimizer.backbone_lr_factor" in setup.by_itself: notes.append(_OF_FACTOR)
+    if not (setup.loaded or learner.given.network is not None):
+        random = f"the weights of {setup.network_name} are random: there is nothing to fine-tune"
+        notes.append(f"fine_tune: {random}")
+        get_logger().warning(f"{random[0].upper()}{random[1:]}. weights='DEFAULT' begins with pretrained ones, "
+                             "weights='file.pt' with yours.")
+    setup.notes += [note for note in notes if note not in setup.notes]
+
+# %% ../nbs/55_learner.ipynb #1fda2939
+@patch
+@checked
+def freeze(
+    self: Learner,
+) -> Learner:               # itself
+    "Train only the head from the next fit on; the backbone keeps its weights and statistics."
+    if any(callback.holds for callback in self.callbacks if isinstance(callback, HeadFirst)):
+        get_logger().warning(f"The head is trained alone up to epoch {self.config.training.frozen_epochs} anyway, and "
+                             "everything from then on: `frozen_epochs` says so. freeze() after that epoch stays.")
+    return _with_trained(self, freeze_backbone)
+
+# %% ../nbs/55_learner.ipynb #8048d8a6
+@patch
+@checked
+def freeze_to(
+    self: Learner,
+    layer: Any,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
+) -> Learner:               # itself
+    "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
+    return _with_trained(self, lambda network: networks_freeze_to(network, layer))
+
+# %% ../nbs/55_learner.ipynb #b9895628
+@patch
+@checked
+def unfreeze(
+    self: Learner,
+) -> Learner:               # itself
+    "Train all weights from the next fit on; with `backbone_lr_factor`, the backbone's more slowly."
+    return _with_trained(self, networks_unfreeze)
+
+
+def _with_trained(learner: Learner, change: Callable[[nn.Module], Any]) -> Learner:
+    "The optimizer follows at once, so that `lr_find` trains the same; the next fit writes it down."
+    _check_idle(learner)
+    _recover(learner)
+    change(learner.network)
+    for callback in learner.callbacks:
+        if isinstance(callback, FollowNetwork): callback.take_up(learner.state)
+    return learner
+
+# %% ../nbs/55_learner.ipynb #e01358e9
+@patch
+@checked
+def parameter_groups(
+    self: Learner,
+) -> "pd.DataFrame":        # a row a group: layers, tensors, parameters, trained, base_lr, weight_decay
+    "Which weights move at which learning rate."
+    return describe_groups(self.state.optimizer, self.network)
+
+# %% ../nbs/55_learner.ipynb #bacc236f
+@patch
+@checked
+def save(
+    self: Learner,
+    path: str | Path,           # a file; .safetensors is added where it is missing
+    weights: str | None = None,     # as for `evaluate`: None, 'best', 'last' or 'current'
+) -> Path:                      # where it is
+    "Write weights alone, with the class names; they say which they are."
+    _recover(self)
+    path = Path(path).expanduser()
+    check(bool(path.name), "`path` must name a file", str(path), "Try learn.save('weights').")
+    if path.suffix != ".safetensors": path = path.with_name(f"{path.name}.safetensors")
+    about = {key: value for key, value in about_weights(self.setup).items() if key != "best"}
+    with preserve_rng():                # its turn, if it trains meanwhile
+        network, origin = _answering(self).network(weights)
+        said = {"epoch": origin.epoch, "weights": str(origin), "weights_sha256": weights_hash(network.state_dict())}
+        save_weights(network.state_dict(), path, about | said)
+    get_logger().info(f"Saved to {path}: {origin}.")
+    return path
+
+# %% ../nbs/55_learner.ipynb #6879dc18
+@patch
+@checked
+def load(
+    self: Learner,
+    path: str | Path,           # from `learn.save`, a run's folder or a file in it, or a state dict
+) -> Learner:                   # itself, as if just made
+    "Take weights from a file, checked, and begin anew; a file that does not fit changes nothing."
+    _check_idle(self)
+    path = _weights_file(path)
+    _, about = read_weights(path)
+    names = about.get("class_names", self.class_names)
+    if names != self.class_names:
+        raise CheckpointError(f"{path.name} was trained on the classes {listed(names, 10)}, but the data has "
+                              f"{listed(self.class_names, 10)}. For other classes: Learner(..., weights={str(path)!r}, "
+                              "new_head=True).")
+    loaded = load_weights(self.network, path)
+    _anew(self, self.config, self.setup.changed)
+    told = f" ({loaded})" if loaded.left_over or about.get("found_under") else ""
+    self.setup.notes, self.setup.loaded = [f"weights loaded from {path.name}{told}"], [loaded]
+    get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
+    return self
+
+
+def _weights_file(path: str | Path) -> Path:
+    "The file that is meant: `save` may have added .safetensors."
+    path = Path(path).expanduser()
+    saved = path.with_name(f"{path.name}.safetensors") if path.name else path
+    found = next((file for file in (path, saved) if file.is_file()), None)
+    if found is None and path.is_dir() and Run(path.resolve()).exists: found = weights_of_run(Run(path.resolve()))
+    if found is None: raise CheckpointError(f"There is no file {str(path)!r}.")
+    return found
 
 # %% ../nbs/55_learner.ipynb #390cb1f6
 def _train_behind(learner: Learner, listeners: Sequence[Callback], saver: SaveCheckpoints, claim: _Claim,
@@ -960,210 +1164,6 @@ def _say_end(learner: Learner) -> None:
     summary.status, summary.ended = state.status, now()
     if state.error is not None: summary.error = f"{type(state.error).__name__}: {state.error}"
     learner.run.write_summary(summary)
-
-# %% ../nbs/55_learner.ipynb #6956c654
-@patch
-@checked
-def lr_find(
-    self: Learner,
-    lowest: float = 1e-5,       # smallest learning rate tried, > 0
-    highest: float = 10.0,      # no larger one is tried; at most a billion times the smallest
-    n_steps: int = 30,          # steps of each short training, 10 to 1,000; at most ten are made with the defaults
-) -> LRFinding:                 # shows itself; .suggestion .reason .plot()
-    "Try learning rates on copies, each for some steps, and suggest one; the learner is left as it is."
-    _check_here(self)
-    state, config = self.state, self.config
-    if config.training.sam_rho: get_logger().info("lr_find makes plain steps, without SAM.")
-    dataset = self.setup.data_in(state.epoch).dataset("train")
-    batches = Batches(dataset, config.training.batch_size, config.seed, shuffle=True, num_workers=self.data.num_workers,
-                      pin_memory=state.runtime.pin_memory, name="lr finder",
-                      worker_timeout=self.data.config.worker_timeout,
-                      classes=self.data.targets("train") if config.training.balance == "sampler" else None)
-    stream = _endless(batches)
-    with preserve_rng(), deterministic_mode(config.deterministic):
-        try: return find_lr(state.network, state.optimizer, state.loss_fn, stream, state.runtime, config.seed,
-                            lowest, highest, n_steps, config.optimizer.lr)
-        finally: stream.close()
-
-
-def _check_here(learner: Learner) -> None:
-    "What is tried, is tried on copies of the weights at hand."
-    check(not learner.setup.elsewhere, "Other processes train these weights now, and here are older ones",
-          training.place(learner.state), "learn.wait() waits for them, learn.control.stop() ends them.")
-
-
-def _endless(batches: Batches) -> Iterator[Any]:
-    "Epoch after epoch."
-    epoch = 0
-    while True:
-        yield from batches.epoch(epoch)
-        epoch += 1
-
-# %% ../nbs/55_learner.ipynb #fe79e7c2
-@patch
-@checked
-def find_batch_size(
-    self: Learner,
-    max_batch_size: int | None = None,      # no larger one is tried, >= 2; None: all training images
-    share: float = 0.8,                     # of the memory that can be had now, in (0, 1]
-) -> BatchSize:                             # shows itself; .suggestion .settings
-    "How many images fit in a batch? Tried on copies; the learner is left as it is."
-    _check_here(self)
-    state, now, data = self.state, self.config.training, self.setup.data_in(self._largest_epoch())
-    dataset = data.dataset("train")
-    most = max(2, len(dataset)) if max_batch_size is None else max_batch_size
-    with preserve_rng(), deterministic_mode(self.config.deterministic):
-        batch = next(Batches(dataset, min(4, len(dataset)), self.config.seed, name="batch size").epoch())
-        return largest_batch(state.network, state.optimizer, state.loss_fn, batch, state.runtime,
-                             now.batch_size * now.accumulate, most, share, self.config.seed)
-
-
-@patch
-def _largest_epoch(self: Learner) -> int:
-    "The epoch whose images take most memory."
-    return max(self.config.training.sizes, key=lambda row: row[1][0] * row[1][1], default=(0, ()))[0]
-
-# %% ../nbs/55_learner.ipynb #8a985af5
-@patch
-@checked
-def set_batch_size(
-    self: Learner,
-    batch_size: int,                    # images a batch, > 0
-    accumulate: int | None = None,      # batches a step, > 0; None: as many images a step as now
-) -> Learner:                           # itself, as if just made
-    "Train in other batches; possible before the first step."
-    _check_idle(self)
-    _recover(self)
-    setup, now, run = self.setup, self.config.training, self.run and self.run.name
-    check(batch_size > 0, "`batch_size` must be > 0", batch_size)
-    check(not self.state.step, "A run keeps its batch size", f"{self.state.step} steps of batches of {now.batch_size}",
-          f"Learner.retrain({run!r}, batch_size={batch_size}) begins a new one with its weights.")
-    images = now.batch_size * now.accumulate
-    if accumulate is None:
-        even = batch_size >= images or images % batch_size == 0
-        check(even, f"`batch_size` must divide the {images} images of a step", batch_size,
-              "Or say `accumulate`, the number of batches that make a step.")
-        accumulate = max(1, images // batch_size)
-    changes = {"training.batch_size": batch_size, "training.accumulate": accumulate}
-    return _anew(self, override(self.config, changes), {**setup.changed, **changes})
-
-
-def _anew(learner: Learner, config: ExperimentConfig, changed: Mapping[str, Any]) -> Learner:
-    "With its network, as if just made: a phase of the head alone is not what the next run begins with."
-    before = learner.setup
-    for callback in before.callbacks:
-        if isinstance(callback, HeadFirst): callback.end(learner.network)
-    config = override(config, {"training.num_epochs": learner.planned})
-    config = replace(config, data=replace(learner.data.config, num_workers=config.data.num_workers))
-    fresh = assemble(learner.data, config, replace(before.given, network=learner.network), changed)
-    fresh.given, fresh.notes, fresh.layers = before.given, before.notes, before.layers
-    fresh.loaded, fresh.by_itself = before.loaded, before.by_itself
-    learner.setup, learner.record, learner.background = fresh, None, None
-    return learner
-
-# %% ../nbs/55_learner.ipynb #1fda2939
-@patch
-@checked
-def freeze(
-    self: Learner,
-) -> Learner:               # itself
-    "Train only the head from the next fit on; the backbone keeps its weights and statistics."
-    if any(callback.holds for callback in self.callbacks if isinstance(callback, HeadFirst)):
-        get_logger().warning(f"The head is trained alone up to epoch {self.config.training.frozen_epochs} anyway, and "
-                             "everything from then on: `frozen_epochs` says so. freeze() after that epoch stays.")
-    return _with_trained(self, freeze_backbone)
-
-# %% ../nbs/55_learner.ipynb #8048d8a6
-@patch
-@checked
-def freeze_to(
-    self: Learner,
-    layer: Any,             # dotted name of the first layer that is trained: 'layer4', 'features.6'
-) -> Learner:               # itself
-    "Train from a layer to the head from the next fit on; what stands before it keeps its weights and statistics."
-    return _with_trained(self, lambda network: networks_freeze_to(network, layer))
-
-# %% ../nbs/55_learner.ipynb #b9895628
-@patch
-@checked
-def unfreeze(
-    self: Learner,
-) -> Learner:               # itself
-    "Train all weights from the next fit on; with `backbone_lr_factor`, the backbone's more slowly."
-    return _with_trained(self, networks_unfreeze)
-
-
-def _with_trained(learner: Learner, change: Callable[[nn.Module], Any]) -> Learner:
-    "The optimizer follows at once, so that `lr_find` trains the same; the next fit writes it down."
-    _check_idle(learner)
-    _recover(learner)
-    change(learner.network)
-    for callback in learner.callbacks:
-        if isinstance(callback, FollowNetwork): callback.take_up(learner.state)
-    return learner
-
-# %% ../nbs/55_learner.ipynb #e01358e9
-@patch
-@checked
-def parameter_groups(
-    self: Learner,
-) -> "pd.DataFrame":        # a row a group: layers, tensors, parameters, trained, base_lr, weight_decay
-    "Which weights move at which learning rate."
-    return describe_groups(self.state.optimizer, self.network)
-
-# %% ../nbs/55_learner.ipynb #bacc236f
-@patch
-@checked
-def save(
-    self: Learner,
-    path: str | Path,           # a file; .safetensors is added where it is missing
-    weights: str | None = None,     # as for `evaluate`: None, 'best', 'last' or 'current'
-) -> Path:                      # where it is
-    "Write weights alone, with the class names; they say which they are."
-    _recover(self)
-    path = Path(path).expanduser()
-    check(bool(path.name), "`path` must name a file", str(path), "Try learn.save('weights').")
-    if path.suffix != ".safetensors": path = path.with_name(f"{path.name}.safetensors")
-    about = {key: value for key, value in about_weights(self.setup).items() if key != "best"}
-    with preserve_rng():                # its turn, if it trains meanwhile
-        network, origin = _answering(self).network(weights)
-        said = {"epoch": origin.epoch, "weights": str(origin), "weights_sha256": weights_hash(network.state_dict())}
-        save_weights(network.state_dict(), path, about | said)
-    get_logger().info(f"Saved to {path}: {origin}.")
-    return path
-
-# %% ../nbs/55_learner.ipynb #6879dc18
-@patch
-@checked
-def load(
-    self: Learner,
-    path: str | Path,           # from `learn.save`, a run's folder or a file in it, or a state dict
-) -> Learner:                   # itself, as if just made
-    "Take weights from a file, checked, and begin anew; a file that does not fit changes nothing."
-    _check_idle(self)
-    path = _weights_file(path)
-    _, about = read_weights(path)
-    names = about.get("class_names", self.class_names)
-    if names != self.class_names:
-        raise CheckpointError(f"{path.name} was trained on the classes {listed(names, 10)}, but the data has "
-                              f"{listed(self.class_names, 10)}. For other classes: Learner(..., weights={str(path)!r}, "
-                              "new_head=True).")
-    loaded = load_weights(self.network, path)
-    _anew(self, self.config, self.setup.changed)
-    told = f" ({loaded})" if loaded.left_over or about.get("found_under") else ""
-    self.setup.notes, self.setup.loaded = [f"weights loaded from {path.name}{told}"], [loaded]
-    get_logger().info(f"Weights loaded from {path}. The next fit begins a new run.")
-    return self
-
-
-def _weights_file(path: str | Path) -> Path:
-    "The file that is meant: `save` may have added .safetensors."
-    path = Path(path).expanduser()
-    saved = path.with_name(f"{path.name}.safetensors") if path.name else path
-    found = next((file for file in (path, saved) if file.is_file()), None)
-    if found is None and path.is_dir() and Run(path.resolve()).exists: found = weights_of_run(Run(path.resolve()))
-    if found is None: raise CheckpointError(f"There is no file {str(path)!r}.")
-    return found
 
 # %% ../nbs/55_learner.ipynb #4fb8a64c
 @patch
