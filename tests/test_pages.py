@@ -95,6 +95,7 @@ def gives_output(source: str) -> bool:
     "Does a cell surely show something? It ends in a value that is no call (of a call nobody knows), or prints."
     if any(directive(source, word) is not None for word in ("export", "exporti", "hide", "gpu", "slow")): return False
     if directive(source, "eval") == "false" or source.rstrip().endswith(";"): return False
+    if re.match(r"\s*(#\|.*\s+)*%%", source): return False           # another language, or a file that is written
     tree = ast.parse(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M))
     last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr): return False
@@ -115,7 +116,7 @@ def test_every_value_is_stored():
 def test_values_without_output_are_found():
     bare = [code_page(source) for source in ("x = 1\nx", "a.table", "1 < 2, y[0]", "print(x)", "%pip list\nx")]
     assert len(without_output(bare)) == 5
-    assert not without_output([code_page(source) for source in ("x = 1", "test_eq(x, 1)", "#| hide: true\nx", "x;",
+    assert not without_output([code_page(source) for source in ("x = 1", "test_eq(x, 1)", "#| hide: true\nx", "x;", "%%bash\nls",
                                                                 "#| eval: false\nx", "#| export: true\nx", "")])
     assert not without_output([code_page("x", shown("text/plain", "1"))])
 

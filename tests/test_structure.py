@@ -125,7 +125,9 @@ class Cell:
     text: str
 
     @cached_property
-    def tree(self) -> ast.Module: return ast.parse(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", self.text, flags=re.M))
+    def tree(self) -> ast.Module:
+        if re.match(r"\s*(#\|.*\s+)*%%", self.text): return ast.Module([], [])      # another language, or a file
+        return ast.parse(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", self.text, flags=re.M))
 
 
 @cache
