@@ -3067,6 +3067,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'imgcls.pages.Page.link': ('pages.html#page.link', 'imgcls/pages.py'),
                               'imgcls.pages.Page.pieces': ('pages.html#page.pieces', 'imgcls/pages.py'),
                               'imgcls.pages.Page.ways_to_run': ('pages.html#page.ways_to_run', 'imgcls/pages.py'),
+                              'imgcls.pages._are_imports': ('pages.html#_are_imports', 'imgcls/pages.py'),
                               'imgcls.pages._entries': ('pages.html#_entries', 'imgcls/pages.py'),
                               'imgcls.pages._expected': ('pages.html#_expected', 'imgcls/pages.py'),
                               'imgcls.pages._headed': ('pages.html#_headed', 'imgcls/pages.py'),

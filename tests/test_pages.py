@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 NOTEBOOKS = Path(__file__).resolve().parents[1]/"nbs"
-LARGEST = 400_000       # bytes of a notebook
+LARGEST = 320_000       # bytes of what a notebook stores beside its text
 SHORTEST = 20           # characters that say what is on a picture
 
 
@@ -22,14 +22,18 @@ SHORTEST = 20           # characters that say what is on a picture
 class Page:
     name: str               # 'tutorials/resume'
     cells: list[dict[str, Any]]
-    size: int = 0           # bytes
+    size: int = 0           # bytes of its outputs
 
 
 @cache
 def pages() -> list[Page]:
     "Every notebook of the site."
-    return [Page(str(file.relative_to(NOTEBOOKS).with_suffix("")), json.loads(file.read_text())["cells"],
-                 file.stat().st_size)
+    def page(file: Path) -> Page:
+        cells = json.loads(file.read_text())["cells"]
+        size = sum(len(json.dumps(cell.get("outputs", []))) for cell in cells)
+        return Page(str(file.relative_to(NOTEBOOKS).with_suffix("")), cells, size)
+
+    return [page(file)
             for file in sorted(NOTEBOOKS.rglob("*.ipynb"))
             if not any(part.startswith((".", "_")) for part in file.relative_to(NOTEBOOKS).parts)]
 
@@ -116,7 +120,8 @@ def test_every_value_is_stored():
 def test_values_without_output_are_found():
     bare = [code_page(source) for source in ("x = 1\nx", "a.table", "1 < 2, y[0]", "print(x)", "%pip list\nx")]
     assert len(without_output(bare)) == 5
-    assert not without_output([code_page(source) for source in ("x = 1", "test_eq(x, 1)", "#| hide: true\nx", "x;", "%%bash\nls",
+    assert not without_output([code_page(source) for source in ("x = 1", "test_eq(x, 1)", "#| hide: true\nx", "x;",
+                                                                "%%bash\nls",
                                                                 "#| eval: false\nx", "#| export: true\nx", "")])
     assert not without_output([code_page("x", shown("text/plain", "1"))])
 
