@@ -3077,6 +3077,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'imgcls.pages._pieces_of': ('pages.html#_pieces_of', 'imgcls/pages.py'),
                               'imgcls.pages._relative': ('pages.html#_relative', 'imgcls/pages.py'),
                               'imgcls.pages._shown_and_folded': ('pages.html#_shown_and_folded', 'imgcls/pages.py'),
+                              'imgcls.pages._theirs_and_ours': ('pages.html#_theirs_and_ours', 'imgcls/pages.py'),
                               'imgcls.pages._told': ('pages.html#_told', 'imgcls/pages.py'),
                               'imgcls.pages.book_of': ('pages.html#book_of', 'imgcls/pages.py'),
                               'imgcls.pages.find_symbol': ('pages.html#find_symbol', 'imgcls/pages.py'),
