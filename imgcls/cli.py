@@ -536,6 +536,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     show_log()
     from imgcls.learner import Learner
     learner = Learner.from_run(arguments.run, progress="pipe")
+    say(f"{arguments.steps} steps are trained twice, once interrupted, beside the run: it is left as it is.")
     report = learner.verify_resume(arguments.steps, arguments.at, arguments.num_workers)
     write(f"{report}\n")
     return 0 if report else 1

@@ -68,7 +68,15 @@ def book_of(root: Path) -> Book:
     branch = project["tool"]["nbdev"].get("branch", "main")
     return Book(root, package.name, urls.get("Repository", "").rstrip("/"), branch,
                 {name.as_posix(): html_of(name) for name in names}, rooms, symbols,
-                {name: where[0] for name, where in modules.items() if len(where) == 1})
+                {name: where[0] for name, where in modules.items() if len(where) == 1}
+                | {name: module for name, module in _public(package).items() if name in symbols.get(module, {})})
+
+
+def _public(package: Path) -> dict[str, str]:
+    "Names that the package itself offers, each with its module: they win over equal names elsewhere."
+    tree = ast.parse((package/"__init__.py").read_text(encoding="utf-8"))
+    return next((ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
+                 and ast.unparse(node.targets[0]) == "_HOMES"), {})
 
 # %% ../nbs/64a_pages.ipynb #a62dca9a
 OBJECTS = {         # what lessons call an object -> its class
@@ -132,10 +140,16 @@ def _relative(page: Path, here: str) -> str:
 _TO_NOTEBOOK = re.compile(r"""(\]\(|\bhref=")(?!\w+:)([^)\s#"]+\.ipynb)(#[^)\s"]*)?(?=[)"])""")
 
 
-def links_to_pages(text: str) -> str:
+def links_to_pages(
+    text: str,                      # Markdown or HTML
+    book: Book | None = None,       # to know the symbols of a room: 55_learner.ipynb#Learner.fit; None: headings alone
+) -> str:
     "Links between notebooks, as they work in JupyterLab, lead to the pages on the site."
     def page(found: re.Match) -> str:
-        return f"{found[1]}{html_of(Path(found[2])).as_posix()}{(found[3] or '').lower()}"
+        notebook, place = Path(found[2]), (found[3] or "").removeprefix("#")
+        known = book.symbols.get(book.rooms.get(notebook.stem, ""), {}) if book else {}
+        anchor = known[place].anchor if place in known else place.lower()
+        return f"{found[1]}{html_of(notebook).as_posix()}{'#' + anchor if anchor else ''}"
     return _TO_NOTEBOOK.sub(page, text)
 
 # %% ../nbs/64a_pages.ipynb #faef5858
@@ -154,15 +168,15 @@ def _headed(text: str) -> str:
     return re.sub(r"(<table\b[^>]*>)((?:(?!<table\b).)*?)(</table>)", table, text, flags=re.S)
 
 
-def _output(output: dict[str, Any], link: Link = lambda text: None) -> dict[str, Any]:
+def _output(output: dict[str, Any], link: Link = lambda text: None, book: Book | None = None) -> dict[str, Any]:
     "HTML becomes raw HTML in Markdown: Quarto would load require.js and jQuery from elsewhere for it."
     data = output.get("data", {})
     if "text/html" in data:
-        text = links_to_pages("".join(data["text/html"]))
+        text = links_to_pages("".join(data["text/html"]), book)
         output["data"] = {"text/markdown": raw_html(_headed(text))}
         output["metadata"] = {}
     elif "text/markdown" in data:
-        output["data"] = {"text/markdown": with_links(links_to_pages("".join(data["text/markdown"])), link)}
+        output["data"] = {"text/markdown": with_links(links_to_pages("".join(data["text/markdown"]), book), link)}
     return output
 
 # %% ../nbs/64a_pages.ipynb #caa5fc4f
@@ -204,9 +218,9 @@ def mistakes(source: str) -> list[Mistake | str] | None:
         if not fail[1]: return None
         before = "\n".join(lines[start:node.lineno - 1]).strip("\n")
         if before.strip(): found.append(before)
-        first = node.body[0]
+        first, head = node.body[0], node.items[0].context_expr
         body = lines[first.lineno - 1:node.end_lineno]
-        if first.lineno == node.lineno: body = [ast.get_source_segment(source, item) for item in node.body]
+        if first.lineno <= head.end_lineno: body[0] = lines[first.lineno - 1][first.col_offset:]
         found.append(Mistake(textwrap.dedent("\n".join(body)), f"{fail[0]}: {fail[1]}"))
         start = node.end_lineno
     if not found: return None
@@ -266,13 +280,13 @@ class Page:
         if cell.cell_type == "markdown":
             text = re.sub(r"\A(#\|.*\n)+", "", cell.source)
             if text.strip() == "CHANGELOG": text = self.changelog()
-            text = links_to_pages(text)
+            text = links_to_pages(text, self.book)
             links = _theirs_and_ours if self.here.startswith(OTHERS) else with_links
             cell.source = links(text, self.link)
             yield cell
         elif cell.cell_type == "code":
             cell.metadata.pop("execution", None)
-            cell["outputs"] = [_output(output, self.link) for output in cell.get("outputs", [])]
+            cell["outputs"] = [_output(output, self.link, self.book) for output in cell.get("outputs", [])]
             yield from _pieces_of(cell, lesson=bool(self.module))
         else: yield cell
 

@@ -560,7 +560,7 @@ def to_csv(
     self: ImageAnswers,
     path: str | Path,       # the file; replaced
 ) -> None:
-    "Write the table of images, with a column prob_<class> for each class; an apostrophe before what may be a formula."
+    "The table of images, with a column `prob_<class>` for each class; an apostrophe before what may be a formula."
     import pandas as pd
     probabilities, table = pd.DataFrame(self.probabilities), self.per_sample
     columns = pd.Index([*table.columns, *(f"prob_{name}" for name in self.class_names)], dtype=object)

@@ -51,7 +51,7 @@ class Symbol:
     @property
     def anchor(self) -> str:
         "Where it stands on its page."
-        return self.name.lower()
+        return self.name if self.name[0].isupper() else f"{self.module}.{self.name}"      # `Sweep` is not `sweep`
 
 # %% ../nbs/64_symbols.ipynb #96a1b380
 def _comments_of(source: str) -> dict[int, tuple[str, bool]]:
@@ -87,9 +87,14 @@ def _parameters_of(node: ast.FunctionDef, comments: Mapping[int, tuple[str, bool
     if a.kwarg: rows.append((f"**{a.kwarg.arg}", a.kwarg, None, ""))
     if not rows: return []
     ends = [max(arg.end_lineno, default.end_lineno if default is not None else 0) for _, arg, default, _ in rows]
+    def alone(name: str, end: int) -> bool:         # on its line; `self` and `cls` need no comment
+        sharing = [row[0] for row, last in zip(rows, ends, strict=True) if last == end]
+        sharing = [other for other in sharing if other not in ("self", "cls")]
+        return sharing == [name] and (end != node.lineno or node.returns is None or node.name == "__init__")
+
     stops = [*[arg.lineno for _, arg, _, _ in rows][1:], _last_line(node)]
     return [Parameter(name, _short_type(arg.annotation), _shown(default),
-                      _docment(end, stop, comments) if ends.count(end) == 1 and end != node.lineno else "", kind)
+                      _docment(end, stop, comments) if alone(name, end) else "", kind)
             for (name, arg, default, kind), end, stop in zip(rows, ends, stops, strict=True)]
 
 
@@ -128,7 +133,7 @@ def _short_type(annotation: ast.AST | None) -> str:
 # %% ../nbs/64_symbols.ipynb #4ea21fbb
 def _fields_of(node: ast.ClassDef, comments: Mapping[int, tuple[str, bool]]) -> list[Parameter]:
     "The public fields of a dataclass or a NamedTuple, or the members of an Enum."
-    found = []
+    found, decorated = [], " ".join(_decorators(node))
     for at, item in enumerate(node.body):
         stop = node.body[at + 1].lineno if at + 1 < len(node.body) else node.end_lineno + 1
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -137,9 +142,14 @@ def _fields_of(node: ast.ClassDef, comments: Mapping[int, tuple[str, bool]]) -> 
             name, kind = item.targets[0].id, None
         else: continue
         if name.startswith("_") or "ClassVar" in _shown(kind): continue
-        if isinstance(item.value, ast.Call) and "init=False" in ast.unparse(item.value): continue
-        found.append(Parameter(name, _short_type(kind), _shown(item.value), _docment(item.end_lineno, stop, comments)))
+        if "init=False" in _shown_call(item.value): continue
+        text = _docment(item.end_lineno, stop, comments) or _docment(item.lineno, item.lineno, comments)
+        named = "keyword" if "kw_only=True" in decorated or "kw_only=True" in _shown_call(item.value) else ""
+        found.append(Parameter(name, _short_type(kind), _shown(item.value), text, named))
     return found
+
+
+def _shown_call(node: ast.AST | None) -> str: return ast.unparse(node) if isinstance(node, ast.Call) else ""
 
 
 def _bases(node: ast.ClassDef) -> list[str]: return [ast.unparse(base).split(".")[-1] for base in node.bases]
@@ -151,9 +161,11 @@ def _is_enum(node: ast.ClassDef) -> bool: return any(base.endswith("Enum") for b
 def symbols_of(source: str, module: str) -> dict[str, Symbol]:
     "Qualified name -> everything public that a module defines, in its order."
     comments, found = _comments_of(source), {}
-    for node in ast.parse(source).body:
+    tree = ast.parse(source)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            found[node.name] = _class(node, module, comments)
+            found[node.name] = _class(node, module, comments, classes)
             found |= {member.name: member for member in found[node.name].members}
         elif (name := _registry(node)):
             found[name] = Symbol(name, "registry", module, node.lineno, REGISTRY.format(name))
@@ -193,8 +205,7 @@ def _function(node: ast.FunctionDef, name: str, module: str, comments: Mapping) 
         "method" if "." in name else "function"
     parameters = _parameters_of(node, comments)[int("." in name and "staticmethod" not in decorators):]
     text = _docment(node.returns.end_lineno, 0, comments) if node.returns is not None else ""
-    documented = bool(parameters) and node.returns is not None and text in [p.meaning for p in parameters]
-    returns = Parameter("returns", _short_type(node.returns), "", "" if documented else text)
+    returns = Parameter("returns", _short_type(node.returns), "", text)
     return Symbol(name, kind, module, node.lineno, ast.get_docstring(node) or _only_text(node),
                   tuple(parameters),
                   returns if returns.type not in ("", "None") or returns.meaning else None)
@@ -207,17 +218,30 @@ def _only_text(node: ast.FunctionDef) -> str:
     return text if isinstance(text, str) else ""
 
 # %% ../nbs/64_symbols.ipynb #fece7716
-def _class(node: ast.ClassDef, module: str, comments: Mapping) -> Symbol:
+def _class(node: ast.ClassDef, module: str, comments: Mapping, classes: Mapping[str, ast.ClassDef]) -> Symbol:
     functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+    private = [classes[base] for base in _bases(node) if base.startswith("_") and base in classes]
+    inherited = [item for base in private for item in base.body if isinstance(item, ast.FunctionDef)]
     made = next((f for f in functions if f.name in ("__init__", "__new__")), None)
-    fields = "dataclass" in " ".join(_decorators(node)) or "NamedTuple" in _bases(node) or _is_enum(node)
-    parameters = _parameters_of(made, comments)[1:] if made and not fields else _fields_of(node, comments)
-    members = [_function(f, f"{node.name}.{f.name}", module, comments) for f in functions
+    fields = _has_fields(node)
+    parameters = _parameters_of(made, comments)[1:] if made and not fields else _all_fields(node, comments, classes)
+    members = [_function(f, f"{node.name}.{f.name}", module, comments) for f in [*functions, *inherited]
                if not f.name.startswith("_") and not any(".setter" in d or "overload" in d for d in _decorators(f))]
     closed = _is_enum(node) or "Protocol" in _bases(node) or not (made or fields)
     rows = "member" if _is_enum(node) else "parameter" if made and not fields else "field"
     return Symbol(node.name, "class", module, node.lineno, ast.get_docstring(node) or "", tuple(parameters), None,
                   tuple(b for b in _bases(node) if not b.startswith("_")), tuple(members), rows, not closed)
+
+
+def _has_fields(node: ast.ClassDef) -> bool:
+    return "dataclass" in " ".join(_decorators(node)) or "NamedTuple" in _bases(node) or _is_enum(node)
+
+
+def _all_fields(node: ast.ClassDef, comments: Mapping, classes: Mapping[str, ast.ClassDef]) -> list[Parameter]:
+    "Fields of a class, those of its bases in the same module first; a field that is given again stays in its place."
+    bases = [classes[base] for base in _bases(node) if base in classes and _has_fields(classes[base])]
+    every = {p.name: p for base in bases for p in _all_fields(base, comments, classes)}
+    return [*(every | {p.name: p for p in _fields_of(node, comments)}).values()]
 
 # %% ../nbs/64_symbols.ipynb #482dc7c4
 WIDTH = 76          # characters of a line of a signature

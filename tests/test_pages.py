@@ -5,6 +5,9 @@ Nothing is executed; `make test` runs the notebooks elsewhere. Each check has a 
 import ast
 import json
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -129,7 +132,8 @@ def test_values_without_output_are_found():
 
 # What must not stand in them
 
-SPOILED = {"a path of a machine": r"(?<![\w.])(?:/tmp/|/home/|/root/|/Users/|/var/folders/|[A-Z]:\\\\?Users)",
+FOLDERS = "tmp|home|root|Users|var|scratch|content|data|work|opt|usr"
+SPOILED = {"a path of a machine": rf"(?<![\w.:/])/(?:{FOLDERS})/|\b[A-Z]:\\\\?[A-Za-z]",
            "colours of a terminal": r"\x1b\[", "an object that says nothing": r"<__main__\.\w+ object",
            "a progress bar": r"\r(?!\n)|\d+%\|| it/s\b|s/it\b"}
 
@@ -218,3 +222,35 @@ def test_no_page_is_large():
 
 def test_large_pages_are_found():
     assert large([Page("page", [], LARGEST + 1), Page("other", [], LARGEST)]) == ["page"]
+
+
+# Names
+
+def undefined(pages: list[Page]) -> list[str]:
+    "Names that the visible code of a page uses, and no visible code defines: who copies it stops there."
+    with tempfile.TemporaryDirectory() as folder:
+        for page in pages:
+            visible = [source for _, source, _ in coded(page) if not is_hidden(source)]
+            text = "\n".join(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M) for source in visible)
+            (Path(folder)/f"{page.name.replace('/', '.')}.py").write_text(text)
+        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "--output-format=concise"]
+        said = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60).stdout
+    return sorted(set(re.findall(r"([\w.]+)\.py:.* (Undefined name `\w+`)", said)))
+
+
+def is_hidden(source: str) -> bool:
+    "Is a cell not for a reader to copy? A file that a cell writes, or another language, is no Python."
+    if re.match(r"\s*(#\|.*\s+)*%%", source): return True
+    return directive(source, "hide") is not None or "false" in (directive(source, "echo"), directive(source, "eval"))
+
+
+def test_every_name_is_defined_where_it_is_seen():
+    followed = [page for page in pages() if "/" in page.name and not page.name.startswith("benchmarks/")]
+    assert len(followed) > 30 and not undefined(followed)
+
+
+def test_undefined_names_are_found():
+    hidden = {"cell_type": "code", "id": "h", "source": "#| hide: true\nimport os", "outputs": []}
+    page = code_page("os.getcwd()")
+    assert undefined([Page("tutorials/page", [hidden, *page.cells])]) == [("tutorials.page", "Undefined name `os`")]
+    assert not undefined([code_page("%%writefile x\nos.y"), code_page("import os\nos.getcwd()"), code_page("%pip x")])
