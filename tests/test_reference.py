@@ -99,7 +99,7 @@ def test_a_new_public_name_is_found(copy):
     file.write_text(file.read_text() + '\n\ndef quite_new():\n    "Something that nobody knew."\n')
     assert "Something that nobody knew." in "".join(stale("names", copy))
     file.write_text(file.read_text() + '\n\n@patch\ndef sing(self: Learner):\n    "A song."\n')
-    assert "learner.sing" in "".join(stale("names", copy))
+    assert "Learner.sing" in "".join(stale("names", copy))
 
 
 @contextmanager
