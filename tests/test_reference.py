@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from execnb.shell import CaptureShell
+from IPython.core.interactiveshell import InteractiveShell
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = Path("nbs")/"reference"
@@ -38,7 +39,9 @@ def made(page: str, root: Path = ROOT) -> list[tuple[str, str]]:
             outputs = shell.run(source)
             if shell.exc: raise shell.exc
             if generated: found.append((shown(cell["outputs"]), shown(outputs)))
-    finally: os.chdir(here)
+    finally:
+        os.chdir(here)
+        InteractiveShell.clear_instance()   # or every later test of this process would run in a shell of IPython
     return found
 
 
