@@ -188,7 +188,9 @@ def test_fine_tuned(forked: Path):
 class Long(Callback):
     "Says which processes there are, and takes its time."
     def on_batch_end(self, state: State) -> None:
-        Path(f"{state.team.rank}.pid").write_text(f"{os.getpid()} {os.getppid()}")
+        draft = Path(f"{state.team.rank}.{os.getpid()}")       # whoever reads finds all of it
+        draft.write_text(f"{os.getpid()} {os.getppid()}")
+        draft.replace(f"{state.team.rank}.pid")
         time.sleep(0.05)
 
 
