@@ -46,7 +46,7 @@ class Book:
     pages: Mapping[str, Path]           # '33_training', 'tutorials/resume' -> its page
     rooms: Mapping[str, str]            # notebook without suffix -> the module that it exports
     symbols: Mapping[str, Mapping[str, Symbol]]     # module -> qualified name -> what it is
-    homes: Mapping[str, str]            # public name -> the module that has it, where only one does
+    homes: Mapping[str, str]            # public name -> its module, where only one has it or the package offers it
 
 # %% ../nbs/64a_pages.ipynb #61bd2700
 @cache

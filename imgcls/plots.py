@@ -98,7 +98,7 @@ def _png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:
     buffer = BytesIO()
     with drawing(): figure.savefig(buffer, format="png", dpi=figure.dpi)
     if any(axes.images for axes in figure.axes): return buffer.getvalue(), {"alt": _alt(figure)}
-    lines = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)   # a third of the size
+    lines = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)   # less than half of the size
     lines.save(buffer := BytesIO(), "PNG", optimize=True)
     return buffer.getvalue(), {"alt": _alt(figure)}
 
